@@ -1,0 +1,37 @@
+# `make demo` and `make test` set themselves up in .venv; running them again does no more than is needed.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint format results benchmark clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed
+	$(BIN)/elit demo
+
+test: $(VENV)/installed
+	$(BIN)/pytest -n 2
+
+lint: $(VENV)/installed
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# The quality figures of the bundled model, written into its card; resumable, under an hour on two cores.
+results: $(VENV)/installed
+	$(BIN)/elit results
+
+benchmark: $(VENV)/installed
+	$(BIN)/python benchmarks/forward.py
+
+clean:
+	rm -rf $(VENV) demo build dist src/*.egg-info

@@ -1,0 +1,54 @@
+"""The model that comes with the package, and its card."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from elit.backbones.dit import DiT
+from elit.guidance import Guidance
+from elit.weights import load_model, write_whole
+
+FOLDER = Path(__file__).parent / "bundled"
+CARD_FILE = "card.json"
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """Steps of the Euler sampler and scale of classifier-free guidance, as measured best for a model."""
+
+    steps: int = 25
+    guidance_scale: float = 2.0
+
+    @property
+    def guidance(self) -> Guidance:
+        return Guidance(scale=self.guidance_scale)
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is known of a model beside its weights: how to sample it, and the measured quality (see `reports.quality`)."""
+
+    sampling: SamplingDefaults
+    quality: dict[str, Any] | None = None
+
+
+def load_bundled(device: str = "cpu") -> DiT:
+    """The bundled emoji model: 99 classes of 32 x 32 RGB pictures, sixteen budgets."""
+    return load_model(FOLDER, device)
+
+
+def load_card(folder: Path = FOLDER) -> Card:
+    """The card of a model folder, or the defaults where it has none."""
+    file = folder / CARD_FILE
+    if not file.is_file():
+        return Card(SamplingDefaults())
+    try:
+        values = json.loads(file.read_text(encoding="utf8"))
+        return Card(SamplingDefaults(**values["sampling"]), values.get("quality"))
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is not a model's card ({error}); fetch or write it again") from error
+
+
+def save_card(card: Card, folder: Path) -> None:
+    write_whole(folder / CARD_FILE, json.dumps(asdict(card), indent=2) + "\n")

@@ -1,0 +1,193 @@
+"""The command `elit`: train | demo | info | results.
+
+Only this file parses. A user's mistake is one sentence on the error stream and exit code 2, never a traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+from rich.table import Table
+
+from elit.console import console
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="elit", description="Elastic diffusion transformers: one model, many budgets.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (add_demo, add_train, add_info, add_results):
+        add(commands)
+    known, rest = parser.parse_known_args(arguments)
+    if rest and known.command != "train":
+        parser.error(f"unknown argument {rest[0]!r}; see elit {known.command} --help")
+    try:
+        run: Callable[[argparse.Namespace, list[str]], None] = known.run
+        run(known, rest)
+    except (ValueError, OSError, FloatingPointError) as error:
+        console.print(f"elit: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("elit: stopped; what was finished is kept, and the same command goes on from there", markup=False)
+        return INTERRUPTED
+    return 0
+
+
+def add_demo(commands: Commands) -> None:
+    command = commands.add_parser("demo", help="sample the bundled model at every budget, and show cost and quality")
+    command.add_argument("--out", default="demo", help="folder for budgets.png, tradeoff.png and results.json")
+    command.add_argument("--model", help="another model folder, such as a checkpoint of `elit train` on the emoji")
+    command.add_argument("--labels", help="comma-separated subcategories, by name or number, instead of the dozen shown")
+    command.add_argument("--seed", type=int, default=0, help="of the noise")
+    command.add_argument(
+        "--quality",
+        metavar="BUDGETS",
+        help="measure quality now at these comma-separated budgets, such as 1/16,1 (minutes each)",
+    )
+    command.set_defaults(run=run_demo)
+
+
+def run_demo(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.bundled import FOLDER, Card, load_card
+    from elit.reports.budgets import DEMO_LABELS, report_budgets, with_quality, write_report
+    from elit.reports.quality import measure
+    from elit.weights import load_model
+
+    folder = Path(options.model) if options.model else FOLDER
+    model, card = load_model(folder), load_card(folder)
+    budgets = None if options.quality is None else parse_budgets(options.quality)
+    labels = DEMO_LABELS if options.labels is None else [label.strip() for label in options.labels.split(",")]
+    report = report_budgets(model, card, labels, options.seed)
+    if budgets is not None:
+        card = Card(card.sampling, measure(model, budgets, [options.seed], card.sampling))
+        report = replace(report, rows=with_quality(report.rows, card.quality))
+    write_report(report, Path(options.out), card.quality)
+    console.print(f"pictures and figures are in {options.out}: budgets.png, tradeoff.png, results.json")
+
+
+def parse_budgets(text: str) -> list[float]:
+    """ "1/16, 0.5" to fractions. Raises ValueError for what is not a fraction in (0, 1]."""
+    out = []
+    for part in text.split(","):
+        top, _, bottom = part.strip().partition("/")
+        try:
+            value = float(top) / float(bottom or 1)
+        except (ValueError, ZeroDivisionError):
+            raise ValueError(f"{part.strip()!r} is not a budget; write fractions such as 1/16 or 0.5") from None
+        if not 0 < value <= 1:
+            raise ValueError(f"budget {part.strip()} is not in (0, 1]; write fractions such as 1/16 or 0.5")
+        out.append(value)
+    return out
+
+
+def add_train(commands: Commands) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train a model; any key of the configuration is an option, such as --optimizer.lr 1e-3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.format_help = lambda: argparse.ArgumentParser.format_help(command) + "\n" + train_keys() + "\n"  # type: ignore[method-assign]
+    command.add_argument("--config", help="YAML file; options override it")
+    command.add_argument("--dry-run", action="store_true", help="print parameters, FLOPs and memory, and stop")
+    command.set_defaults(run=run_train)
+
+
+def train_keys() -> str:
+    """Every key and default of the configuration, a line each."""
+    from elit.training.config import TrainConfig, flat
+
+    lines = [f"  --{key} {value}" for key, value in flat(TrainConfig().to_dict()).items()]
+    return "keys and their defaults:\n" + "\n".join(lines)
+
+
+def run_train(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.training.config import load_config
+    from elit.training.loop import dry_run, train
+
+    if options.config is None and not rest:
+        raise ValueError("elit train needs a configuration: give --config FILE, such as --config configs/emoji-tiny.yaml")
+    config = load_config(options.config, rest)
+    if not options.dry_run:
+        train(config)
+        return
+    cost = dry_run(config)
+    table = Table(title="What the run would cost", show_header=False)
+    table.add_row("parameters", f"{cost['parameters'] / 1e6:.2f} M")
+    table.add_row("forward of one image, lowest budget", f"{cost['forward_gflops_lowest']:.2f} GFLOPs")
+    table.add_row("forward of one image, highest budget", f"{cost['forward_gflops_highest']:.2f} GFLOPs")
+    table.add_row("step of a batch, highest budget", f"{cost['step_gflops_highest'] / 1e3:.2f} TFLOPs")
+    table.add_row("weights, gradients, moments, EMA", f"{cost['state_bytes'] / 2**20:.0f} MiB")
+    table.add_row("activations of a batch, highest budget", f"{cost['activation_bytes_highest'] / 2**20:.0f} MiB")
+    console.print(table)
+
+
+def add_info(commands: Commands) -> None:
+    command = commands.add_parser("info", help="parameters and GFLOPs per budget of a preset or of a model folder")
+    command.add_argument(
+        "name", nargs="?", help="a preset, such as ELIT-SiT-XL/2, or a model folder; none lists the presets"
+    )
+    command.add_argument("--input-size", type=int, default=32, help="side of the preset's input, in latent pixels")
+    command.add_argument("--group-size", type=int, default=None, help="side of the preset's window, in tokens")
+    command.set_defaults(run=run_info)
+
+
+def run_info(options: argparse.Namespace, rest: list[str]) -> None:
+    import torch
+
+    from elit import count_flops, create_model, load_model, preset_names
+    from elit.elastic.budget import levels
+
+    if options.name is None:
+        console.print("\n".join(preset_names()))
+        return
+    if (Path(options.name) / "config.json").is_file():
+        model = load_model(options.name)
+    else:
+        window = {} if options.group_size is None else {"group_size": options.group_size}
+        with torch.device("meta"):
+            model = create_model(options.name, input_size=options.input_size, **window)
+    count = sum(p.numel() for p in model.parameters())
+    console.print(f"{options.name}: {count / 1e6:.2f} M parameters, {model.config.grid} tokens, {model.latents} budget(s)")
+    table = Table("budget", "latents per group", "GFLOPs", "of the full budget")
+    full = count_flops(model)
+    for k, budget in enumerate(levels(model.latents), start=1):
+        flops = count_flops(model, budget)
+        table.add_row(f"{k}/{model.latents}", str(k), f"{flops / 1e9:.2f}", f"{flops / full:.0%}")
+    console.print(table)
+
+
+def add_results(commands: Commands) -> None:
+    command = commands.add_parser(
+        "results", help="measure a model's quality per budget and write it into its card; resumable"
+    )
+    command.add_argument("--model", help="a model folder; the bundled one if none is given")
+    command.add_argument("--budgets", default="1/16,1/8,1/4,1/2,3/4,1", help="comma-separated fractions")
+    command.add_argument("--seeds", type=int, default=3, help="how many sampling seeds")
+    command.add_argument("--work", default="runs/results", help="folder that keeps what is finished")
+    command.set_defaults(run=run_results)
+
+
+def run_results(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.bundled import FOLDER, Card, load_card, save_card
+    from elit.reports.budgets import budget_table, cost_rows, with_quality
+    from elit.reports.quality import measure
+    from elit.weights import load_model
+
+    folder = Path(options.model) if options.model else FOLDER
+    model, card = load_model(folder), load_card(folder)
+    budgets = parse_budgets(options.budgets)
+    quality = measure(model, budgets, range(options.seeds), card.sampling, Path(options.work))
+    save_card(Card(card.sampling, quality), folder)
+    console.print(budget_table(with_quality(cost_rows(model, budgets), quality), quality))
+    console.print(f"written to {folder / 'card.json'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Labelled images in memory, and how a source of them is read."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """images (N, 3, H, W) uint8, labels (N,) int64, and the name of every label."""
+
+    images: Tensor
+    labels: Tensor
+    label_names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """uint8 pixels to [-1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """[-1, 1] to uint8 pixels, rounded to the nearest."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB, with what is transparent composited on white."""
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def as_tensor(image: Image.Image) -> Tensor:
+    """A PIL image to (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def load_images(source: str, size: int) -> LabelledImages:
+    """The images of a source: "emoji", the embedded default, or a folder of class folders.
+
+    Raises ValueError for a folder that is missing, empty or unreadable.
+    """
+    if source == "emoji":
+        from elit.data.emoji import load_emoji
+
+        return load_emoji(size)
+    return load_folder(Path(source), size)
+
+
+def load_folder(folder: Path, size: int) -> LabelledImages:
+    """A folder with one folder of images per class, cropped to the central square and resampled (Lanczos) to `size`.
+
+    Labels follow the sorted names of the class folders. Raises ValueError where there is nothing to read, or where a
+    file cannot be read, naming it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder; give a folder of class folders, or emoji for the embedded images")
+    files = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"{folder} holds no images; put them in one folder per class, such as {folder / 'cats' / '1.png'}")
+    names = sorted({p.parent.name for p in files})
+    images = torch.stack([load_square(p, size) for p in files])
+    labels = torch.tensor([names.index(p.parent.name) for p in files])
+    return LabelledImages(images, labels, tuple(names))
+
+
+def load_square(file: Path, size: int) -> Tensor:
+    """One image's central square, resampled to (3, size, size) uint8."""
+    try:
+        with Image.open(file) as image:
+            picture = on_white(image)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
+    side = min(picture.size)
+    left, top = (picture.width - side) // 2, (picture.height - side) // 2
+    square = picture.crop((left, top, left + side, top + side))
+    return as_tensor(square.resize((size, size), Image.Resampling.LANCZOS))

@@ -1,0 +1,65 @@
+"""What a forward pass costs: FLOPs and activation memory counted on meta tensors, and time measured."""
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
+
+from elit.backbones.dit import Budget, DiT
+
+
+def meta_call(model: DiT, batch: int, budget: Budget, grad: bool = False) -> Callable[[], Tensor]:
+    """A forward of the model on meta tensors, which have shapes and no data; the model itself is left alone."""
+    named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    state = {name: torch.empty_like(tensor, device="meta", requires_grad=grad) for name, tensor in named.items()}
+    x = torch.empty(batch, model.config.in_channels, *model.input_shape, device="meta")
+    t, y = torch.empty(batch, device="meta"), torch.empty(batch, dtype=torch.long, device="meta")
+    return lambda: functional_call(model, state, (x, t, y, budget))
+
+
+def count_flops(model: DiT, budget: Budget = None) -> int:
+    """FLOPs of one forward at batch 1: every matrix product, adaLN and embeddings included, a multiply-add as 2.
+
+    Norms, activations and additions are not counted, as in the paper's tables.
+    """
+    forward = meta_call(model, 1, budget)
+    with FlopCounterMode(display=False) as counter:
+        forward()
+    return int(counter.get_total_flops())
+
+
+def activation_bytes(model: DiT, batch: int, budget: Budget = None, dtype: torch.dtype = torch.float32) -> int:
+    """Bytes that autograd keeps for the backward pass of one batch, weights left out, under autocast to `dtype`."""
+    storages: dict[int, tuple[int, Tensor]] = {}
+    forward = meta_call(model, batch, budget, grad=True)
+
+    def keep(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, torch.nn.Parameter) and not tensor.is_leaf:
+            storage = tensor.untyped_storage()
+            storages[storage._cdata] = (storage.nbytes(), tensor)
+        return tensor
+
+    with (
+        torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+        torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
+    ):
+        out = forward()
+    del out
+    return sum(nbytes for nbytes, _ in storages.values())
+
+
+def time_forward(run: Callable[[], object], repeats: int = 5, warm_up: int = 1) -> list[float]:
+    """Seconds of each of `repeats` calls, after a warm-up."""
+    for _ in range(warm_up):
+        run()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        run()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return seconds

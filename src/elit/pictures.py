@@ -1,0 +1,39 @@
+"""Images for people: grids of samples with labels, as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elit.data.images import to_uint8
+from elit.weights import written_whole
+
+
+def tile(images_NCHW: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
+    """Images in [-1, 1], row by row, on white; each pixel enlarged `scale` times."""
+    pixels = to_uint8(images_NCHW).repeat_interleave(scale, 2).repeat_interleave(scale, 3)
+    count, channels, height, width = pixels.shape
+    rows = -(-count // columns)
+    sheet = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(pixels):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        sheet[:, top : top + height, left : left + width] = image
+    return Image.fromarray(sheet.permute(1, 2, 0).numpy())
+
+
+def to_image(image_CHW: Tensor) -> Image.Image:
+    """One image in [-1, 1] as a picture."""
+    return Image.fromarray(to_uint8(image_CHW).permute(1, 2, 0).numpy())
+
+
+def save_png(image: Image.Image, file: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    with written_whole(file) as part:
+        image.save(part, format="PNG", optimize=True)
+
+
+def spread(count: int, total: int) -> Sequence[int]:
+    """`count` indices spread evenly over range(total)."""
+    return [i * total // count for i in range(min(count, total))]

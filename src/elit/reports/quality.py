@@ -1,0 +1,168 @@
+"""The quality that a budget buys: an emoji model's samples against real pictures, budget by budget.
+
+The real pictures are cut into two halves by a fixed draw. The reference half gives the Fréchet and kernel distances
+their other side, and trains a linear probe of the nine categories. Samples carry the labels of the other half, one for
+one, and the other half itself is the yardstick: what real pictures score. Features: EfficientNet-Lite0, 1280 wide.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elit.backbones.dit import DiT
+from elit.bundled import SamplingDefaults
+from elit.console import progress_bar
+from elit.data.emoji import Emoji, load_emoji
+from elit.data.images import to_float
+from elit.evaluation.features import LinearProbe, efficientnet_features, load_efficientnet
+from elit.evaluation.metrics import frechet_distance, kernel_distance, mean_and_covariance, rank_correlation
+from elit.sampling import image_noise, sample
+from elit.seeding import generator_for
+from elit.weights import write_whole
+
+BATCH = 73  # 949 samples are 13 whole batches
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of one set of images: Fréchet distance, kernel distance (KID, times 1000), share in the asked category."""
+
+    frechet: float
+    kernel: float
+    accuracy: float
+
+
+class Judge:
+    """Scores sets of images against the reference half of the real ones."""
+
+    def __init__(self) -> None:
+        self.data: Emoji = load_emoji()
+        order = torch.randperm(len(self.data), generator=generator_for("halves"))
+        half = len(order) // 2
+        self.reference, self.other = order[:half].sort().values, order[half : 2 * half].sort().values
+        self.network = load_efficientnet()
+        self.features = self.extract(to_float(self.data.images[self.reference]))
+        self.statistics = mean_and_covariance(self.features)
+        self.probe = LinearProbe(self.features, self.data.categories[self.reference])
+
+    @property
+    def count(self) -> int:
+        """Images in each set."""
+        return len(self.other)
+
+    def extract(self, images: Tensor, done: Callable[[int], None] | None = None) -> Tensor:
+        return efficientnet_features(images, self.network, done=done)
+
+    def score(self, images: Tensor) -> Quality:
+        """Of images that stand for the other half, one for one."""
+        features = self.extract(images)
+        return Quality(
+            frechet=frechet_distance(*self.statistics, *mean_and_covariance(features)),
+            kernel=1000 * kernel_distance(features, self.features),
+            accuracy=self.probe.accuracy(features, self.data.categories[self.other]),
+        )
+
+    def yardstick(self) -> Quality:
+        """The score of the other half of the real images."""
+        return self.score(to_float(self.data.images[self.other]))
+
+    def draw(
+        self,
+        model: DiT,
+        budget: float,
+        seed: int,
+        sampling: SamplingDefaults,
+        done: Callable[[int], None] | None = None,
+    ) -> Tensor:
+        """Samples with the other half's labels; image i's noise comes from (seed, i)."""
+        parts = []
+        labels = self.data.labels[self.other]
+        for first in range(0, self.count, BATCH):
+            some = labels[first : first + BATCH]
+            noise = image_noise(seed, (len(some), model.config.in_channels, *model.input_shape), first=first)
+            parts.append(
+                sample(model, some, steps=sampling.steps, budget=budget, guidance=sampling.guidance, noise=noise).cpu()
+            )
+            if done is not None:
+                done(len(some))
+        return torch.cat(parts)
+
+
+def measure(
+    model: DiT, budgets: Sequence[float], seeds: Sequence[int], sampling: SamplingDefaults, work: Path | None = None
+) -> dict[str, Any]:
+    """The quality at each budget and seed, as the card holds it.
+
+    `work`: a folder that keeps every finished (budget, seed), so that an interrupted measurement goes on.
+    """
+    judge = Judge()
+    if work is not None:
+        work.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with progress_bar() as bar:
+        task = bar.add_task("measuring quality", total=len(budgets) * len(seeds) * judge.count, unit="images")
+        for budget in budgets:
+            scores = [_one(judge, model, budget, seed, sampling, work, lambda n: bar.advance(task, n)) for seed in seeds]
+            rows.append({"budget": budget, **summary(scores)})
+    return {
+        "features": "EfficientNet-Lite0, 1280 wide",
+        "samples": judge.count,
+        "seeds": list(seeds),
+        "sampling": asdict(sampling),
+        "real": asdict(judge.yardstick()),
+        "budgets": rows,
+        **verdict(rows),
+    }
+
+
+def _one(
+    judge: Judge,
+    model: DiT,
+    budget: float,
+    seed: int,
+    sampling: SamplingDefaults,
+    work: Path | None,
+    done: Callable[[int], None],
+) -> Quality:
+    name = f"steps{sampling.steps}_scale{sampling.guidance_scale:g}_budget{budget:.4f}_seed{seed}.json"
+    if work is not None and (work / name).is_file():
+        done(judge.count)
+        return Quality(**json.loads((work / name).read_text(encoding="utf8")))
+    quality = judge.score(judge.draw(model, budget, seed, sampling, done))
+    if work is not None:
+        write_whole(work / name, json.dumps(asdict(quality)) + "\n")
+    return quality
+
+
+def summary(scores: Sequence[Quality]) -> dict[str, float]:
+    """Mean and standard deviation over the seeds of each figure."""
+    out = {}
+    for name in ("frechet", "kernel", "accuracy"):
+        values = [getattr(score, name) for score in scores]
+        out[name] = statistics.fmean(values)
+        out[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+    return out
+
+
+def verdict(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Whether a larger budget buys quality.
+
+    rank_correlation: Spearman's, of budget with minus the mean Fréchet distance. separation: how far the lowest budget's
+    Fréchet distance is above the full one's, in standard deviations of their difference over the seeds.
+    """
+    if len(rows) < 2:
+        return {}
+    ordered = sorted(rows, key=lambda row: row["budget"])
+    frechet = torch.tensor([row["frechet"] for row in ordered])
+    low, full = ordered[0], ordered[-1]
+    spread = (low["frechet_std"] ** 2 + full["frechet_std"] ** 2) ** 0.5
+    out = {"rank_correlation": rank_correlation(torch.tensor([row["budget"] for row in ordered]), -frechet)}
+    if spread > 0:
+        out["separation"] = (low["frechet"] - full["frechet"]) / spread
+    return out

@@ -1,0 +1,105 @@
+"""Checkpoints of a run: whole or absent, and enough to go on exactly where the run stopped.
+
+RUN/config.json                    the run's configuration
+RUN/checkpoints/step_00001000/     a model folder of the EMA weights (config.json, model.safetensors), with
+    training.safetensors           the raw weights and the optimiser's moments, float32, and
+    training.json                  the number of steps done
+
+Every random number of a run is a function of (seed, step), so there is no generator to save.
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from elit.backbones.dit import DiT
+from elit.training.config import TrainConfig, flat
+from elit.weights import WEIGHTS_FILE, read_tensors, save_weights, whole_folder, write_whole
+
+STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
+
+
+@dataclass
+class TrainState:
+    """What training changes: the model, the EMA of its weights by name, the optimiser, and the number of steps done."""
+
+    model: DiT
+    ema: dict[str, Tensor]
+    optimizer: torch.optim.AdamW
+    step: int = 0
+
+    def update_ema(self, decay: float) -> None:
+        """ema <- decay ema + (1 - decay) weights; at first the decay is (1 + step) / (10 + step), if that is lower."""
+        weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
+        names = list(self.ema)
+        weights = dict(self.model.named_parameters())
+        torch._foreach_lerp_([self.ema[n] for n in names], [weights[n].detach() for n in names], weight)
+
+
+def open_run(config: TrainConfig) -> Path:
+    """The run's folder, made or found. Raises ValueError where it holds a run of another configuration."""
+    run = Path(config.out)
+    file = run / "config.json"
+    if run.is_file() or (run.is_dir() and any(run.iterdir()) and not file.is_file()):
+        raise ValueError(f"{run} exists and is not a training run; give another folder with --out")
+    if file.is_file():
+        try:
+            old = flat(json.loads(file.read_text(encoding="utf8")))
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise ValueError(f"{file} is not a run's configuration ({error}); give another folder with --out") from error
+        new = flat(config.to_dict())
+        differing = [
+            f"{key} is {old.get(key)} there and {new.get(key)} now" for key in new | old if old.get(key) != new.get(key)
+        ]
+        if differing:
+            raise ValueError(
+                f"{run} holds a run of another config ({'; '.join(differing[:3])}); give another folder with --out"
+            )
+        return run
+    run.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(config.to_dict(), indent=2) + "\n")
+    return run
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The whole checkpoints of a run, oldest first."""
+    return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / STATE_FILE).is_file())
+
+
+def save_checkpoint(run: Path, state: TrainState, keep: int) -> Path:
+    """Writes a checkpoint beside its place, renames it there, and removes all but the last `keep`."""
+    folder = run / "checkpoints" / f"step_{state.step:08d}"
+    with whole_folder(folder) as part:
+        save_weights(state.model, part, state.ema)
+        tensors = {f"model.{name}": p.detach().cpu().contiguous() for name, p in state.model.named_parameters()}
+        for name, p in state.model.named_parameters():
+            for key, value in state.optimizer.state[p].items():
+                tensors[f"optimizer.{key}.{name}"] = value.detach().cpu().contiguous()
+        save_file(tensors, part / TENSORS_FILE)
+        (part / STATE_FILE).write_text(json.dumps({"step": state.step}) + "\n", encoding="utf8")
+    for old in checkpoints(run)[: -max(keep, 1)]:
+        shutil.rmtree(old)
+    return folder
+
+
+def load_checkpoint(folder: Path, state: TrainState) -> None:
+    """Restores a state from a checkpoint, exactly. Raises ValueError for a truncated or foreign one."""
+    tensors = read_tensors(folder / TENSORS_FILE)
+    ema = read_tensors(folder / WEIGHTS_FILE)
+    try:
+        with torch.no_grad():
+            for name, p in state.model.named_parameters():
+                p.copy_(tensors[f"model.{name}"])
+                state.ema[name].copy_(ema[name])
+                moments = {key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+                state.optimizer.state[p] = {key: value.to(p.device) for key, value in moments.items()}
+        state.step = int(json.loads((folder / STATE_FILE).read_text(encoding="utf8"))["step"])
+    except (KeyError, RuntimeError, ValueError) as error:
+        raise ValueError(
+            f"{folder} is not a checkpoint of this run ({error}); remove it to go on from the one before"
+        ) from error

@@ -1,0 +1,197 @@
+"""The configuration of a training run: nested dataclasses, read from a YAML file and the command line."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from elit.backbones.dit import DiTConfig
+from elit.backbones.presets import preset_config, suggest
+from elit.elastic.budget import draw_budget
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """source: "emoji", the embedded images, or a folder of class folders. size: pixels of a side."""
+
+    source: str = "emoji"
+    size: int = 32
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """The training draw: a level uniform between those of `lowest` and `highest`, once per step."""
+
+    lowest: float = 0.0625
+    highest: float = 1.0
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """path: linear or cosine. time_law: uniform or logit-normal. label_dropout: chance of the null class."""
+
+    path: Literal["linear", "cosine"] = "linear"
+    time_law: Literal["uniform", "logit-normal"] = "logit-normal"
+    label_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. lr: peak, after a linear warm-up of `warmup_steps`.
+
+    schedule: constant; cosine, half a period down to zero at the last step; or trapezoid, constant and then linear to
+    zero over the last `decay_steps`.
+    """
+
+    lr: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.999
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    warmup_steps: int = 0
+    schedule: Literal["constant", "cosine", "trapezoid"] = "constant"
+    decay_steps: int = 0
+    ema_decay: float = 0.9999
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Steps between scalars, checkpoints and previews (0: none); keep: how many checkpoints stay."""
+
+    every: int = 50
+    checkpoint_every: int = 1000
+    keep: int = 2
+    preview_every: int = 1000
+    preview_budgets: tuple[float, ...] = (0.0625, 0.25, 1.0)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. out: its folder. seed: of weights, batches, noise, times and budgets.
+
+    preset: a name of `create_model` whose values `model` overrides. dtype: of the matrix products; weights, optimiser
+    and EMA stay in float32. compile: torch.compile every block. checkpointing: recompute activations to save memory.
+    """
+
+    out: str = "runs/default"
+    seed: int = 0
+    steps: int = 100_000
+    batch_size: int = 64
+    device: str = "auto"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    checkpointing: bool = False
+    preset: str | None = None
+    model: DiTConfig = field(default_factory=DiTConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    flow: FlowConfig = field(default_factory=FlowConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+
+    def __post_init__(self) -> None:
+        for name, least in (("steps", 1), ("batch_size", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        if not 0 <= self.flow.label_dropout <= 1:
+            raise ValueError(f"flow.label_dropout is {self.flow.label_dropout}; it is a chance, 0 to 1")
+        if not self.optimizer.lr > 0:
+            raise ValueError(f"optimizer.lr is {self.optimizer.lr}; it must be above 0")
+        if self.model.window is not None:
+            draw_budget(0, 0, self.budget.lowest, self.budget.highest, self.model.window.size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON keeps them."""
+        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} to {"a.b": 1}."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        out |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return out
+
+
+def load_config(file: str | Path | None, overrides: list[str]) -> TrainConfig:
+    """A run's configuration: defaults, then the preset, then the YAML file, then `--any.key value` overrides.
+
+    Raises ValueError for a file that cannot be read, an unknown key (naming the nearest known one) or a mistyped value.
+    """
+    values = flat(read_yaml(Path(file)) if file is not None else {}) | parse_overrides(overrides)
+    known = list(flat(TrainConfig().to_dict()))
+    for key in values:
+        if key not in known:
+            raise ValueError(f"unknown key {key!r}{f' in {file}' if file else ''}; {suggest(key, known)}")
+    if values.get("preset") is not None:
+        base = dataclasses.asdict(preset_config(str(values["preset"])))
+        values = {f"model.{key}": value for key, value in base.items()} | values
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(TrainConfig, as_group=False)
+    try:
+        parsed = parser.parse_object(nested(values))
+        config = parser.instantiate_classes(parsed)
+    except (ArgumentError, TypeError) as error:
+        raise ValueError(one_line(str(error))) from error
+    return TrainConfig(**vars(config))
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        place = out
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return out
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ValueError(f"there is no config file {file}")
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} is not YAML: {one_line(str(error))}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} holds no settings; write lines such as steps: 1000")
+    return values
+
+
+def parse_overrides(arguments: list[str]) -> dict[str, Any]:
+    """["--a.b", "1", "--c=2"] to {"a.b": 1, "c": 2}; values are read as YAML."""
+    out: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise ValueError(f"{word!r} is not an option; overrides look like --optimizer.lr 1e-3")
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not equals:
+            if not rest:
+                raise ValueError(f"--{key} has no value; overrides look like --optimizer.lr 1e-3")
+            value = rest.pop(0)
+        out[key.replace("-", "_")] = yaml_value(value)
+    return out
+
+
+def yaml_value(text: str) -> Any:
+    """A value as YAML reads it, but 1e-3 is a number as everybody else reads it."""
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())

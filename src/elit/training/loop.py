@@ -1,0 +1,211 @@
+"""The training loop, one process: flow matching with one random budget per step."""
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from elit.backbones.dit import DiT
+from elit.console import console, progress_bar
+from elit.data.images import LabelledImages, load_images, to_float
+from elit.elastic.budget import draw_budget
+from elit.evaluation.cost import activation_bytes, count_flops
+from elit.flow import FlowSample, TimeLaw, flow_loss, interpolate
+from elit.flow import Path as FlowPath
+from elit.pictures import save_png, spread, tile
+from elit.sampling import sample
+from elit.seeding import generator_for
+from elit.training.checkpoint import TrainState, checkpoints, load_checkpoint, open_run, save_checkpoint
+from elit.training.config import OptimizerConfig, TrainConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on: points on paths, labels (B,) with some dropped to the null class, and the budget."""
+
+    flow: FlowSample
+    labels: Tensor
+    budget: float | None
+
+
+def draw_batch(config: TrainConfig, data: LabelledImages, step: int) -> Batch:
+    """The batch of a step, from (seed, step) alone. Images come in a new random order each epoch."""
+    place = torch.arange(config.batch_size * step, config.batch_size * (step + 1))
+    epochs, index = place // len(data), place % len(data)
+    rows = torch.cat([_epoch_order(config.seed, int(epoch), len(data))[index[epochs == epoch]] for epoch in epochs.unique()])
+    generator = generator_for("batch", config.seed, step)
+    path = FlowPath(config.flow.path)
+    t = TimeLaw(config.flow.time_law).draw(config.batch_size, path, generator)
+    x = to_float(data.images[rows])
+    noise = torch.randn(x.shape, generator=generator)
+    dropped = torch.rand(config.batch_size, generator=generator) < config.flow.label_dropout
+    labels = torch.where(dropped, config.model.num_classes, data.labels[rows])
+    budget = None
+    if config.model.window is not None:
+        budget = draw_budget(config.seed, step, config.budget.lowest, config.budget.highest, config.model.window.size)
+    return Batch(interpolate(path, x, noise, t), labels, budget)
+
+
+def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
+    return torch.randperm(count, generator=generator_for("epoch", seed, epoch))
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """Linear warm-up to `lr`, then constant, half a cosine down to zero, or constant with a linear end (trapezoid)."""
+    if step < config.warmup_steps:
+        return config.lr * (step + 1) / config.warmup_steps
+    if config.schedule == "cosine":
+        done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
+    if config.schedule == "trapezoid":
+        return config.lr * min(1.0, (steps - step) / max(1, config.decay_steps))
+    return config.lr
+
+
+def make_state(config: TrainConfig, device: torch.device) -> TrainState:
+    """A model initialised from the seed, its EMA and its optimiser."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = DiT(config.model)
+    model.to(device)
+    model.set_checkpointing(config.checkpointing)
+    o = config.optimizer
+    optimizer = torch.optim.AdamW(model.parameters(), o.lr, (o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True)
+    return TrainState(model, {name: p.detach().clone() for name, p in model.named_parameters()}, optimizer)
+
+
+def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> Tensor:
+    """One step of the optimiser and of the EMA; the loss, a scalar on the device."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = learning_rate(config.optimizer, state.step, config.steps)
+    labels = batch.labels.to(device)
+    flow = FlowSample(batch.flow.x_t.to(device), batch.flow.velocity.to(device), batch.flow.t.to(device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
+        loss = flow_loss(lambda x, t: state.model(x, t, labels, batch.budget), flow)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip)
+    state.optimizer.step()
+    state.optimizer.zero_grad()
+    state.step += 1
+    state.update_ema(config.optimizer.ema_decay)
+    return loss.detach()
+
+
+def pick_device(name: str) -> torch.device:
+    """ "auto" is CUDA where there is one, and the CPU otherwise. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains until `config.steps`, going on from the run's last checkpoint where there is one; returns that of the end.
+
+    Raises ValueError for data or a folder that does not fit the configuration, and FloatingPointError for a loss that
+    is not finite (the last checkpoint is kept).
+    """
+    from torch.utils.tensorboard import SummaryWriter
+
+    device = pick_device(config.device)
+    data = load_data(config)
+    run = open_run(config)
+    state = make_state(config, device)
+    if found := checkpoints(run):
+        load_checkpoint(found[-1], state)
+        console.print(f"going on from {found[-1]}")
+    if config.compile:
+        state.model.compile_blocks()
+    state.model.train()
+    writer = SummaryWriter(str(run / "tensorboard"), purge_step=state.step)
+    with progress_bar() as bar:
+        task = bar.add_task("training", total=config.steps, completed=state.step, unit="images", per_step=config.batch_size)
+        started, first = time.perf_counter(), state.step
+        while state.step < config.steps:
+            loss = train_step(config, state, draw_batch(config, data, state.step), device)
+            if state.step % config.log.every == 0:
+                rate = (state.step - first) * config.batch_size / (time.perf_counter() - started)
+                _report(writer, state, loss.item(), rate)
+                bar.update(task, description=f"training, loss {loss.item():.4f}")
+                started, first = time.perf_counter(), state.step
+            bar.update(task, completed=state.step)
+            last = state.step == config.steps
+            if last or (config.log.checkpoint_every and state.step % config.log.checkpoint_every == 0):
+                save_checkpoint(run, state, config.log.keep)
+            if config.log.preview_every and (last or state.step % config.log.preview_every == 0):
+                save_preview(config, state, run / "previews" / f"step_{state.step:08d}.png")
+    writer.close()
+    final = checkpoints(run)[-1]
+    console.print(f"the trained model is in {final}\npreviews, one row per budget, in {run / 'previews'}")
+    return final
+
+
+def _report(writer: object, state: TrainState, loss: float, rate: float) -> None:
+    if not loss < float("inf"):
+        raise FloatingPointError(
+            f"the loss is {loss} at step {state.step}; lower optimizer.lr and start again from the last checkpoint"
+        )
+    for name, value in (
+        ("loss", loss),
+        ("images_per_second", rate),
+        ("learning_rate", state.optimizer.param_groups[0]["lr"]),
+    ):
+        writer.add_scalar(name, value, state.step)  # type: ignore[attr-defined]
+    if not console.is_terminal and state.step % 500 == 0:
+        console.print(f"step {state.step}  loss {loss:.4f}  {rate:.1f} images/s")
+
+
+def load_data(config: TrainConfig) -> LabelledImages:
+    """The run's images, checked against its model."""
+    data = load_images(config.data.source, config.data.size)
+    model = config.model
+    if model.in_channels != 3 or (config.data.size, config.data.size) != (
+        model.grid.height * model.patch_size,
+        model.grid.width * model.patch_size,
+    ):
+        raise ValueError(
+            f"the images are 3 x {config.data.size} x {config.data.size};"
+            f" set model.in_channels 3 and model.input_size {config.data.size}"
+        )
+    if int(data.labels.max()) >= model.num_classes:
+        raise ValueError(f"labels go up to {int(data.labels.max())}; set model.num_classes {len(data.label_names)}")
+    return data
+
+
+@torch.no_grad()
+def save_preview(config: TrainConfig, state: TrainState, file: Path, columns: int = 12) -> None:
+    """Samples of the EMA weights: a row per budget, the same noise and labels down a column."""
+    raw = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    state.model.load_state_dict(state.ema)
+    labels = spread(columns, config.model.num_classes)
+    budgets = config.log.preview_budgets if config.model.window is not None else (1.0,)
+    with torch.autocast(pick_device(config.device).type, torch.bfloat16, enabled=config.dtype == "bf16"):
+        rows = [sample(state.model, labels, steps=20, budget=budget, path=config.flow.path) for budget in budgets]
+    state.model.load_state_dict(raw)
+    file.parent.mkdir(exist_ok=True)
+    save_png(tile(torch.cat(rows).cpu(), columns=len(labels), scale=2), file)
+
+
+def dry_run(config: TrainConfig) -> dict[str, float]:
+    """What the run would cost, without its data: parameters, FLOPs and memory."""
+    with torch.device("meta"):
+        model = DiT(config.model)
+    parameters = sum(p.numel() for p in model.parameters())
+    dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
+    lowest = config.budget.lowest if config.model.window is not None else None
+    highest = config.budget.highest if config.model.window is not None else None
+    model.set_checkpointing(config.checkpointing)
+    return {
+        "parameters": parameters,
+        "forward_gflops_lowest": count_flops(model, lowest) / 1e9,
+        "forward_gflops_highest": count_flops(model, highest) / 1e9,
+        "step_gflops_highest": 3 * config.batch_size * count_flops(model, highest) / 1e9,
+        # weights, gradients, two moments and the EMA, float32
+        "state_bytes": 5 * 4 * parameters,
+        "activation_bytes_highest": activation_bytes(model, config.batch_size, highest, dtype),
+    }

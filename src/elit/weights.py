@@ -1,0 +1,131 @@
+"""Model folders: config.json and model.safetensors, written whole or not at all."""
+
+import dataclasses
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from elit.backbones.dit import DiT, DiTConfig
+from elit.backbones.presets import suggest
+
+CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which takes its name only when all is written; a kill before leaves the old one as it was."""
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        yield beside
+        if folder.exists():
+            shutil.rmtree(folder)
+        beside.rename(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A file to write to, which takes its name only when all is written."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with written_whole(file) as part:
+        part.write_text(text, encoding="utf8")
+
+
+def config_to_dict(config: DiTConfig) -> dict[str, Any]:
+    """What config.json holds."""
+    return {"architecture": "DiT", **dataclasses.asdict(config)}
+
+
+def config_from_dict(values: dict[str, Any], origin: str) -> DiTConfig:
+    """The inverse of `config_to_dict`; `origin` names the file in the ValueError that a foreign one raises."""
+    if values.get("architecture") != "DiT":
+        raise ValueError(
+            f"{origin} does not describe a model of this library (its architecture is {values.get('architecture')!r})"
+        )
+    known = [field.name for field in dataclasses.fields(DiTConfig)]
+    given = {key: value for key, value in values.items() if key != "architecture"}
+    for key in given:
+        if key not in known:
+            raise ValueError(f"{origin} has an unknown key {key!r}; {suggest(key, known)}")
+    try:
+        return DiTConfig(**given)
+    except TypeError as error:
+        raise ValueError(f"{origin} holds a value of the wrong type: {error}") from error
+
+
+def save_weights(model: DiT, folder: Path, state: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
+    """Writes config.json and model.safetensors into a folder that exists. `state`: other weights than the model's."""
+    state = model.state_dict() if state is None else state
+    tensors = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / WEIGHTS_FILE)
+    (folder / CONFIG_FILE).write_text(json.dumps(config_to_dict(model.config), indent=2) + "\n", encoding="utf8")
+
+
+def load_model(folder: str | Path, device: str = "cpu") -> DiT:
+    """The model of a folder with config.json and model.safetensors, in float32 and eval mode.
+
+    Raises ValueError where the folder is missing, truncated, or another program's.
+    """
+    folder = Path(folder)
+    config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
+    if not config_file.is_file() or not weights_file.is_file():
+        raise ValueError(f"{folder} is not a model folder: it holds no {CONFIG_FILE} with {WEIGHTS_FILE}")
+    try:
+        values = json.loads(config_file.read_text(encoding="utf8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config_file} is not JSON ({error}); fetch or write it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{config_file} does not describe a model of this library")
+    config = config_from_dict(values, str(config_file))
+    with torch.device("meta"):
+        model = DiT(config)
+    model.to_empty(device="cpu")
+    model.reset_positions()
+    load_tensors(model, weights_file)
+    return model.to(device).eval()
+
+
+def load_tensors(model: DiT, file: Path) -> None:
+    """Copies a safetensors file into the model; ValueError lists what is missing, unexpected or of another shape."""
+    tensors = read_tensors(file)
+    wanted = model.state_dict()
+    wrong = [f"missing {name}" for name in wanted if name not in tensors]
+    wrong += [f"unexpected {name}" for name in tensors if name not in wanted]
+    wrong += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
+        for name in wanted
+        if name in tensors and tensors[name].shape != wanted[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"{file} does not fit its config: {'; '.join(wrong[:5])}{more}")
+    model.load_state_dict(tensors)
+
+
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file; ValueError where it is truncated or of another kind."""
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{file} is not a whole safetensors file ({error}); fetch or write it again") from error

@@ -1,0 +1,33 @@
+"""What the whole suite shares: property tests that draw the same examples in every run, and tiny elastic models."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from elit import DiT, DiTConfig
+from randomised import randomised
+
+settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=60)
+settings.load_profile("deterministic")
+
+TINY = DiTConfig(
+    input_size=8, in_channels=3, num_classes=7, width=32, depth=3, heads=2, group_size=2, head_depth=1, tail_depth=1
+)
+
+
+@pytest.fixture
+def make_dit() -> Callable[..., DiT]:
+    """Makes a tiny elastic DiT of four levels whose weights are all drawn, with fields of its config overridden."""
+
+    def make(**overrides: Any) -> DiT:
+        return randomised(DiT(DiTConfig(**{**vars(TINY), **overrides}))).eval()
+
+    return make
+
+
+@pytest.fixture
+def tiny(make_dit: Callable[..., DiT]) -> DiT:
+    """A tiny elastic DiT: 3 x 8 x 8 images, 7 classes, 4 levels."""
+    return make_dit()

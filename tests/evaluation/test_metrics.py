@@ -1,0 +1,187 @@
+"""Distances against scipy, torchmetrics, brute force and closed forms."""
+
+import math
+import random
+
+import pytest
+import scipy.linalg
+import scipy.stats
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import poly_mmd
+
+from elit.evaluation.metrics import frechet_distance, kernel_distance, mean_and_covariance, rank_correlation
+from elit.seeding import generator_for
+
+
+def features(count: int, width: int, *key: str | int) -> Tensor:
+    """Correlated features of unequal scales, float64."""
+    generator = generator_for("metrics", *key)
+    mix = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    shift = torch.randn(width, generator=generator, dtype=torch.float64)
+    return torch.randn(count, width, generator=generator, dtype=torch.float64) @ mix + shift
+
+
+def distance_between(a: Tensor, b: Tensor) -> float:
+    return frechet_distance(*mean_and_covariance(a), *mean_and_covariance(b))
+
+
+def test_mean_and_covariance_by_their_definitions() -> None:
+    """The covariance is unbiased, and both are float64 whatever the features are."""
+    x = features(7, 3, "moments").float()
+    mean, covariance = mean_and_covariance(x)
+    rows = x.double()
+    expected = sum(torch.outer(row - rows.mean(0), row - rows.mean(0)) for row in rows) / 6
+    assert mean.dtype == covariance.dtype == torch.float64
+    torch.testing.assert_close(mean, rows.sum(0) / 7)
+    torch.testing.assert_close(covariance, expected)
+
+
+def test_features_of_width_one() -> None:
+    """One feature has a covariance of one row and one column, and the distance of two normal laws on a line."""
+    a, b = torch.tensor([[0.0], [2.0]]), torch.tensor([[5.0], [5.0], [11.0]])
+    assert mean_and_covariance(a)[1].shape == (1, 1)
+    assert distance_between(a, b) == pytest.approx((7 - 1) ** 2 + (math.sqrt(12) - math.sqrt(2)) ** 2)
+
+
+@pytest.mark.parametrize("width", [2, 5, 40])
+def test_frechet_is_scipys_formula(width: int) -> None:
+    """|m_a - m_b|^2 + tr(A + B - 2 (A B)^1/2) with scipy's general matrix root."""
+    (mean_a, a), (mean_b, b) = (mean_and_covariance(features(300, width, "scipy", i)) for i in range(2))
+    root = scipy.linalg.sqrtm((a @ b).numpy())
+    expected = (mean_a - mean_b).square().sum().item() + (a + b).trace().item() - 2 * root.trace().real
+    assert frechet_distance(mean_a, a, mean_b, b) == pytest.approx(expected, rel=1e-9)
+
+
+def test_frechet_of_commuting_gaussians() -> None:
+    """For diagonal covariances it is the sum of squared differences of means and of deviations, rotated or not."""
+    generator = generator_for("commuting")
+    means = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    deviations = torch.rand(2, 6, generator=generator, dtype=torch.float64) * 3
+    turn = torch.linalg.qr(torch.randn(6, 6, generator=generator, dtype=torch.float64))[0]
+    expected = ((means[0] - means[1]) ** 2 + (deviations[0] - deviations[1]) ** 2).sum().item()
+    plain = [(means[i], deviations[i].square().diag()) for i in range(2)]
+    turned = [(turn @ mean, turn @ covariance @ turn.T) for mean, covariance in plain]
+    assert frechet_distance(*plain[0], *plain[1]) == pytest.approx(expected, rel=1e-9)
+    assert frechet_distance(*turned[0], *turned[1]) == pytest.approx(expected, rel=1e-9)
+
+
+class AsTheyAre(nn.Module):
+    """The "network" of a metric that is given features instead of images."""
+
+    num_features = 12
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def test_frechet_is_torchmetrics() -> None:
+    """The same features through torchmetrics' metric, which sums moments over batches, in float64."""
+    a, b = features(200, 12, "tm", 0), features(150, 12, "tm", 1)
+    metric = FrechetInceptionDistance(feature=AsTheyAre(), normalize=True).set_dtype(torch.float64)
+    for real, x in ((True, a), (False, b)):
+        for batch in x.split(64):
+            metric.update(batch, real=real)
+    assert distance_between(a, b) == pytest.approx(metric.compute().item(), rel=1e-5)
+
+
+def test_frechet_of_fewer_samples_than_features() -> None:
+    """Singular covariances give a finite distance, right where it is known: of a line and a plane."""
+    few = features(5, 64, "few"), features(9, 64, "more")
+    assert math.isfinite(distance_between(*few))
+    assert distance_between(*few) > 0
+    on_line, on_plane = torch.zeros(2, 50, 64, dtype=torch.float64)
+    on_line[:, 3] = features(50, 1, "line")[:, 0]
+    on_plane[:, 3:5] = features(50, 2, "plane")
+    expected = distance_between(on_line[:, 3:5], on_plane[:, 3:5])
+    assert distance_between(on_line, on_plane) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("count", [5, 400])
+def test_frechet_of_a_set_and_itself_is_zero(count: int) -> None:
+    """Zero to rounding beside the covariance's trace, for singular covariances too, and in whatever order."""
+    x = features(count, 64, "itself")
+    zero = pytest.approx(0, abs=1e-6 * mean_and_covariance(x)[1].trace().item())
+    assert distance_between(x, x) == zero
+    assert distance_between(x, x[torch.randperm(count, generator=generator_for("itself"))]) == zero
+
+
+@given(st.integers(2, 6), st.integers(2, 30), st.integers(2, 30), st.integers(0, 10**6))
+def test_frechet_is_symmetric_and_blind_to_order(width: int, n: int, m: int, seed: int) -> None:
+    """d(a, b) = d(b, a) = d(shuffled a, b), never below zero by more than rounding, and a shift adds its square."""
+    a, b = features(n, width, seed, 0), features(m, width, seed, 1)
+    distance, shuffled = distance_between(a, b), a[random.Random(seed).sample(range(n), n)]
+    close = pytest.approx(distance, rel=1e-6, abs=1e-5)
+    assert distance > -1e-6
+    assert distance_between(b, a) == close
+    assert distance_between(shuffled, b) == close
+    aligned = distance_between(a - a.mean(0), b - b.mean(0))
+    assert distance == pytest.approx(aligned + (a.mean(0) - b.mean(0)).square().sum().item(), rel=1e-6, abs=1e-5)
+
+
+def brute_kernel_distance(a: Tensor, b: Tensor) -> float:
+    """The unbiased estimator, pair by pair."""
+
+    def kernel(x: Tensor, y: Tensor) -> float:
+        return (sum(p * q for p, q in zip(x.tolist(), y.tolist(), strict=True)) / len(x) + 1) ** 3
+
+    n, m = len(a), len(b)
+    within_a = sum(kernel(a[i], a[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    within_b = sum(kernel(b[i], b[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    return within_a + within_b - 2 * sum(kernel(x, y) for x in a for y in b) / (n * m)
+
+
+@pytest.mark.parametrize(("n", "m"), [(2, 2), (7, 4), (12, 20)])
+def test_kernel_distance_pair_by_pair(n: int, m: int) -> None:
+    """Sets of unequal size too."""
+    a, b = features(n, 5, "kid", 0), features(m, 5, "kid", 1)
+    assert kernel_distance(a, b) == pytest.approx(brute_kernel_distance(a, b), rel=1e-9)
+
+
+def test_kernel_distance_is_torchmetrics() -> None:
+    """KID of one subset that is the whole."""
+    a, b = features(60, 12, "tmk", 0), features(60, 12, "tmk", 1)
+    assert kernel_distance(a, b) == pytest.approx(poly_mmd(a, b).item(), rel=1e-9)
+
+
+def test_kernel_distance_is_unbiased() -> None:
+    """Between samples of one law it is zero on the average, below and above it; a shift is seen."""
+    draws = torch.randn(400, 2, 8, 4, generator=generator_for("unbiased"), dtype=torch.float64)
+    values = torch.tensor([kernel_distance(a, b) for a, b in draws])
+    assert values.mean().abs() < 3 * values.std() / math.sqrt(400)
+    assert 100 < (values < 0).sum() < 300
+    assert min(kernel_distance(a, b + 2) for a, b in draws) > 0
+
+
+@given(st.integers(2, 12), st.integers(2, 12), st.integers(0, 10**6))
+def test_kernel_distance_is_symmetric_and_blind_to_order(n: int, m: int, seed: int) -> None:
+    """k(a, b) = k(b, a), whatever the order of the rows."""
+    a, b = features(n, 4, seed, 2), features(m, 4, seed, 3)
+    close = pytest.approx(kernel_distance(a, b), rel=1e-9, abs=1e-9)
+    assert kernel_distance(b, a) == close
+    assert kernel_distance(a.flip(0), b[random.Random(seed).sample(range(m), m)]) == close
+
+
+@pytest.mark.parametrize(("n", "m"), [(1, 5), (5, 1), (0, 2)])
+def test_kernel_distance_of_one_sample_is_refused(n: int, m: int) -> None:
+    with pytest.raises(ValueError, match=f"not {n} and {m}"):
+        kernel_distance(torch.zeros(n, 3), torch.zeros(m, 3))
+
+
+@given(st.lists(st.tuples(st.integers(-1000, 1000), st.integers(-1000, 1000)), min_size=3, max_size=40))
+def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
+    """Spearman's rho of lists without ties, in any order of the pairs, under any growing function."""
+    a = [float(i) for i in random.Random(len(pairs)).sample(range(1000), len(pairs))]
+    b = [second + i / 1000 for i, (_, second) in enumerate(pairs)]  # no ties
+    rho = rank_correlation(torch.tensor(a), torch.tensor(b, dtype=torch.float64))
+    assert rho == pytest.approx(scipy.stats.spearmanr(a, b).statistic, abs=1e-9)
+    assert rank_correlation(torch.tensor(a).flip(0), torch.tensor(b, dtype=torch.float64).flip(0)) == pytest.approx(rho)
+    assert rank_correlation((torch.tensor(a) / 100).exp(), torch.tensor(b, dtype=torch.float64)) == pytest.approx(rho)
+
+
+def test_rank_correlation_of_lists_that_agree_or_oppose() -> None:
+    assert rank_correlation(torch.tensor([1.0, 5.0, 3.0]), torch.tensor([10, 99, 12])) == pytest.approx(1)
+    assert rank_correlation(torch.tensor([1.0, 5.0, 3.0]), torch.tensor([3, 1, 2])) == pytest.approx(-1)

@@ -1,0 +1,51 @@
+"""Tiny models of every kind that the contract holds for, and inputs for them."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from elit import DiT, DiTConfig
+from randomised import randomised
+
+DENSE = DiTConfig(input_size=8, num_classes=3, width=32, depth=4, heads=2, head_depth=1, tail_depth=1)
+ELASTIC = dataclasses.replace(DENSE, group_size=2)
+
+
+def elastic(**fields: object) -> DiTConfig:
+    return dataclasses.replace(ELASTIC, **fields)
+
+
+CONFIGS = {
+    "dense": DENSE,
+    "dense, rope, qk_norm": dataclasses.replace(DENSE, rope=True, qk_norm=True),
+    "dense, oblong": dataclasses.replace(DENSE, input_size=(8, 4)),
+    "elastic": ELASTIC,
+    "sees dropped": elastic(write_sees_dropped=True),
+    "rope": elastic(rope=True),
+    "rope, sees dropped, qk_norm": elastic(rope=True, write_sees_dropped=True, qk_norm=True),
+    "qk_norm": elastic(qk_norm=True),
+    "oblong input": elastic(input_size=(8, 12)),
+    "oblong input and group, rope": elastic(input_size=(4, 12), group_size=(2, 3), rope=True),
+    "oblong group, sees dropped": elastic(group_size=(1, 4), write_sees_dropped=True),
+    "one group": elastic(group_size=4),
+    "two Write layers": elastic(write_depth=2),
+    "two Read layers": elastic(read_depth=2),
+    "interface MLP of 4": elastic(interface_mlp_ratio=4.0),
+    "patch of 1, three channels": elastic(input_size=4, patch_size=1, in_channels=3),
+    "no head, no tail": elastic(depth=2, head_depth=0, tail_depth=0),
+}
+
+
+def made(config: DiTConfig) -> DiT:
+    """A model whose every weight counts, in eval mode."""
+    return randomised(DiT(config)).eval()
+
+
+def inputs_of(config: DiTConfig, batch: int = 4) -> tuple[Tensor, Tensor, Tensor]:
+    """x, t and y: every class, the null class too, is among the labels of a batch of four."""
+    generator = torch.Generator().manual_seed(2)
+    side = config.input_size
+    height, width = (side, side) if isinstance(side, int) else side
+    x = torch.randn(batch, config.in_channels, height, width, generator=generator)
+    return x, torch.rand(batch, generator=generator), torch.arange(batch) % (config.num_classes + 1)

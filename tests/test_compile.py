@@ -1,0 +1,74 @@
+"""The form of static shapes goes through torch.export and torch.compile and stays the same function."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from elit import DiTConfig
+from models import CONFIGS, elastic, inputs_of, made
+
+NAMES = [  # whose graphs differ by more than shapes
+    "dense",
+    "dense, rope, qk_norm",
+    "elastic",
+    "sees dropped",
+    "rope",
+    "rope, sees dropped, qk_norm",
+    "oblong input and group, rope",
+    "two Write layers",
+    "no head, no tail",
+]
+every_model = pytest.mark.parametrize("config", [CONFIGS[name] for name in NAMES], ids=NAMES)
+CLOSE = {"rtol": 1e-4, "atol": 2e-5}
+
+
+@pytest.fixture(autouse=True)
+def no_compiled_code_left():
+    """Each test compiles afresh: a cached graph of another model is neither reused nor counted against this one."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def shortened(config: DiTConfig) -> DiTConfig:
+    """As many blocks as tell head, core and tail apart: graphs grow with every block."""
+    return dataclasses.replace(config, depth=config.head_depth + 1 + config.tail_depth)
+
+
+def level_below_full(latents: int) -> int:
+    return max(1, latents - 1)
+
+
+@every_model
+def test_an_exported_model_is_the_model(config):
+    """torch.export of one budget, run on inputs that it was not traced with."""
+    config = shortened(config)
+    model = made(config)
+    form = model.at_budget(level_below_full(model.latents))
+    x, t, y = inputs_of(config)
+    exported = torch.export.export(form, (x, t, y)).module()
+    others = x.flip(0) + 1, t.flip(0), y.flip(0)
+    torch.testing.assert_close(exported(*others), form(*others), **CLOSE)
+
+
+@every_model
+def test_a_model_is_one_graph(config):
+    """torch.compile with fullgraph=True finds no break, and the graph agrees on inputs of its shapes."""
+    config = shortened(config)
+    model = made(config)
+    form = model.at_budget(level_below_full(model.latents))
+    x, t, y = inputs_of(config)
+    compiled = torch.compile(form, fullgraph=True, backend="eager")
+    compiled(x, t, y)
+    others = x.flip(0) + 1, t.flip(0), y.flip(0)
+    torch.testing.assert_close(compiled(*others), form(*others), **CLOSE)
+
+
+def test_machine_code_agrees_with_eager():
+    """One tiny model through the default compiler."""
+    config = elastic(input_size=4, patch_size=1, width=16, depth=1, head_depth=0, tail_depth=0)
+    form = made(config).at_budget(2)
+    with torch.no_grad():
+        compiled = torch.compile(form, fullgraph=True)
+        torch.testing.assert_close(compiled(*inputs_of(config)), form(*inputs_of(config)), **CLOSE)

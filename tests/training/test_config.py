@@ -1,0 +1,207 @@
+"""The configuration: where values come from, and what is refused."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from elit.backbones.presets import preset_config
+from elit.training.config import BudgetConfig, TrainConfig, flat, load_config, nested, parse_overrides
+
+YAML = """
+out: runs/a
+steps: 500
+optimizer:
+  lr: 1e-3
+  schedule: cosine
+model: {width: 32, heads: 2, depth: 3, head_depth: 1, tail_depth: 1, group_size: 2, input_size: [8, 16]}
+log:
+  preview_budgets: [0.25, 1]
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(YAML, encoding="utf8")
+    return file
+
+
+def refused(file: Path | None, *overrides: str) -> str:
+    """The message of the ValueError, which is one line."""
+    with pytest.raises(ValueError) as raised:
+        load_config(file, list(overrides))
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_defaults() -> None:
+    assert load_config(None, []) == TrainConfig()
+
+
+def test_values_of_the_file(recipe: Path) -> None:
+    """What the file names is taken, nested; the rest is the default."""
+    config = load_config(recipe, [])
+    assert (config.out, config.steps) == ("runs/a", 500)
+    assert (config.optimizer.lr, config.optimizer.schedule, config.optimizer.beta1) == (1e-3, "cosine", 0.9)
+    assert (config.model.width, config.model.input_size, config.model.patch_size) == (32, (8, 16), 2)
+    assert config.log.preview_budgets == (0.25, 1.0)
+    assert config.data == TrainConfig().data
+
+
+def test_overrides_win_over_the_file(recipe: Path) -> None:
+    """Both spellings of an option, dashes for underscores, and the last one of two."""
+    config = load_config(
+        recipe,
+        ["--steps", "7", "--optimizer.lr=2e-4", "--batch-size", "3", "--seed", "1", "--seed=2", "--compile=true"],
+    )
+    assert (config.steps, config.optimizer.lr, config.batch_size, config.seed) == (7, 2e-4, 3, 2)
+    assert config.compile is True
+    assert config.optimizer.schedule == "cosine"
+    assert load_config(recipe, ["--model.group_size", "null"]).model.window is None
+    assert load_config(recipe, ["--model.group_size", "[1, 2]"]).model.group_size == (1, 2)
+    assert load_config(recipe, ["--log.preview_budgets", "[0.5]"]).log.preview_budgets == (0.5,)
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "1.0e-3", "0.001", ".001", "+1e-3"])
+def test_numbers_as_everybody_writes_them(tmp_path: Path, text: str) -> None:
+    """YAML 1.1 reads 1e-3 as a word; on the command line and in a file it is a number here."""
+    assert load_config(None, ["--optimizer.lr", text]).optimizer.lr == 1e-3
+    file = tmp_path / "lr.yaml"
+    file.write_text(f"optimizer:\n  lr: {text}\n", encoding="utf8")
+    assert load_config(file, []).optimizer.lr == 1e-3
+
+
+def test_preset_gives_way_to_file_and_overrides(tmp_path: Path) -> None:
+    """Defaults, then the preset, then the file, then the command line."""
+    file = tmp_path / "preset.yaml"
+    file.write_text("preset: ELIT-SiT-L/4\nmodel: {width: 64, heads: 4}\n", encoding="utf8")
+    config = load_config(file, ["--model.heads", "2", "--model.num_classes", "10"])
+    assert config.model == preset_config("ELIT-SiT-L/4", width=64, heads=2, num_classes=10)
+    assert load_config(file, ["--preset", "SiT-S/2"]).model == preset_config("SiT-S/2", width=64, heads=4)
+    assert load_config(None, ["--preset", "ELIT-SiT-XL/2"]).model == preset_config("ELIT-SiT-XL/2")
+
+
+def test_unknown_preset_names_the_nearest() -> None:
+    assert "ELIT-SiT-B/2" in refused(None, "--preset", "ELIT-SiT-B2")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "nearest"),
+    [
+        ("stepz", "steps"),
+        ("optimizer.learning_rate_lr", "optimizer.lr"),
+        ("optimiser.lr", "optimizer.lr"),
+        ("model.groupsize", "model.group_size"),
+        ("data.sizes", "data.size"),
+        ("optimizer.warmup", "optimizer.warmup_steps"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(tmp_path: Path, wrong: str, nearest: str) -> None:
+    """On the command line, and in a file, which is named too."""
+    message = refused(None, f"--{wrong}", "1")
+    assert repr(wrong) in message
+    assert re.search(rf"{re.escape(nearest)}\b", message)
+    file = tmp_path / "typo.yaml"
+    file.write_text(yaml.safe_dump(nested({wrong: 1})), encoding="utf8")
+    message = refused(file)
+    assert str(file) in message
+    assert re.search(rf"{re.escape(nearest)}\b", message)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", "many"),
+        ("steps", "1.5"),
+        ("steps", "true"),
+        ("steps", "[1]"),
+        ("steps", "null"),
+        ("steps", ""),
+        ("seed", "null"),
+        ("out", "null"),
+        ("out", "[x"),
+        ("out", "a: b: c"),
+        ("data.source", "null"),
+        ("optimizer.lr", "fast"),
+        ("optimizer.schedule", "linear"),
+        ("flow.path", "straight"),
+        ("dtype", "float8"),
+        ("compile", "maybe"),
+        ("log.preview_budgets", "all"),
+        ("model.width", "wide"),
+        ("model.input_size", "[8, 8, 8]"),
+    ],
+)
+def test_mistyped_values_name_their_key(key: str, value: str) -> None:
+    """A value of another type than the key's, or none at all, is refused before anything runs."""
+    assert key in refused(None, f"--{key}", value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", "0"),
+        ("batch_size", "-1"),
+        ("flow.label_dropout", "1.5"),
+        ("flow.label_dropout", ".nan"),
+        ("optimizer.lr", "0"),
+        ("optimizer.lr", ".nan"),
+    ],
+)
+def test_values_out_of_range_name_their_key(key: str, value: str) -> None:
+    assert key in refused(None, f"--{key}", value)
+
+
+def test_what_a_model_cannot_be_is_refused() -> None:
+    """The model's own rules, and budgets that its groups do not have."""
+    assert "width 30" in refused(None, "--model.width", "30")
+    assert "leave no core" in refused(None, "--model.group_size", "4", "--model.head_depth", "12")
+    assert "1/16" in refused(None, "--model.group_size", "4", "--budget.lowest", "0")
+    assert "above the highest" in refused(None, "--model.group_size", "4", "--budget.highest", "0.01", "--budget.lowest=1")
+
+
+@pytest.mark.parametrize("arguments", [["steps", "3"], ["--steps", "3", "4"], ["--steps"]])
+def test_what_is_not_an_option_is_refused(arguments: list[str]) -> None:
+    assert "overrides look like --optimizer.lr 1e-3" in refused(None, *arguments)
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    assert str(tmp_path / "no.yaml") in refused(tmp_path / "no.yaml")
+    assert str(tmp_path) in refused(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"- 1\n- 2\n", b"a: [1", b"a: b: c", b"\x00", b"\xff\xfe\x80", b"\t- x:\n\t\ty"]
+)
+def test_what_is_not_a_mapping_in_yaml_is_named(tmp_path: Path, content: bytes) -> None:
+    """An empty file, a list, a word, broken YAML and bytes are refused with the file's name."""
+    file = tmp_path / "broken.yaml"
+    file.write_bytes(content)
+    assert str(file) in refused(file)
+
+
+@pytest.mark.parametrize("form", [json.dumps, yaml.safe_dump])
+def test_round_trip(tmp_path: Path, recipe: Path, form: type) -> None:
+    """`to_dict` holds every value: written as JSON or YAML and read again it is the same configuration."""
+    config = load_config(recipe, ["--optimizer.lr", "1e-7", "--preset", "ELIT-SiT-B/2", "--budget.highest", "0.5"])
+    plain = config.to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    file = tmp_path / "again.yaml"
+    file.write_text(form(plain), encoding="utf8")
+    assert load_config(file, []) == config
+    assert config.budget == BudgetConfig(highest=0.5)
+
+
+def test_flat_and_nested_are_inverse() -> None:
+    values = {"a": {"b": {"c": 1}, "d": [1, 2]}, "e": None}
+    assert flat(values) == {"a.b.c": 1, "a.d": [1, 2], "e": None}
+    assert nested(flat(values)) == values
+
+
+def test_overrides_are_yaml_values() -> None:
+    """Numbers, lists, truth values, null and words; a minus sign or an = in a value is part of it."""
+    arguments = ["--a", "-3", "--b-c=x=y", "--d", "[1, 2]", "--e=no thing", "--f", "null", "--g", "1e3"]
+    assert parse_overrides(arguments) == {"a": -3, "b_c": "x=y", "d": [1, 2], "e": "no thing", "f": None, "g": 1000.0}

@@ -1,0 +1,242 @@
+"""Runs that are killed: they go on exactly, and a checkpoint is whole or absent."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from elit import load_model
+from elit.training.checkpoint import TrainState, checkpoints, load_checkpoint, open_run, save_checkpoint
+from elit.training.config import TrainConfig
+from elit.training.loop import draw_batch, load_data, make_state, train, train_step
+
+CPU = torch.device("cpu")
+ELIT = Path(sys.executable).parent / "elit"
+FILES = ("config.json", "model.safetensors", "training.json", "training.safetensors")
+Make = Callable[..., TrainConfig]
+
+
+def start_elit(arguments: list[str]) -> subprocess.Popen[bytes]:
+    """`elit train` in a process of its own, with as many threads as this one: sums depend on their number."""
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    return subprocess.Popen([ELIT, "train", *arguments], env=environment)
+
+
+def kill_at(folder: Path, process: subprocess.Popen[bytes]) -> None:
+    """SIGKILL as soon as a checkpoint is there."""
+    while not folder.is_dir():
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def trained_state(config: TrainConfig, steps: int) -> TrainState:
+    """A state some steps into training."""
+    state, data = make_state(config, CPU), load_data(config)
+    for step in range(steps):
+        train_step(config, state, draw_batch(config, data, step), CPU)
+    return state
+
+
+def assert_same_checkpoint(folder: Path, other: Path) -> None:
+    """The same step, and bit for bit the same averaged weights, raw weights and moments."""
+    assert (folder / "training.json").read_text() == (other / "training.json").read_text()
+    for name in ("model.safetensors", "training.safetensors"):
+        a, b = load_file(folder / name), load_file(other / name)
+        assert a.keys() == b.keys()
+        assert [key for key in a if not torch.equal(a[key], b[key])] == []
+
+
+def test_a_killed_run_goes_on_exactly(tmp_path: Path, arguments: Callable[..., list[str]], make_config: Make) -> None:
+    """60 steps, and 60 steps of which the process was killed around the 30th, end in the same bits."""
+    options = {
+        "steps": 60, "batch_size": 64, "log__checkpoint_every": 10, "log__keep": 9, "log__preview_every": 25,
+        "optimizer__schedule": "cosine", "optimizer__warmup_steps": 35,
+    }  # fmt: skip
+    run = tmp_path / "killed"
+    kill_at(run / "checkpoints" / "step_00000030", start_elit(arguments(out=run, **options)))
+    assert not (run / "checkpoints" / "step_00000060").exists()
+    assert start_elit(arguments(out=run, **options)).wait() == 0
+
+    straight = train(make_config(out=tmp_path / "straight", **options))
+    assert [folder.name for folder in checkpoints(run)] == [f"step_000000{k}0" for k in range(1, 7)]
+    for folder in checkpoints(run):
+        assert_same_checkpoint(folder, straight.parent / folder.name)
+    moments = load_file(straight / "training.safetensors")
+    assert any(key.startswith("optimizer.exp_avg_sq.") and value.any() for key, value in moments.items())
+
+
+def test_a_checkpoint_holds_the_whole_state(make_config: Make, tmp_path: Path) -> None:
+    """Loaded into a fresh state it is the saved one to the bit; its folder is a model folder of the average."""
+    config = make_config()
+    saved, loaded = trained_state(config, 3), make_state(make_config(seed=9), CPU)
+    folder = save_checkpoint(tmp_path, saved, keep=1)
+    load_checkpoint(folder, loaded)
+    assert loaded.step == saved.step == 3
+    model = dict(load_model(folder).named_parameters())
+    for (name, a), (_, b) in zip(saved.model.named_parameters(), loaded.model.named_parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(saved.ema[name], loaded.ema[name])
+        assert torch.equal(saved.ema[name], model[name])
+        for key, value in saved.optimizer.state[a].items():
+            assert torch.equal(value, loaded.optimizer.state[b][key])
+
+
+def test_a_loaded_state_needs_its_file_no_longer(make_config: Make, tmp_path: Path) -> None:
+    """What becomes of the checkpoint afterwards does not reach the state: nothing in it is a view of the file."""
+    saved, loaded = trained_state(make_config(), 2), make_state(make_config(), CPU)
+    folder = save_checkpoint(tmp_path, saved, keep=1)
+    load_checkpoint(folder, loaded)
+    for name in ("model.safetensors", "training.safetensors"):
+        size = (folder / name).stat().st_size
+        with (folder / name).open("r+b") as file:
+            file.write(b"\xff" * size)
+    for (name, a), (_, b) in zip(saved.model.named_parameters(), loaded.model.named_parameters(), strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(saved.ema[name], loaded.ema[name])
+        for key, value in saved.optimizer.state[a].items():
+            assert torch.equal(value, loaded.optimizer.state[b][key])
+
+
+def killed_in(save: Callable[[], object], operation: int) -> bool:
+    """Runs `save` in a fork that kills itself before its n-th change of the file system; whether it got that far."""
+    child = os.fork()
+    if child == 0:
+        left = [operation]
+
+        def audit(event: str, args: tuple[object, ...]) -> None:
+            changing = event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
+            if changing or (event == "open" and isinstance(args[1], str) and set(args[1]) & set("wax+")):
+                if left[0] == 0:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                left[0] -= 1
+
+        sys.addaudithook(audit)
+        try:
+            save()
+        finally:
+            os._exit(0)
+    return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+
+
+@pytest.mark.parametrize(("step", "keep"), [(2, 1), (2, 2), (1, 1)], ids=["and prunes", "and keeps", "over itself"])
+def test_a_kill_at_any_moment_of_saving_leaves_whole_checkpoints(
+    tmp_path: Path, make_config: Make, step: int, keep: int
+) -> None:
+    """Killed before any change of a file, a save leaves only checkpoints that load; unless it wrote over one, some."""
+    config = make_config()
+    state, fresh = trained_state(config, 1), make_state(config, CPU)
+    save_checkpoint(tmp_path / "before", state, keep=1)
+    state.step = step
+    operation, killed = 0, True
+    while killed:
+        run = Path(shutil.copytree(tmp_path / "before", tmp_path / f"run {operation}"))
+        killed = killed_in(lambda run=run: save_checkpoint(run, state, keep), operation)
+        found = checkpoints(run)
+        assert found or step == 1
+        for folder in found:
+            load_checkpoint(folder, fresh)
+            load_model(folder)
+        operation += 1
+    assert operation > 4
+    assert checkpoints(run)[-1].name == f"step_{step:08d}"
+
+
+def test_a_part_left_by_a_kill_is_not_a_checkpoint(make_config: Make) -> None:
+    """Half a folder under its passing name is passed over, and the run goes on from the whole one before."""
+    config = make_config(steps=6, log__checkpoint_every=3, log__keep=9)
+    straight = train(config)
+    expected = load_file(straight / "model.safetensors")
+    run = Path(config.out)
+    part = straight.with_name(f".{straight.name}.12345.part")
+    straight.rename(part)
+    (part / "training.json").unlink()
+    assert [folder.name for folder in checkpoints(run)] == ["step_00000003"]
+    assert train(config) == straight
+    again = load_file(straight / "model.safetensors")
+    assert all(torch.equal(expected[key], again[key]) for key in expected)
+
+
+@pytest.mark.parametrize("name", FILES[1:])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.6, 0.999])
+def test_a_truncated_checkpoint_is_refused(make_config: Make, name: str, share: float) -> None:
+    """A file of the newest checkpoint cut short is a ValueError that names it, and nothing is overwritten."""
+    config = make_config(steps=2)
+    folder = train(config)
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: min(int(share * len(content)), len(content) - 3)])
+    before = {file: file.read_bytes() for file in folder.iterdir()}
+    with pytest.raises(ValueError, match=folder.name):
+        train(config)
+    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+
+
+def test_a_checkpoint_of_another_model_is_refused(make_config: Make, tmp_path: Path) -> None:
+    """Weights of another shape or name are a ValueError that says what to do."""
+    folder = save_checkpoint(tmp_path, trained_state(make_config(), 1), keep=1)
+    for other in ({"model__width": 32}, {"model__depth": 4}, {"model__num_classes": 5}):
+        with pytest.raises(ValueError, match=r"is not a checkpoint of this run .* remove it"):
+            load_checkpoint(folder, make_state(make_config(**other), CPU))
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"optimizer__lr": 0.5}, "optimizer.lr is 0.003 there and 0.5 now"),
+        ({"seed": 1}, "seed is 0 there and 1 now"),
+        ({"steps": 9}, "steps is 4 there and 9 now"),
+        ({"model__width": 32}, "model.width is 16 there and 32 now"),
+        ({"model__group_size": None}, "model.group_size is 2 there and None now"),
+    ],
+)
+def test_another_config_in_the_folder_is_refused(make_config: Make, changed: dict[str, object], named: str) -> None:
+    """The message names the key and both values, and every file stays as it was."""
+    config = make_config()
+    train(config)
+    before = {file: file.read_bytes() for file in Path(config.out).rglob("*") if file.is_file()}
+    with pytest.raises(ValueError, match=named.replace(".", r"\.")):
+        train(make_config(**changed))
+    assert {file: file.read_bytes() for file in Path(config.out).rglob("*") if file.is_file()} == before
+
+
+def test_a_folder_that_is_no_run_is_refused(make_config: Make, tmp_path: Path) -> None:
+    """A file, a folder with other things in it, and a config.json of another program; an empty folder will do."""
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("mine")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"a": 1}')
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "config.json").write_text("[1")
+    (tmp_path / "list").mkdir()
+    (tmp_path / "list" / "config.json").write_text("[1]")
+    for name in ("file", "mine", "other", "broken", "list"):
+        with pytest.raises(ValueError, match="give another folder with --out"):
+            open_run(make_config(out=tmp_path / name))
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "mine"
+    assert not (tmp_path / "mine" / "config.json").exists()
+    (tmp_path / "empty").mkdir()
+    config = make_config(out=tmp_path / "empty")
+    assert open_run(config) == tmp_path / "empty"
+    assert json.loads((tmp_path / "empty" / "config.json").read_text()) == config.to_dict()
+
+
+def test_a_kill_while_the_run_is_made_does_not_spoil_its_folder(make_config: Make, tmp_path: Path) -> None:
+    """Whenever the process dies while it makes the folder, the same command may run again."""
+    operation, killed = 0, True
+    while killed:
+        config = make_config(out=tmp_path / f"run {operation}")
+        killed = killed_in(lambda config=config: open_run(config), operation)
+        assert open_run(config) == Path(config.out)
+        operation += 1
+    assert operation > 2
