@@ -232,6 +232,14 @@ def test_another_grid_runs_where_positions_allow_it(config):
         torch.testing.assert_close(model(x, t, y, budget), made_for_it(x, t, y, budget))
 
 
+def test_a_grid_of_as_many_tokens_is_another_grid_still():
+    """A table that learned 4 x 6 places does not hold for 6 x 4, though the rows would suffice."""
+    config = CONFIGS["oblong input"]
+    x, t, y = inputs_of(config)
+    with pytest.raises(ValueError, match=r"grid of 4x6 tokens only, not 6x4; .* rope=True"):
+        made(config)(x.transpose(2, 3), t, y)
+
+
 def test_a_grid_that_windows_do_not_tile_is_refused_with_windows_that_do():
     model = made(elastic(rope=True, input_size=16, group_size=4))
     with pytest.raises(ValueError, match=r"window of 4x4 does not divide a grid of 6x8 tokens; .*: 3x4 or 6x4"):

@@ -180,9 +180,7 @@ def test_state_is_float64_though_the_model_answers_in_float32(name: str) -> None
     run = all_samplers()[name]
     velocity = exact_velocity(Path.LINEAR)
     states = []
-    single = run(
-        Recorded(lambda x, t: velocity(x, t).float()), start().float(), lambda step, t, x: states.append(x.dtype)
-    )
+    single = run(Recorded(lambda x, t: velocity(x, t).float()), start().float(), lambda step, t, x: states.append(x.dtype))
     assert {*states, single.dtype} == {torch.float64}
     torch.testing.assert_close(single, run(velocity, start()), rtol=1e-5, atol=1e-5)
 

@@ -115,9 +115,7 @@ def test_one_budget_per_image(tiny: DiT, guidance: Guidance, budgets: list[float
     """Each image of a mixed batch is the one made alone at its own budget; so too where all budgets are equal."""
     noise, options = some_noise(3), {"steps": 3, "guidance": guidance}
     mixed = sample(tiny, [1, 2, 3], budget=budgets, noise=noise, **options)
-    alone = [
-        sample(tiny, [i + 1], budget=budget, noise=noise[i : i + 1], **options) for i, budget in enumerate(budgets)
-    ]
+    alone = [sample(tiny, [i + 1], budget=budget, noise=noise[i : i + 1], **options) for i, budget in enumerate(budgets)]
     torch.testing.assert_close(mixed, torch.cat(alone), **CLOSE)
 
 

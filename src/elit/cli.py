@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from rich.table import Table
 
-from elit.console import console
+from elit.console import console, output
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
@@ -125,7 +125,7 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> None:
     table.add_row("step of a batch, highest budget", f"{cost['step_gflops_highest'] / 1e3:.2f} TFLOPs")
     table.add_row("weights, gradients, moments, EMA", f"{cost['state_bytes'] / 2**20:.0f} MiB")
     table.add_row("activations of a batch, highest budget", f"{cost['activation_bytes_highest'] / 2**20:.0f} MiB")
-    console.print(table)
+    output.print(table)
 
 
 def add_info(commands: Commands) -> None:
@@ -145,7 +145,7 @@ def run_info(options: argparse.Namespace, rest: list[str]) -> None:
     from elit.elastic.budget import levels
 
     if options.name is None:
-        console.print("\n".join(preset_names()))
+        output.print("\n".join(preset_names()))
         return
     if (Path(options.name) / "config.json").is_file():
         model = load_model(options.name)
@@ -154,13 +154,13 @@ def run_info(options: argparse.Namespace, rest: list[str]) -> None:
         with torch.device("meta"):
             model = create_model(options.name, input_size=options.input_size, **window)
     count = sum(p.numel() for p in model.parameters())
-    console.print(f"{options.name}: {count / 1e6:.2f} M parameters, {model.config.grid} tokens, {model.latents} budget(s)")
+    output.print(f"{options.name}: {count / 1e6:.2f} M parameters, {model.config.grid} tokens, {model.latents} budget(s)")
     table = Table("budget", "latents per group", "GFLOPs", "of the full budget")
     full = count_flops(model)
     for k, budget in enumerate(levels(model.latents), start=1):
         flops = count_flops(model, budget)
         table.add_row(f"{k}/{model.latents}", str(k), f"{flops / 1e9:.2f}", f"{flops / full:.0%}")
-    console.print(table)
+    output.print(table)
 
 
 def add_results(commands: Commands) -> None:
@@ -185,7 +185,7 @@ def run_results(options: argparse.Namespace, rest: list[str]) -> None:
     budgets = parse_budgets(options.budgets)
     quality = measure(model, budgets, range(options.seeds), card.sampling, Path(options.work))
     save_card(Card(card.sampling, quality), folder)
-    console.print(budget_table(with_quality(cost_rows(model, budgets), quality), quality))
+    output.print(budget_table(with_quality(cost_rows(model, budgets), quality), quality))
     console.print(f"written to {folder / 'card.json'}")
 
 

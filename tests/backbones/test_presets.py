@@ -109,9 +109,7 @@ def test_a_name_like_none_is_answered_with_all():
     assert all(name in str(error.value) for name in preset_names())
 
 
-@pytest.mark.parametrize(
-    ("wrong", "near"), [("groupsize", "group_size"), ("qknorm", "qk_norm"), ("classes", "num_classes")]
-)
+@pytest.mark.parametrize(("wrong", "near"), [("groupsize", "group_size"), ("qknorm", "qk_norm"), ("classes", "num_classes")])
 def test_an_unknown_option_is_answered_with_near_ones(wrong, near):
     with pytest.raises(ValueError, match=f"unknown model option '{wrong}'; did you mean .*{near}"):
         create_model("ELIT-SiT-S/2", **{wrong: 1})

@@ -98,9 +98,7 @@ def drawn_levels(seeds, steps, lowest=0.0625, highest=1.0, latents=16) -> list[i
     return [round(draw * latents) for draw in draws]
 
 
-@pytest.mark.parametrize(
-    ("lowest", "highest", "latents", "ends"), [(1 / 16, 1, 16, (1, 16)), (4 / 64, 0.5, 64, (4, 32))]
-)
+@pytest.mark.parametrize(("lowest", "highest", "latents", "ends"), [(1 / 16, 1, 16, (1, 16)), (4 / 64, 0.5, 64, (4, 32))])
 def test_draws_are_uniform_between_the_two_ends(lowest, highest, latents, ends):
     """Every level from k_min to k_max and no other, at frequencies that a chi-square test at 0.1 % lets pass."""
     drawn = drawn_levels([0], range(8000), lowest, highest, latents)

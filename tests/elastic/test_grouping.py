@@ -57,9 +57,7 @@ def test_ungroup_is_the_inverse_of_group(window, counts):
     x_BGSC = x_BNC.reshape(2, counts[0] * counts[1] * counts[2], -1, 3)
 
     assert torch.equal(ungroup(group(x_BNC, grid_of(grid), window_of(window)), grid_of(grid), window_of(window)), x_BNC)
-    assert torch.equal(
-        group(ungroup(x_BGSC, grid_of(grid), window_of(window)), grid_of(grid), window_of(window)), x_BGSC
-    )
+    assert torch.equal(group(ungroup(x_BGSC, grid_of(grid), window_of(window)), grid_of(grid), window_of(window)), x_BGSC)
 
 
 def test_group_on_a_drawn_example():

@@ -59,9 +59,7 @@ def test_cross_attention_is_its_formula():
     weights = weights_of(layer)
     expected = torch.stack(
         [
-            torch.stack(
-                [reference.cross_attention(weights, H, x[b, g].double(), source[b, g].double()) for g in range(G)]
-            )
+            torch.stack([reference.cross_attention(weights, H, x[b, g].double(), source[b, g].double()) for g in range(G)])
             for b in range(B)
         ]
     )
@@ -104,9 +102,7 @@ def test_write_is_its_formula(depth, ratio, keep):
     """Tokens plus Write's table, then attention and MLP without norm or gate, from any number of latents."""
     write = randomised(Write(C, H, S, depth, ratio))
     tokens, latents = draw(B, G, S, C), draw(B, G, keep, C, seed=1)
-    assert_matches(
-        write(tokens, latents), reference.write(weights_of(write), H, depth, tokens.double(), latents.double())
-    )
+    assert_matches(write(tokens, latents), reference.write(weights_of(write), H, depth, tokens.double(), latents.double()))
 
 
 def fresh_interface(depth: int = 2) -> tuple[Read, Write]:
@@ -207,9 +203,7 @@ def test_apply_rope_multiplies_complex_numbers():
     places = [(n, n * n % 5) for n in range(6)]
     rope = rope_table(torch.tensor(places), 12)
     x = draw(2, 3, 6, 12)
-    expected = torch.stack(
-        [reference.turn(x[:, :, n].double(), reference.angles(p, 6)) for n, p in enumerate(places)], 2
-    )
+    expected = torch.stack([reference.turn(x[:, :, n].double(), reference.angles(p, 6)) for n, p in enumerate(places)], 2)
     assert_matches(apply_rope(x, rope), expected)
     low = apply_rope(x.bfloat16(), rope)
     assert low.dtype == torch.bfloat16

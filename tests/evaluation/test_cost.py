@@ -1,5 +1,6 @@
 """FLOPs against the paper's table and the release's published figures; activation bytes against what autograd keeps."""
 
+import dataclasses
 from fractions import Fraction
 from functools import cache
 
@@ -64,9 +65,7 @@ def test_multi_budget_training_costs_what_the_paper_says(pixels, sees_dropped, e
     assert teraflops_of_an_iteration(mean) == pytest.approx(expected, rel=0.005)
 
 
-@pytest.mark.parametrize(
-    ("budget", "published"), [(1.0, 490_886_922_240), (0.5, 353_179_533_312), (0.125, 253_069_885_440)]
-)
+@pytest.mark.parametrize(("budget", "published"), [(1.0, 490_886_922_240), (0.5, 353_179_533_312), (0.125, 253_069_885_440)])
 def test_the_release_costs_what_it_published_to_the_digit(budget, published):
     """XL/2 with blocks split 8 - 16 - 4, for a batch of two."""
     assert 2 * flops("ELIT-SiT-XL/2", budget, **RELEASED) == published
@@ -159,8 +158,8 @@ def test_activation_bytes_fall_with_the_budget_and_with_checkpointing(dtype):
 
 
 def test_activation_bytes_fall_with_precision_and_grow_with_the_batch():
-    """bfloat16 keeps well under float32's; two samples more cost what the two before did."""
-    model = randomised(DiT(SMALL))
-    assert activation_bytes(model, 4, dtype=torch.bfloat16) < 0.8 * activation_bytes(model, 4)
+    """Of few tokens, bfloat16 keeps well under float32's; two samples more cost what the two before did."""
+    model = randomised(DiT(dataclasses.replace(SMALL, input_size=8, group_size=2)))
+    assert activation_bytes(model, 4, dtype=torch.bfloat16) < 0.75 * activation_bytes(model, 4)
     by_batch = [activation_bytes(model, batch) for batch in (2, 4, 6)]
     assert by_batch[2] - by_batch[1] == by_batch[1] - by_batch[0] > 0

@@ -8,7 +8,7 @@ from torch import Tensor
 def attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v: (B, H, N, D) queries over (B, H, M, D) keys and values.
 
-    On a CPU in bfloat16 the backward pass of torch's fused kernel takes 2 to 14 times as long as that of the three
+    On a CPU in bfloat16 the backward pass of torch's fused kernel takes several times as long as that of the three
     operations it fuses (`benchmarks/attention.py`), so with gradients they are written out. Everywhere else it is fused.
     """
     if q_BHND.device.type == "cpu" and q_BHND.dtype == torch.bfloat16 and torch.is_grad_enabled():

@@ -10,21 +10,24 @@ from torch import Tensor
 def mean_and_covariance(features_ND: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (D,) and unbiased covariance (D, D), float64."""
     x = features_ND.double()
-    return x.mean(0), torch.cov(x.T)
+    return x.mean(0), torch.atleast_2d(torch.cov(x.T))
 
 
 def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
     """|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) (Dowson and Landau, 1982; Heusel et al., 2017).
 
-    By symmetric eigen-decompositions, so it is real, and finite for singular covariances, whose rank is at most the
-    count of samples less one.
+    The last trace is the nuclear norm of A^1/2 B^1/2, with roots by symmetric eigen-decomposition: always real, exact to
+    rounding, and finite for singular covariances, whose rank is at most the count of samples less one.
     """
     mean_a, cov_a, mean_b, cov_b = (torch.as_tensor(x).double() for x in (mean_a, cov_a, mean_b, cov_b))
-    values, vectors = torch.linalg.eigh(cov_a)
-    root_a = (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-    product = torch.linalg.eigvalsh(root_a @ cov_b @ root_a).clamp(min=0)
-    distance = (mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * product.sqrt().sum()
-    return float(distance)
+    cross = torch.linalg.svdvals(symmetric_root(cov_a) @ symmetric_root(cov_b)).sum()
+    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def symmetric_root(matrix_DD: Tensor) -> Tensor:
+    """The square root of a symmetric positive semi-definite matrix; eigenvalues below zero are rounding, and zero."""
+    values, vectors = torch.linalg.eigh(matrix_DD)
+    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
 
 
 def kernel_distance(a_ND: Tensor, b_MD: Tensor) -> float:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from elit.backbones.dit import DiT
 from elit.bundled import Card
-from elit.console import console, progress_bar
+from elit.console import output, progress_bar
 from elit.data.emoji import Emoji, load_emoji
 from elit.data.images import to_float
 from elit.elastic.budget import level_of, levels
@@ -162,7 +162,7 @@ def write_report(report: BudgetReport, folder: Path, quality: dict[str, Any] | N
         draw_tradeoff(report.rows, quality, file)
     values = {"labels": report.labels, "budgets": report.rows, "quality": quality}
     write_whole(folder / "results.json", json.dumps(values, indent=2) + "\n")
-    console.print(budget_table(report.rows, quality))
+    output.print(budget_table(report.rows, quality))
 
 
 def budget_table(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None) -> Table:

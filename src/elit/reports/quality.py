@@ -5,6 +5,7 @@ their other side, and trains a linear probe of the nine categories. Samples carr
 one, and the other half itself is the yardstick: what real pictures score. Features: EfficientNet-Lite0, 1280 wide.
 """
 
+import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -39,12 +40,12 @@ class Quality:
 
 
 class Judge:
-    """Scores sets of images against the reference half of the real ones."""
+    """Scores sets of images against the reference half of the real ones, or against `count` of it."""
 
-    def __init__(self) -> None:
+    def __init__(self, count: int | None = None) -> None:
         self.data: Emoji = load_emoji()
         order = torch.randperm(len(self.data), generator=generator_for("halves"))
-        half = len(order) // 2
+        half = min(len(order) // 2, count or len(order))
         self.reference, self.other = order[:half].sort().values, order[half : 2 * half].sort().values
         self.network = load_efficientnet()
         self.features = self.extract(to_float(self.data.images[self.reference]))
@@ -95,13 +96,19 @@ class Judge:
 
 
 def measure(
-    model: DiT, budgets: Sequence[float], seeds: Sequence[int], sampling: SamplingDefaults, work: Path | None = None
+    model: DiT,
+    budgets: Sequence[float],
+    seeds: Sequence[int],
+    sampling: SamplingDefaults,
+    work: Path | None = None,
+    count: int | None = None,
 ) -> dict[str, Any]:
     """The quality at each budget and seed, as the card holds it.
 
-    `work`: a folder that keeps every finished (budget, seed), so that an interrupted measurement goes on.
+    `work`: a folder that keeps every finished (budget, seed), so that an interrupted measurement goes on. `count`: fewer
+    samples than the 949 that half of the real pictures allow.
     """
-    judge = Judge()
+    judge = Judge(count)
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
     rows = []
@@ -130,7 +137,7 @@ def _one(
     work: Path | None,
     done: Callable[[int], None],
 ) -> Quality:
-    name = f"steps{sampling.steps}_scale{sampling.guidance_scale:g}_budget{budget:.4f}_seed{seed}.json"
+    name = f"{fingerprint(model)}_n{judge.count}_steps{sampling.steps}_scale{sampling.guidance_scale:g}_budget{budget:.4f}_seed{seed}.json"
     if work is not None and (work / name).is_file():
         done(judge.count)
         return Quality(**json.loads((work / name).read_text(encoding="utf8")))
@@ -138,6 +145,14 @@ def _one(
     if work is not None:
         write_whole(work / name, json.dumps(asdict(quality)) + "\n")
     return quality
+
+
+def fingerprint(model: DiT) -> str:
+    """A hash of the weights, so that figures of one model are never taken for another's."""
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def summary(scores: Sequence[Quality]) -> dict[str, float]:

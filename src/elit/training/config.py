@@ -135,7 +135,7 @@ def load_config(file: str | Path | None, overrides: list[str]) -> TrainConfig:
     parser.add_class_arguments(TrainConfig, as_group=False)
     try:
         parsed = parser.parse_object(nested(values))
-        config = parser.instantiate_classes(parsed)
+        config = parser.instantiate(parsed)
     except (ArgumentError, TypeError) as error:
         raise ValueError(one_line(str(error))) from error
     return TrainConfig(**vars(config))

@@ -141,7 +141,9 @@ def train(config: TrainConfig) -> Path:
                 save_preview(config, state, run / "previews" / f"step_{state.step:08d}.png")
     writer.close()
     final = checkpoints(run)[-1]
-    console.print(f"the trained model is in {final}\npreviews, one row per budget, in {run / 'previews'}")
+    console.print(f"the trained model is in {final}")
+    if config.log.preview_every:
+        console.print(f"previews, one row per budget, are in {run / 'previews'}")
     return final
 
 

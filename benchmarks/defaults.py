@@ -1,0 +1,45 @@
+"""Which steps and guidance scale sample the bundled model best: the sweep behind the defaults in its card.
+
+python benchmarks/defaults.py                     # full budget, one seed, 949 samples a cell
+python benchmarks/defaults.py --model FOLDER --steps 10,25 --scales 1,2
+"""
+
+import argparse
+from pathlib import Path
+
+from rich.table import Table
+
+from elit.bundled import FOLDER, SamplingDefaults
+from elit.console import output, progress_bar
+from elit.reports.quality import Judge
+from elit.weights import load_model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default=str(FOLDER))
+    parser.add_argument("--steps", default="10,15,25,40")
+    parser.add_argument("--scales", default="1,1.5,2,3")
+    parser.add_argument("--budget", type=float, default=1.0)
+    parser.add_argument("--seed", type=int, default=100, help="not one of those that the card's figures use")
+    options = parser.parse_args()
+    cells = [
+        SamplingDefaults(int(steps), float(scale))
+        for steps in options.steps.split(",")
+        for scale in options.scales.split(",")
+    ]
+    model, judge = load_model(Path(options.model)), Judge()
+    table = Table("steps", "guidance scale", "model calls", "Fréchet", "KID x 1000", "in category")
+    with progress_bar() as bar:
+        task = bar.add_task("sweeping", total=len(cells) * judge.count, unit="images")
+        for cell in cells:
+            images = judge.draw(model, options.budget, options.seed, cell, lambda n: bar.advance(task, n))
+            quality = judge.score(images)
+            calls = cell.steps * (1 if cell.guidance_scale == 1 else 2)
+            figures = (f"{quality.frechet:.1f}", f"{quality.kernel:.1f}", f"{quality.accuracy:.3f}")
+            table.add_row(str(cell.steps), f"{cell.guidance_scale:g}", str(calls), *figures)
+    output.print(table)
+
+
+if __name__ == "__main__":
+    main()

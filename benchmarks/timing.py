@@ -1,0 +1,102 @@
+"""What the benchmarks share: the machine in one line, interleaved timing, and medians with their spread."""
+
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from elit.console import console as progress
+
+PIPE_WIDTH = 165  # columns of a table where there is no terminal to ask
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One thing to time: `run(setup())`, of which only `run` is timed."""
+
+    run: Callable[[Any], object]
+    setup: Callable[[], Any] = lambda: None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """The median of some rounds, and their first and third quartiles."""
+
+    median: float
+    low: float
+    high: float
+
+    def show(self, scale: float = 1.0, digits: int = 2) -> str:
+        """`median (first quartile - third quartile)`, every value times `scale`."""
+        median, low, high = (f"{value * scale:,.{digits}f}" for value in (self.median, self.low, self.high))
+        return f"{median} ({low} - {high})"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Median and quartiles. The median of paired ratios is not the ratio of the medians: give it the ratios."""
+    low, high = np.percentile(values, [25, 75])
+    return Spread(statistics.median(values), float(low), float(high))
+
+
+def measure(variant: Variant) -> float:
+    """Seconds of one run; its setup and the release of what it returns are not counted."""
+    given = variant.setup()
+    start = time.perf_counter()
+    result = variant.run(given)
+    seconds = time.perf_counter() - start
+    del result
+    return seconds
+
+
+def interleave(variants: Mapping[str, Variant], rounds: int, title: str) -> dict[str, list[float]]:
+    """Seconds per variant and round, after one warm-up each.
+
+    Every round times every variant once, so a machine that drifts slows all of them alike, and each round begins one
+    variant further on, so that none always comes first. Progress goes to stderr, between the rounds.
+    """
+    names = list(variants)
+    for name in names:
+        measure(variants[name])
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for index in range(rounds):
+        first = index % len(names)
+        for name in names[first:] + names[:first]:
+            seconds[name].append(measure(variants[name]))
+        progress.print(f"{title}: round {index + 1} of {rounds}")
+    return seconds
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine() -> dict[str, str | int]:
+    """What the figures were taken on."""
+    return {
+        "cpu": cpu_name(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+
+
+def open_report() -> Console:
+    """A console on stdout that has told the machine already, wide enough for the tables when it is not a terminal."""
+    out = Console(highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    for name, value in machine().items():
+        out.print(f"{name}: {value}")
+    return out

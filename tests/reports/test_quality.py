@@ -1,0 +1,101 @@
+"""The quality report: fair halves, resumable figures, and an honest verdict."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import elit
+from elit.bundled import Card, SamplingDefaults, load_card, save_card
+from elit.data.images import to_float
+from elit.reports.quality import Judge, Quality, fingerprint, measure, summary, verdict
+
+COUNT = 24
+
+
+@pytest.fixture(scope="module")
+def judge() -> Judge:
+    return Judge(COUNT)
+
+
+@pytest.fixture(scope="module")
+def model() -> elit.DiT:
+    tiny = elit.create_model(
+        "ELIT-SiT-S/8", width=32, heads=2, depth=3, head_depth=1, tail_depth=1, in_channels=3, num_classes=99
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in tiny.parameters():
+            p.add_(0.05 * torch.randn(p.shape, generator=generator))
+    return tiny.eval()
+
+
+def test_the_halves_share_no_picture(judge: Judge) -> None:
+    assert set(judge.reference.tolist()).isdisjoint(judge.other.tolist())
+    assert judge.count == len(judge.reference) == COUNT
+
+
+def test_the_reference_itself_is_at_distance_zero_and_others_are_not(judge: Judge) -> None:
+    same = judge.score(to_float(judge.data.images[judge.reference]))
+    assert same.frechet == pytest.approx(0, abs=1e-6)
+    real = judge.yardstick()
+    noise = judge.score(torch.randn(COUNT, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert 0 < real.frechet < noise.frechet and real.kernel < noise.kernel
+
+
+def test_samples_carry_the_other_halfs_labels_and_their_own_noise(judge: Judge, model: elit.DiT) -> None:
+    sampling = SamplingDefaults(steps=2, guidance_scale=1.5)
+    drawn = judge.draw(model, 0.5, seed=3, sampling=sampling)
+    alone = elit.sample(model, judge.data.labels[judge.other], steps=2, budget=0.5, guidance=elit.Guidance(1.5), seed=3)
+    torch.testing.assert_close(drawn, alone)
+
+
+def test_measured_figures_are_kept_and_go_on(model: elit.DiT, tmp_path: Path) -> None:
+    sampling = SamplingDefaults(steps=2, guidance_scale=1.0)
+    whole = measure(model, [0.25, 1.0], [0, 1], sampling, tmp_path / "a", COUNT)
+    measure(model, [0.25], [0], sampling, tmp_path / "b", COUNT)
+    kept = next((tmp_path / "b").glob("*.json"))
+    kept.write_text(json.dumps({**json.loads(kept.read_text()), "frechet": 12345.0}))
+    resumed = measure(model, [0.25, 1.0], [0, 1], sampling, tmp_path / "b", COUNT)
+    assert resumed["budgets"][1] == whole["budgets"][1]
+    other = (whole["budgets"][0]["frechet"], resumed["budgets"][0]["frechet"])
+    assert other[1] > 6000 > other[0], "what was finished is taken from the folder"
+    assert whole["samples"] == COUNT and whole["seeds"] == [0, 1]
+
+
+def test_the_fingerprint_tells_models_apart(model: elit.DiT) -> None:
+    before = fingerprint(model)
+    with torch.no_grad():
+        model.final.linear.bias[0] += 1
+    after = fingerprint(model)
+    with torch.no_grad():
+        model.final.linear.bias[0] -= 1
+    assert before != after
+
+
+def test_mean_and_spread_over_seeds() -> None:
+    out = summary([Quality(10, 1, 0.5), Quality(14, 3, 0.5)])
+    assert (out["frechet"], out["kernel"], out["accuracy"]) == (12, 2, 0.5)
+    assert out["frechet_std"] == pytest.approx(8**0.5) and out["accuracy_std"] == 0
+
+
+def test_the_verdict_asks_whether_budget_buys_quality() -> None:
+    def row(budget: float, frechet: float) -> dict[str, float]:
+        return {"budget": budget, "frechet": frechet, "frechet_std": 3.0}
+
+    good = verdict([row(1.0, 10), row(0.5, 15), row(0.25, 20)])
+    assert good["rank_correlation"] == pytest.approx(1.0)
+    assert good["separation"] == pytest.approx(10 / 18**0.5)
+    assert verdict([row(0.25, 10), row(0.5, 15), row(1.0, 20)])["rank_correlation"] == pytest.approx(-1.0)
+    assert verdict([row(1.0, 1)]) == {}
+
+
+def test_a_card_survives_a_round_trip_and_a_broken_one_is_refused(tmp_path: Path) -> None:
+    card = Card(SamplingDefaults(7, 1.25), {"samples": 3})
+    save_card(card, tmp_path)
+    assert load_card(tmp_path) == card
+    (tmp_path / "card.json").write_text("{")
+    with pytest.raises(ValueError, match=r"card\.json"):
+        load_card(tmp_path)
+    assert load_card(tmp_path / "none") == Card(SamplingDefaults())

@@ -1,0 +1,65 @@
+"""Every command and every line of Python in the README runs as written."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from elit.cli import main
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf8")
+INSTALLING = ("python3.11 -m venv", ".venv/bin/pip install", "source ")  # what `make` itself does
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+
+
+def commands(program: str) -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith(program)]
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of its own with the repository's configs beside."""
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_every_elit_command_runs(elsewhere: Path) -> None:
+    for command in commands("elit "):
+        assert main(shlex.split(command)[1:]) == 0, command
+    assert {"demo", "demo-mine", "runs"} <= {p.name for p in elsewhere.iterdir()}
+
+
+def test_every_python_block_runs(elsewhere: Path) -> None:
+    for block in blocks("python"):
+        exec(compile(block, "README.md", "exec"), {})
+
+
+def test_every_make_target_exists() -> None:
+    targets = [command.split()[1] for command in commands("make ")]
+    assert {"demo", "test", "results"} <= set(targets)
+    for target in targets:
+        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+
+
+def test_no_other_kind_of_command_stands_in_the_readme() -> None:
+    lines = [line.strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
+    assert all(line.startswith(("elit ", "make ", *INSTALLING)) for line in lines)
+
+
+def test_the_tree_names_every_module() -> None:
+    tree = blocks("")[-1] if blocks("") else README
+    for file in (ROOT / "src/elit").rglob("*.py"):
+        assert file.name == "__init__.py" or file.name in tree, file
+
+
+def test_every_picture_is_there() -> None:
+    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (ROOT / path).is_file(), path
