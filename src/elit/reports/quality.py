@@ -137,7 +137,8 @@ def _one(
     work: Path | None,
     done: Callable[[int], None],
 ) -> Quality:
-    name = f"{fingerprint(model)}_n{judge.count}_steps{sampling.steps}_scale{sampling.guidance_scale:g}_budget{budget:.4f}_seed{seed}.json"
+    settings = f"n{judge.count}_steps{sampling.steps}_scale{sampling.guidance_scale:g}"
+    name = f"{fingerprint(model)}_{settings}_budget{budget:.4f}_seed{seed}.json"
     if work is not None and (work / name).is_file():
         done(judge.count)
         return Quality(**json.loads((work / name).read_text(encoding="utf8")))
