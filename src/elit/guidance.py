@@ -56,6 +56,8 @@ def guided_velocity(
     Where the weak path runs at the main budget, both run as one batch of 2 B; otherwise one after the other. `call` runs
     in the model's place with its arguments (x, t, y, budget), for a compiled model.
     """
+    if guidance.weak_budget is not None and model.core is None:
+        raise ValueError(f"guidance weak_budget {guidance.weak_budget} was asked of a dense model, which has one budget")
     run = call or model
     weak_labels = torch.full_like(labels, model.null_class) if guidance.weak_label == "null" else labels
 
@@ -68,7 +70,7 @@ def guided_velocity(
         level = resolve(main, model.latents, len(x))
         weak = level if guidance.weak_budget is None else resolve(guidance.weak_budget, model.latents, len(x))
         if weak == level and isinstance(level, int):
-            both = run(x.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, weak_labels]), main)
+            both = run(x.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, weak_labels]), level / model.latents)
             v_cond, v_weak = both.chunk(2)
         else:
             v_cond = run(x, times, labels, main)

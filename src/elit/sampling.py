@@ -48,7 +48,7 @@ def sample(
     if steps < (2 if sampler == "euler_maruyama" else 1):
         raise ValueError(f"{steps} steps are too few for {sampler}")
     labels = torch.as_tensor(labels, dtype=torch.long)
-    if labels.ndim != 1 or bool(((labels < 0) | (labels > model.null_class)).any()):
+    if labels.ndim != 1 or not len(labels) or bool(((labels < 0) | (labels > model.null_class)).any()):
         raise ValueError(
             f"labels are one list of 0 to {model.null_class - 1}, and {model.null_class} for none, not {labels.tolist()}"
         )

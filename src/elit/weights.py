@@ -29,7 +29,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     try:
         yield beside
         if folder.exists():
-            shutil.rmtree(folder)
+            remove_folder(folder)
         beside.rename(folder)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
@@ -44,6 +44,13 @@ def written_whole(file: Path) -> Iterator[Path]:
         beside.replace(file)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Renames the folder before it is emptied, so that a kill never leaves half of it under its name."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
+    folder.rename(gone)
+    shutil.rmtree(gone)
 
 
 def write_whole(file: Path, text: str) -> None:
@@ -68,10 +75,23 @@ def config_from_dict(values: dict[str, Any], origin: str) -> DiTConfig:
     for key in given:
         if key not in known:
             raise ValueError(f"{origin} has an unknown key {key!r}; {suggest(key, known)}")
+    for field in dataclasses.fields(DiTConfig):
+        value = given.get(field.name, field.default)
+        if not fits(value, field.default, field.name.endswith("_size") and field.name != "patch_size"):
+            raise ValueError(f"{origin} holds a value of the wrong type: {field.name} is {value!r}")
     try:
         return DiTConfig(**given)
-    except TypeError as error:
-        raise ValueError(f"{origin} holds a value of the wrong type: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+
+
+def fits(value: Any, default: Any, may_be_pair: bool) -> bool:
+    """Whether a value read from JSON has its field's type; a size may be a pair, and the group's none."""
+    if may_be_pair and isinstance(value, list | tuple):
+        return len(value) == 2 and all(type(side) is int for side in value)
+    if default is None:
+        return value is None or type(value) is int
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
 def save_weights(model: DiT, folder: Path, state: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:

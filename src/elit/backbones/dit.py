@@ -53,6 +53,9 @@ class DiTConfig:
         for name in ("input_size", "group_size"):  # a pair read from JSON is a list
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
+        for name in ("num_classes", "depth", "patch_size", "in_channels", "width", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.width % self.heads or self.width % 4 or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be a multiple of 4 and of 2 x heads, with heads = {self.heads}")
         for side in pair(self.input_size):
@@ -213,7 +216,12 @@ class DiT(nn.Module):
                 f"the input is (B, {config.in_channels}, H, W) with H and W multiples of {config.patch_size},"
                 f" not {tuple(x.shape)}"
             )
-        if y.device.type == "cpu" and not torch.compiler.is_compiling() and bool(((y < 0) | (y > self.null_class)).any()):
+        if (
+            type(y) is Tensor
+            and y.device.type == "cpu"
+            and not torch.compiler.is_compiling()
+            and bool(((y < 0) | (y > self.null_class)).any())
+        ):
             raise ValueError(f"labels are 0 to {self.null_class - 1}, and {self.null_class} for none, not {y.tolist()}")
         grid = Grid(x.shape[2] // config.patch_size, x.shape[3] // config.patch_size)
         if config.window is not None and not config.rope and grid != config.grid:

@@ -35,6 +35,8 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def on_white(image: Image.Image) -> Image.Image:
     """RGB, with what is transparent composited on white."""
+    if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255, not scale them
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
@@ -78,7 +80,7 @@ def load_square(file: Path, size: int) -> Tensor:
     try:
         with Image.open(file) as image:
             picture = on_white(image)
-    except OSError as error:
+    except (OSError, SyntaxError) as error:  # SyntaxError: what PIL raises for a broken PNG chunk
         raise ValueError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
     side = min(picture.size)
     left, top = (picture.width - side) // 2, (picture.height - side) // 2

@@ -24,7 +24,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = x.float()
-        rms = y.square().mean(-1, keepdim=True).sqrt()
+        rms = torch.linalg.vector_norm(y, dim=-1, keepdim=True) / y.shape[-1] ** 0.5  # whose gradient at 0 is 0
         return (y / (rms + 1e-5) * self.scale).to(x.dtype)
 
 

@@ -5,18 +5,22 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from elit.backbones.dit import Budget, DiT
 
 
-def meta_call(model: DiT, batch: int, budget: Budget, grad: bool = False) -> Callable[[], Tensor]:
+def meta_call(model: DiT, batch: int, budget: Budget, grad: bool = False, device: str = "meta") -> Callable[[], Tensor]:
     """A forward of the model on meta tensors, which have shapes and no data; the model itself is left alone."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    state = {name: torch.empty_like(tensor, device="meta", requires_grad=grad) for name, tensor in named.items()}
-    x = torch.empty(batch, model.config.in_channels, *model.input_shape, device="meta")
-    t, y = torch.empty(batch, device="meta"), torch.empty(batch, dtype=torch.long, device="meta")
+    state = {
+        name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device, requires_grad=grad)
+        for name, tensor in named.items()
+    }
+    x = torch.empty(batch, model.config.in_channels, *model.input_shape, device=device)
+    t, y = torch.empty(batch, device=device), torch.empty(batch, dtype=torch.long, device=device)
     return lambda: functional_call(model, state, (x, t, y, budget))
 
 
@@ -34,7 +38,9 @@ def count_flops(model: DiT, budget: Budget = None) -> int:
 def activation_bytes(model: DiT, batch: int, budget: Budget = None, dtype: torch.dtype = torch.float32) -> int:
     """Bytes that autograd keeps for the backward pass of one batch, weights left out, under autocast to `dtype`."""
     storages: dict[int, tuple[int, Tensor]] = {}
-    forward = meta_call(model, batch, budget, grad=True)
+    fake = FakeTensorMode()
+    with fake:
+        forward = meta_call(model, batch, budget, grad=True, device="cpu")
 
     def keep(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, torch.nn.Parameter) and not tensor.is_leaf:
@@ -43,6 +49,7 @@ def activation_bytes(model: DiT, batch: int, budget: Budget = None, dtype: torch
         return tensor
 
     with (
+        fake,
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
         torch.autocast("cpu", dtype, enabled=dtype != torch.float32),
     ):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from elit.backbones.dit import DiT
 from elit.training.config import TrainConfig, flat
-from elit.weights import WEIGHTS_FILE, read_tensors, save_weights, whole_folder, write_whole
+from elit.weights import WEIGHTS_FILE, read_tensors, remove_folder, save_weights, whole_folder, write_whole
 
 STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
 
@@ -45,7 +45,7 @@ def open_run(config: TrainConfig) -> Path:
     """The run's folder, made or found. Raises ValueError where it holds a run of another configuration."""
     run = Path(config.out)
     file = run / "config.json"
-    if run.is_file() or (run.is_dir() and any(run.iterdir()) and not file.is_file()):
+    if run.is_file() or (run.is_dir() and any(p.suffix != ".part" for p in run.iterdir()) and not file.is_file()):
         raise ValueError(f"{run} exists and is not a training run; give another folder with --out")
     if file.is_file():
         try:
@@ -71,6 +71,12 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / STATE_FILE).is_file())
 
 
+def remove_unfinished(run: Path) -> None:
+    """Removes what a kill left half-written or half-removed; such folders have hidden names and are never read."""
+    for folder in (run / "checkpoints").glob(".step_*"):
+        shutil.rmtree(folder)
+
+
 def save_checkpoint(run: Path, state: TrainState, keep: int) -> Path:
     """Writes a checkpoint beside its place, renames it there, and removes all but the last `keep`."""
     folder = run / "checkpoints" / f"step_{state.step:08d}"
@@ -83,7 +89,7 @@ def save_checkpoint(run: Path, state: TrainState, keep: int) -> Path:
         save_file(tensors, part / TENSORS_FILE)
         (part / STATE_FILE).write_text(json.dumps({"step": state.step}) + "\n", encoding="utf8")
     for old in checkpoints(run)[: -max(keep, 1)]:
-        shutil.rmtree(old)
+        remove_folder(old)
     return folder
 
 
@@ -97,7 +103,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
                 p.copy_(tensors[f"model.{name}"])
                 state.ema[name].copy_(ema[name])
                 moments = {key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                state.optimizer.state[p] = {key: value.to(p.device) for key, value in moments.items()}
+                state.optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in moments.items()}
         state.step = int(json.loads((folder / STATE_FILE).read_text(encoding="utf8"))["step"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise ValueError(

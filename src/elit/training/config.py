@@ -124,10 +124,12 @@ def load_config(file: str | Path | None, overrides: list[str]) -> TrainConfig:
     Raises ValueError for a file that cannot be read, an unknown key (naming the nearest known one) or a mistyped value.
     """
     values = flat(read_yaml(Path(file)) if file is not None else {}) | parse_overrides(overrides)
-    known = list(flat(TrainConfig().to_dict()))
-    for key in values:
+    known = flat(TrainConfig().to_dict())
+    for key, value in values.items():
         if key not in known:
-            raise ValueError(f"unknown key {key!r}{f' in {file}' if file else ''}; {suggest(key, known)}")
+            raise ValueError(f"unknown key {key!r}{f' in {file}' if file else ''}; {suggest(key, list(known))}")
+        if value is None and known[key] is not None:
+            raise ValueError(f"{key} has no value; leave it out for the default, {known[key]}")
     if values.get("preset") is not None:
         base = dataclasses.asdict(preset_config(str(values["preset"])))
         values = {f"model.{key}": value for key, value in base.items()} | values
@@ -178,7 +180,10 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
             if not rest:
                 raise ValueError(f"--{key} has no value; overrides look like --optimizer.lr 1e-3")
             value = rest.pop(0)
-        out[key.replace("-", "_")] = yaml_value(value)
+        try:
+            out[key.replace("-", "_")] = yaml_value(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"the value {value!r} of --{key} is not YAML; quote it") from error
     return out
 
 

@@ -18,7 +18,14 @@ from elit.flow import Path as FlowPath
 from elit.pictures import save_png, spread, tile
 from elit.sampling import sample
 from elit.seeding import generator_for
-from elit.training.checkpoint import TrainState, checkpoints, load_checkpoint, open_run, save_checkpoint
+from elit.training.checkpoint import (
+    TrainState,
+    checkpoints,
+    load_checkpoint,
+    open_run,
+    remove_unfinished,
+    save_checkpoint,
+)
 from elit.training.config import OptimizerConfig, TrainConfig
 
 
@@ -116,6 +123,7 @@ def train(config: TrainConfig) -> Path:
     data = load_data(config)
     run = open_run(config)
     state = make_state(config, device)
+    remove_unfinished(run)
     if found := checkpoints(run):
         load_checkpoint(found[-1], state)
         console.print(f"going on from {found[-1]}")
@@ -128,14 +136,18 @@ def train(config: TrainConfig) -> Path:
         started, first = time.perf_counter(), state.step
         while state.step < config.steps:
             loss = train_step(config, state, draw_batch(config, data, state.step), device)
-            if state.step % config.log.every == 0:
+            last = state.step == config.steps
+            log = config.log.every and state.step % config.log.every == 0
+            save = last or (config.log.checkpoint_every and state.step % config.log.checkpoint_every == 0)
+            if log or save:
+                _check(state.step, loss.item())
+            if log:
                 rate = (state.step - first) * config.batch_size / (time.perf_counter() - started)
                 _report(writer, state, loss.item(), rate)
                 bar.update(task, description=f"training, loss {loss.item():.4f}")
                 started, first = time.perf_counter(), state.step
             bar.update(task, completed=state.step)
-            last = state.step == config.steps
-            if last or (config.log.checkpoint_every and state.step % config.log.checkpoint_every == 0):
+            if save:
                 save_checkpoint(run, state, config.log.keep)
             if config.log.preview_every and (last or state.step % config.log.preview_every == 0):
                 save_preview(config, state, run / "previews" / f"step_{state.step:08d}.png")
@@ -147,11 +159,14 @@ def train(config: TrainConfig) -> Path:
     return final
 
 
-def _report(writer: object, state: TrainState, loss: float, rate: float) -> None:
+def _check(step: int, loss: float) -> None:
     if not loss < float("inf"):
         raise FloatingPointError(
-            f"the loss is {loss} at step {state.step}; lower optimizer.lr and start again from the last checkpoint"
+            f"the loss is {loss} at step {step}; lower optimizer.lr and start again from the last checkpoint"
         )
+
+
+def _report(writer: object, state: TrainState, loss: float, rate: float) -> None:
     for name, value in (
         ("loss", loss),
         ("images_per_second", rate),
