@@ -15,7 +15,7 @@ demo: $(VENV)/installed
 	$(BIN)/elit demo
 
 test: $(VENV)/installed
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
 lint: $(VENV)/installed
 	$(BIN)/ruff format --check .
@@ -30,6 +30,7 @@ format: $(VENV)/installed
 results: $(VENV)/installed
 	$(BIN)/elit results
 
+# Best on a machine that does nothing else.
 benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/forward.py
 

@@ -139,6 +139,16 @@ def test_another_config_in_the_same_run_is_refused_and_changes_nothing(capsys: p
     assert "other" in refused(capsys, *run[:-1], "other")
 
 
+def test_export_stores_a_model_in_half_precision_and_overwrites_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tiny_model(Path("model"))
+    assert main(["export", "model", "--out", "small"]) == 0
+    assert Path("small/model.safetensors").stat().st_size < 0.51 * (folder / "model.safetensors").stat().st_size
+    small, model = elit.load_model("small").state_dict(), elit.load_model("model").state_dict()
+    assert all(torch.equal(small[name], tensor.half().float()) for name, tensor in model.items())
+    capsys.readouterr()
+    assert "--overwrite" in refused(capsys, "export", "model", "--out", "small")
+
+
 def test_a_dry_run_costs_and_stops(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", *TINY, "--dry-run"]) == 0
     assert "parameters" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The command `elit`: train | demo | info | results.
+"""The command `elit`: demo | train | export | info | results.
 
 Only this file parses. A user's mistake is one sentence on the error stream and exit code 2, never a traceback.
 """
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="elit", description="Elastic diffusion transformers: one model, many budgets.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_demo, add_train, add_info, add_results):
+    for add in (add_demo, add_train, add_export, add_info, add_results):
         add(commands)
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command != "train":
@@ -126,6 +126,30 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> None:
     table.add_row("weights, gradients, moments, EMA", f"{cost['state_bytes'] / 2**20:.0f} MiB")
     table.add_row("activations of a batch, highest budget", f"{cost['activation_bytes_highest'] / 2**20:.0f} MiB")
     output.print(table)
+
+
+def add_export(commands: Commands) -> None:
+    command = commands.add_parser("export", help="make a model folder for inference from a checkpoint of a run")
+    command.add_argument("checkpoint", help="a model folder, such as runs/NAME/checkpoints/step_00001000")
+    command.add_argument("--out", required=True, help="folder for config.json and model.safetensors")
+    command.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16", help="of the stored weights")
+    command.add_argument("--overwrite", action="store_true", help="replace the model that is there")
+    command.set_defaults(run=run_export)
+
+
+def run_export(options: argparse.Namespace, rest: list[str]) -> None:
+    import torch
+
+    from elit.weights import WEIGHTS_FILE, load_model, save_weights
+
+    model, out = load_model(options.checkpoint), Path(options.out)
+    if (out / WEIGHTS_FILE).exists() and not options.overwrite:
+        raise ValueError(f"{out} holds a model already; give another folder, or --overwrite")
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[options.dtype]
+    out.mkdir(parents=True, exist_ok=True)
+    save_weights(model, out, dtype=dtype)
+    size = (out / WEIGHTS_FILE).stat().st_size
+    output.print(f"{out / WEIGHTS_FILE}: {size / 1e6:.2f} MB")
 
 
 def add_info(commands: Commands) -> None:

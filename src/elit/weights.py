@@ -98,8 +98,9 @@ def save_weights(model: DiT, folder: Path, state: dict[str, Tensor] | None = Non
     """Writes config.json and model.safetensors into a folder that exists. `state`: other weights than the model's."""
     state = model.state_dict() if state is None else state
     tensors = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / WEIGHTS_FILE)
-    (folder / CONFIG_FILE).write_text(json.dumps(config_to_dict(model.config), indent=2) + "\n", encoding="utf8")
+    with written_whole(folder / WEIGHTS_FILE) as part:
+        save_file(tensors, part)
+    write_whole(folder / CONFIG_FILE, json.dumps(config_to_dict(model.config), indent=2) + "\n")
 
 
 def load_model(folder: str | Path, device: str = "cpu") -> DiT:

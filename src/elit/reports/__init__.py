@@ -1,0 +1,1 @@
+"""Pictures and tables of what a budget costs and gives."""
