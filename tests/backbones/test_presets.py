@@ -134,7 +134,7 @@ def test_an_unknown_option_is_answered_with_near_ones(wrong, near):
         ({"patch_size": 0}, "patch_size"),
         ({"heads": 0}, "heads"),
         ({"width": 0}, "width"),
-        ({"input_size": 160}, "4096 rows; set rope=True"),
+        ({"input_size": 160}, "4096 rows of latent_table; set rope=True"),
     ],
 )
 def test_a_configuration_that_cannot_be_is_refused(overrides, said):

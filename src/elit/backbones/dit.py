@@ -15,8 +15,6 @@ from elit.elastic.budget import Level, resolve
 from elit.elastic.interface import ReadLayer, WriteLayer
 from elit.elastic.rope import token_rope
 
-TABLE_ROWS = 4096  # of the learned table of latent positions in the published models
-
 Budget = float | Sequence[float] | Tensor | None
 
 
@@ -29,6 +27,7 @@ class DiTConfig:
     qk_norm: LayerNorm of queries and keys in the blocks. rope: rotary positions instead of fixed sin-cos and the table.
     group_size: the window's (height, width) in tokens, or one side. head_depth, tail_depth: blocks before Read and
     after Write. read_depth, write_depth, interface_mlp_ratio: of Read and Write. write_sees_dropped: see `LatentCore`.
+    latent_table: rows of the learned table of latent positions, which a `rope` model has not; 4096 in the published models.
     """
 
     input_size: int | tuple[int, int] = 32
@@ -48,6 +47,7 @@ class DiTConfig:
     write_depth: int = 1
     interface_mlp_ratio: float = 1.0
     write_sees_dropped: bool = False
+    latent_table: int = 4096
 
     def __post_init__(self) -> None:
         for name in ("input_size", "group_size"):  # a pair read from JSON is a list
@@ -72,8 +72,8 @@ class DiTConfig:
             )
         if min(self.read_depth, self.write_depth) < 1:
             raise ValueError("read_depth and write_depth are at least 1")
-        if not self.rope and self.grid.size > TABLE_ROWS:
-            raise ValueError(f"a grid of {self.grid.size} tokens is beyond the table's {TABLE_ROWS} rows; set rope=True")
+        if not self.rope and self.grid.size > self.latent_table:
+            raise ValueError(f"a grid of {self.grid.size} tokens is beyond the {self.latent_table} rows of latent_table; set rope=True")
 
     @property
     def grid(self) -> Grid:
@@ -116,7 +116,7 @@ class DiT(nn.Module):
                 window.size,
                 config.read_depth,
                 config.interface_mlp_ratio,
-                table=0 if config.rope else TABLE_ROWS,
+                table=0 if config.rope else config.latent_table,
             ),
             blocks[head:tail],
             Write(config.width, config.heads, window.size, config.write_depth, config.interface_mlp_ratio),
