@@ -100,6 +100,7 @@ def save_weights(model: DiT, folder: Path, state: dict[str, Tensor] | None = Non
     tensors = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in state.items()}
     with written_whole(folder / WEIGHTS_FILE) as part:
         save_file(tensors, part)
+        part.chmod(0o644)  # safetensors makes files that their owner alone can read
     write_whole(folder / CONFIG_FILE, json.dumps(config_to_dict(model.config), indent=2) + "\n")
 
 

@@ -73,7 +73,9 @@ class DiTConfig:
         if min(self.read_depth, self.write_depth) < 1:
             raise ValueError("read_depth and write_depth are at least 1")
         if not self.rope and self.grid.size > self.latent_table:
-            raise ValueError(f"a grid of {self.grid.size} tokens is beyond the {self.latent_table} rows of latent_table; set rope=True")
+            raise ValueError(
+                f"a grid of {self.grid.size} tokens is beyond the {self.latent_table} rows of latent_table; set rope=True"
+            )
 
     @property
     def grid(self) -> Grid:

@@ -192,7 +192,7 @@ def budget_table(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None)
         real = quality["real"]
         table.add_row("real", "", "", "", *(figure(real, n, d) for n, d in (("frechet", 1), ("kernel", 1), ("accuracy", 3))))
         table.caption = (
-            f"Quality: {quality['samples']} samples per budget and seed, {len(quality['seeds'])} seeds, against as many real"
+            f"Quality: {quality['samples']} samples per budget and seed, {len(quality['seeds'])} seed(s), against as many real"
             f" pictures ({quality['features']}); fewer samples than the 1,280 dimensions, so read the Fréchet distance"
             " beside KID, which is unbiased at any count. Latency: one forward, batch 1."
         )
@@ -205,13 +205,10 @@ def draw_grid(report: BudgetReport, file: Path) -> None:
 
     count, columns = len(report.rows), len(report.labels)
     rows = REAL_ROWS + count
-    figure = Figure(figsize=(0.62 * columns + 2.0, 0.62 * rows + 1.4), dpi=150)
-    axes = figure.subplots(
-        rows,
-        columns,
-        squeeze=False,
-        gridspec_kw={"wspace": 0.06, "hspace": 0.06, "left": 0.2, "right": 0.99, "top": 0.9, "bottom": 0.01},
-    )
+    width, height = 0.62 * columns + 2.2, 0.62 * rows + 0.9  # inches; names stand on the left and on top
+    figure = Figure(figsize=(width, height), dpi=150)
+    place = {"left": 1.75 / width, "right": 1 - 0.4 / width, "top": 1 - 0.85 / height, "bottom": 0.05 / height}
+    axes = figure.subplots(rows, columns, squeeze=False, gridspec_kw={"wspace": 0.06, "hspace": 0.06, **place})
     pictures = torch.cat([report.real, report.samples])
     for i in range(rows):
         for j in range(columns):

@@ -157,12 +157,13 @@ def fingerprint(model: DiT) -> str:
 
 
 def summary(scores: Sequence[Quality]) -> dict[str, float]:
-    """Mean and standard deviation over the seeds of each figure."""
+    """Mean and, of more than one seed, standard deviation of each figure."""
     out = {}
     for name in ("frechet", "kernel", "accuracy"):
         values = [getattr(score, name) for score in scores]
         out[name] = statistics.fmean(values)
-        out[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else 0.0
+        if len(values) > 1:
+            out[f"{name}_std"] = statistics.stdev(values)
     return out
 
 
@@ -177,8 +178,8 @@ def verdict(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     ordered = sorted(rows, key=lambda row: row["budget"])
     frechet = torch.tensor([row["frechet"] for row in ordered])
     low, full = ordered[0], ordered[-1]
-    spread = (low["frechet_std"] ** 2 + full["frechet_std"] ** 2) ** 0.5
     out = {"rank_correlation": rank_correlation(torch.tensor([row["budget"] for row in ordered]), -frechet)}
+    spread = (low.get("frechet_std", 0.0) ** 2 + full.get("frechet_std", 0.0) ** 2) ** 0.5
     if spread > 0:
         out["separation"] = (low["frechet"] - full["frechet"]) / spread
     return out
