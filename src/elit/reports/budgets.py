@@ -192,7 +192,7 @@ def budget_table(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None)
         real = quality["real"]
         table.add_row("real", "", "", "", *(figure(real, n, d) for n, d in (("frechet", 1), ("kernel", 1), ("accuracy", 3))))
         table.caption = (
-            f"Quality: {quality['samples']} samples per budget and seed, {len(quality['seeds'])} seed(s), against as many real"
+            f"Quality: {quality['samples']} samples per budget and seed, seeds {len(quality['seeds'])}, against as many real"
             f" pictures ({quality['features']}); fewer samples than the 1,280 dimensions, so read the Fréchet distance"
             " beside KID, which is unbiased at any count. Latency: one forward, batch 1."
         )
