@@ -261,6 +261,6 @@ def draw_tradeoff(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None
             ax.text(0.5, 0.5, "not measured", ha="center", transform=ax.transAxes, color="grey")
         ax.set_title(title, fontsize=10)
         ax.set_xlabel("budget")
-        ax.set_ylim(bottom=0)
+        ax.set_ylim(0, 1.1 * ax.get_ylim()[1])
         ax.grid(alpha=0.3)
     figure.savefig(file, format="png")
