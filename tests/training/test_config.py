@@ -148,6 +148,7 @@ def test_mistyped_values_name_their_key(key: str, value: str) -> None:
         ("flow.label_dropout", "1.5"),
         ("flow.label_dropout", ".nan"),
         ("optimizer.lr", "0"),
+        ("optimizer.muon_lr", "0"),
         ("optimizer.lr", ".nan"),
     ],
 )

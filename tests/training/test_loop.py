@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,6 @@ from elit.training.loop import (
     Batch,
     draw_batch,
     dry_run,
-    learning_rate,
     load_data,
     make_state,
     pick_device,
@@ -115,21 +113,6 @@ def test_budget_is_uniform_over_the_levels_of_the_config(make_config: Make) -> N
     assert set(drawn) == {0.5, 0.75, 1.0}
     assert all(drawn.count(level) == pytest.approx(300, abs=60) for level in set(drawn))
     assert draw_batch(make_config(model__group_size=None), data, 0).budget is None
-
-
-@pytest.mark.parametrize(("warmup", "steps"), [(0, 100), (10, 100), (100, 100), (200, 100)])
-def test_learning_rate(warmup: int, steps: int) -> None:
-    """lr (k + 1) / warmup, then lr, or lr cos^2 of a quarter turn from the warm-up's end to the last step."""
-    constant = OptimizerConfig(lr=0.2, warmup_steps=warmup)
-    cosine = replace(constant, schedule="cosine")
-    for step in range(steps):
-        rising = 0.2 * (step + 1) / warmup if step < warmup else None
-        turn = math.pi / 2 * (step - warmup) / max(steps - warmup, 1)
-        assert learning_rate(constant, step, steps) == pytest.approx(rising or 0.2)
-        assert learning_rate(cosine, step, steps) == pytest.approx(rising or 0.2 * math.cos(turn) ** 2)
-    if warmup < steps:
-        assert learning_rate(cosine, steps, steps) == pytest.approx(0, abs=1e-12)
-        assert learning_rate(cosine, warmup, steps) == pytest.approx(0.2)
 
 
 def test_weights_come_from_the_seed(make_config: Make) -> None:
@@ -281,10 +264,10 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config: Make, every: int, 
         assert all(p.isfinite().all() for p in state.model.parameters())
 
 
-@pytest.mark.parametrize("group_size", [2, None])
-def test_dry_run_counts_what_a_run_holds(make_config: Make, group_size: int | None) -> None:
-    """Parameters are the model's; the state's bytes those of weights, gradients, both moments and the average."""
-    config = make_config(model__group_size=group_size)
+@pytest.mark.parametrize(("group_size", "optimizer"), [(2, "adamw"), (None, "adamw"), (2, "muon")])
+def test_dry_run_counts_what_a_run_holds(make_config: Make, group_size: int | None, optimizer: str) -> None:
+    """Parameters are the model's; the state's bytes those of weights, gradients, moments and the average."""
+    config = make_config(model__group_size=group_size, optimizer__name=optimizer)
     cost, state = dry_run(config), make_state(config, CPU)
     assert cost["parameters"] == sum(p.numel() for p in state.model.parameters())
 
@@ -292,7 +275,8 @@ def test_dry_run_counts_what_a_run_holds(make_config: Make, group_size: int | No
     train_step(config, state, batch, CPU)
     flow_loss(lambda x, t: state.model(x, t, batch.labels, batch.budget), batch.flow).backward()
     parameters = list(state.model.parameters())
-    moments = [state.optimizer.state[p][key] for p in parameters for key in ("exp_avg", "exp_avg_sq")]
+    kept = [values for o in state.optimizers for values in o.state.values()]
+    moments = [value for values in kept for key, value in values.items() if key != "step"]
     held = [*parameters, *(p.grad for p in parameters if p.grad is not None), *moments, *state.ema.values()]
     assert cost["state_bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in held)
     assert cost["step_gflops_highest"] == pytest.approx(3 * 4 * cost["forward_gflops_highest"])

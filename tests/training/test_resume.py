@@ -57,11 +57,14 @@ def assert_same_checkpoint(folder: Path, other: Path) -> None:
         assert [key for key in a if not torch.equal(a[key], b[key])] == []
 
 
-def test_a_killed_run_goes_on_exactly(tmp_path: Path, arguments: Callable[..., list[str]], make_config: Make) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_killed_run_goes_on_exactly(
+    tmp_path: Path, arguments: Callable[..., list[str]], make_config: Make, optimizer: str
+) -> None:
     """60 steps, and 60 steps of which the process was killed around the 30th, end in the same bits."""
     options = {
         "steps": 60, "batch_size": 64, "log__checkpoint_every": 10, "log__keep": 9, "log__preview_every": 25,
-        "optimizer__schedule": "cosine", "optimizer__warmup_steps": 35,
+        "optimizer__name": optimizer, "optimizer__schedule": "cosine", "optimizer__warmup_steps": 35,
     }  # fmt: skip
     run = tmp_path / "killed"
     kill_at(run / "checkpoints" / "step_00000030", start_elit(arguments(out=run, **options)))
@@ -76,10 +79,11 @@ def test_a_killed_run_goes_on_exactly(tmp_path: Path, arguments: Callable[..., l
     assert any(key.startswith("optimizer.exp_avg_sq.") and value.any() for key, value in moments.items())
 
 
-def test_a_checkpoint_holds_the_whole_state(make_config: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_checkpoint_holds_the_whole_state(make_config: Make, tmp_path: Path, optimizer: str) -> None:
     """Loaded into a fresh state it is the saved one to the bit; its folder is a model folder of the average."""
-    config = make_config()
-    saved, loaded = trained_state(config, 3), make_state(make_config(seed=9), CPU)
+    config = make_config(optimizer__name=optimizer)
+    saved, loaded = trained_state(config, 3), make_state(make_config(seed=9, optimizer__name=optimizer), CPU)
     folder = save_checkpoint(tmp_path, saved, keep=1)
     load_checkpoint(folder, loaded)
     assert loaded.step == saved.step == 3
@@ -88,8 +92,9 @@ def test_a_checkpoint_holds_the_whole_state(make_config: Make, tmp_path: Path) -
         assert torch.equal(a, b)
         assert torch.equal(saved.ema[name], loaded.ema[name])
         assert torch.equal(saved.ema[name], model[name])
-        for key, value in saved.optimizer.state[a].items():
-            assert torch.equal(value, loaded.optimizer.state[b][key])
+        kept, back = saved.optimizer_of[a].state[a], loaded.optimizer_of[b].state[b]
+        assert kept.keys() == back.keys() and kept
+        assert all(torch.equal(value, back[key]) for key, value in kept.items())
 
 
 def test_a_loaded_state_needs_its_file_no_longer(make_config: Make, tmp_path: Path) -> None:
@@ -104,8 +109,9 @@ def test_a_loaded_state_needs_its_file_no_longer(make_config: Make, tmp_path: Pa
     for (name, a), (_, b) in zip(saved.model.named_parameters(), loaded.model.named_parameters(), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(saved.ema[name], loaded.ema[name])
-        for key, value in saved.optimizer.state[a].items():
-            assert torch.equal(value, loaded.optimizer.state[b][key])
+        kept, back = saved.optimizer_of[a].state[a], loaded.optimizer_of[b].state[b]
+        assert kept.keys() == back.keys() and kept
+        assert all(torch.equal(value, back[key]) for key, value in kept.items())
 
 
 def killed_in(save: Callable[[], object], operation: int) -> bool:

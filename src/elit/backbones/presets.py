@@ -54,5 +54,5 @@ def create_model(name: str, **overrides: Any) -> DiT:
 def suggest(wrong: str, known: list[str]) -> str:
     """The end of an error about an unknown name: the nearest known ones, or all."""
     folded = {name.lower(): name for name in known}
-    near = [folded[name] for name in difflib.get_close_matches(wrong.lower(), folded, n=3, cutoff=0.5)]
+    near = [folded[name] for name in difflib.get_close_matches(wrong.lower(), folded, n=4, cutoff=0.5)]
     return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"

@@ -2,7 +2,7 @@
 
 RUN/config.json                    the run's configuration
 RUN/checkpoints/step_00001000/     a model folder of the EMA weights (config.json, model.safetensors), with
-    training.safetensors           the raw weights and the optimiser's moments, float32, and
+    training.safetensors           the raw weights and the optimisers' moments, float32, and
     training.json                  the number of steps done
 
 Every random number of a run is a function of (seed, step), so there is no generator to save.
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from elit.backbones.dit import DiT
 from elit.training.config import TrainConfig, flat
+from elit.training.optimizer import MOMENTS
 from elit.weights import WEIGHTS_FILE, read_tensors, remove_folder, save_weights, whole_folder, write_whole
 
 STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
@@ -26,12 +27,17 @@ STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
 
 @dataclass
 class TrainState:
-    """What training changes: the model, the EMA of its weights by name, the optimiser, and the number of steps done."""
+    """What training changes: the model, the EMA of its weights by name, the optimisers, and the number of steps done."""
 
     model: DiT
     ema: dict[str, Tensor]
-    optimizer: torch.optim.AdamW
+    optimizers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
+
+    @property
+    def optimizer_of(self) -> dict[Tensor, torch.optim.Optimizer]:
+        """The optimiser that each parameter belongs to."""
+        return {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
 
     def update_ema(self, decay: float) -> None:
         """ema <- decay ema + (1 - decay) weights; at first the decay is (1 + step) / (10 + step), if that is lower."""
@@ -83,8 +89,9 @@ def save_checkpoint(run: Path, state: TrainState, keep: int) -> Path:
     with whole_folder(folder) as part:
         save_weights(state.model, part, state.ema)
         tensors = {f"model.{name}": p.detach().cpu().contiguous() for name, p in state.model.named_parameters()}
+        optimizer_of = state.optimizer_of
         for name, p in state.model.named_parameters():
-            for key, value in state.optimizer.state[p].items():
+            for key, value in optimizer_of[p].state[p].items():
                 tensors[f"optimizer.{key}.{name}"] = value.detach().cpu().contiguous()
         save_file(tensors, part / TENSORS_FILE)
         (part / STATE_FILE).write_text(json.dumps({"step": state.step}) + "\n", encoding="utf8")
@@ -97,13 +104,15 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     """Restores a state from a checkpoint, exactly. Raises ValueError for a truncated or foreign one."""
     tensors = read_tensors(folder / TENSORS_FILE)
     ema = read_tensors(folder / WEIGHTS_FILE)
+    optimizer_of = state.optimizer_of
     try:
         with torch.no_grad():
             for name, p in state.model.named_parameters():
                 p.copy_(tensors[f"model.{name}"])
                 state.ema[name].copy_(ema[name])
-                moments = {key: tensors[f"optimizer.{key}.{name}"] for key in ("step", "exp_avg", "exp_avg_sq")}
-                state.optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in moments.items()}
+                optimizer = optimizer_of[p]
+                moments = {key: tensors[f"optimizer.{key}.{name}"] for key in MOMENTS[type(optimizer)]}
+                optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in moments.items()}
         state.step = int(json.loads((folder / STATE_FILE).read_text(encoding="utf8"))["step"])
     except (KeyError, RuntimeError, ValueError) as error:
         raise ValueError(

@@ -41,13 +41,18 @@ class FlowConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. lr: peak, after a linear warm-up of `warmup_steps`.
+    """name: adamw; or muon, Muon (Jordan et al., 2024) for the linears inside the blocks and AdamW for all else.
 
+    lr: AdamW's peak, after a linear warm-up of `warmup_steps`; muon_lr: Muon's. beta1, beta2: AdamW's; muon_momentum:
+    Muon's. weight_decay: of both. clip: norm of the whole gradient, at most. ema_decay: of the averaged weights.
     schedule: constant; cosine, half a period down to zero at the last step; or trapezoid, constant and then linear to
     zero over the last `decay_steps`.
     """
 
+    name: Literal["adamw", "muon"] = "adamw"
     lr: float = 1e-4
+    muon_lr: float = 0.02
+    muon_momentum: float = 0.95
     beta1: float = 0.9
     beta2: float = 0.999
     weight_decay: float = 0.0
@@ -99,8 +104,9 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
         if not 0 <= self.flow.label_dropout <= 1:
             raise ValueError(f"flow.label_dropout is {self.flow.label_dropout}; it is a chance, 0 to 1")
-        if not self.optimizer.lr > 0:
-            raise ValueError(f"optimizer.lr is {self.optimizer.lr}; it must be above 0")
+        for name in ("lr", "muon_lr"):
+            if not getattr(self.optimizer, name) > 0:
+                raise ValueError(f"optimizer.{name} is {getattr(self.optimizer, name)}; it must be above 0")
         if self.model.window is not None:
             draw_budget(0, 0, self.budget.lowest, self.budget.highest, self.model.window.size)
 

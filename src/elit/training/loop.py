@@ -1,6 +1,5 @@
 """The training loop, one process: flow matching with one random budget per step."""
 
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,8 @@ from elit.training.checkpoint import (
     remove_unfinished,
     save_checkpoint,
 )
-from elit.training.config import OptimizerConfig, TrainConfig
+from elit.training.config import TrainConfig
+from elit.training.optimizer import hidden_matrices, lr_scale, make_optimizers
 
 
 @dataclass(frozen=True)
@@ -60,42 +60,31 @@ def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=generator_for("epoch", seed, epoch))
 
 
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """Linear warm-up to `lr`, then constant, half a cosine down to zero, or constant with a linear end (trapezoid)."""
-    if step < config.warmup_steps:
-        return config.lr * (step + 1) / config.warmup_steps
-    if config.schedule == "cosine":
-        done = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * done))
-    if config.schedule == "trapezoid":
-        return config.lr * min(1.0, (steps - step) / max(1, config.decay_steps))
-    return config.lr
-
-
 def make_state(config: TrainConfig, device: torch.device) -> TrainState:
-    """A model initialised from the seed, its EMA and its optimiser."""
+    """A model initialised from the seed, its EMA and its optimisers."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = DiT(config.model)
     model.to(device)
     model.set_checkpointing(config.checkpointing)
-    o = config.optimizer
-    optimizer = torch.optim.AdamW(model.parameters(), o.lr, (o.beta1, o.beta2), weight_decay=o.weight_decay, fused=True)
-    return TrainState(model, {name: p.detach().clone() for name, p in model.named_parameters()}, optimizer)
+    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+    return TrainState(model, ema, make_optimizers(model, config.optimizer))
 
 
 def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> Tensor:
-    """One step of the optimiser and of the EMA; the loss, a scalar on the device."""
-    for group in state.optimizer.param_groups:
-        group["lr"] = learning_rate(config.optimizer, state.step, config.steps)
+    """One step of the optimisers and of the EMA; the loss, a scalar on the device."""
+    scale = lr_scale(config.optimizer, state.step, config.steps)
     labels = batch.labels.to(device)
     flow = FlowSample(batch.flow.x_t.to(device), batch.flow.velocity.to(device), batch.flow.t.to(device))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
         loss = flow_loss(lambda x, t: state.model(x, t, labels, batch.budget), flow)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = scale * group["peak"]
+        optimizer.step()
+        optimizer.zero_grad()
     state.step += 1
     state.update_ema(config.optimizer.ema_decay)
     return loss.detach()
@@ -170,7 +159,7 @@ def _report(writer: object, state: TrainState, loss: float, rate: float) -> None
     for name, value in (
         ("loss", loss),
         ("images_per_second", rate),
-        ("learning_rate", state.optimizer.param_groups[0]["lr"]),
+        ("learning_rate", state.optimizers[-1].param_groups[0]["lr"]),
     ):
         writer.add_scalar(name, value, state.step)  # type: ignore[attr-defined]
     if not console.is_terminal and state.step % 500 == 0:
@@ -213,6 +202,7 @@ def dry_run(config: TrainConfig) -> dict[str, float]:
     with torch.device("meta"):
         model = DiT(config.model)
     parameters = sum(p.numel() for p in model.parameters())
+    by_muon = sum(p.numel() for p in hidden_matrices(model)) if config.optimizer.name == "muon" else 0
     dtype = torch.bfloat16 if config.dtype == "bf16" else torch.float32
     lowest = config.budget.lowest if config.model.window is not None else None
     highest = config.budget.highest if config.model.window is not None else None
@@ -222,7 +212,7 @@ def dry_run(config: TrainConfig) -> dict[str, float]:
         "forward_gflops_lowest": count_flops(model, lowest) / 1e9,
         "forward_gflops_highest": count_flops(model, highest) / 1e9,
         "step_gflops_highest": 3 * config.batch_size * count_flops(model, highest) / 1e9,
-        # weights, gradients, two moments and the EMA, float32
-        "state_bytes": 5 * 4 * parameters,
+        # weights, gradients, two moments (Muon: one) and the EMA, float32
+        "state_bytes": 4 * (5 * parameters - by_muon),
         "activation_bytes_highest": activation_bytes(model, config.batch_size, highest, dtype),
     }
