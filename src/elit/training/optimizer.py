@@ -2,7 +2,7 @@
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
 
 from elit.training.config import OptimizerConfig
@@ -14,7 +14,7 @@ MOMENTS: dict[type[Optimizer], tuple[str, ...]] = {
 }
 
 
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
     """The linears inside a model's blocks, Read and Write among them, without the modulations, which start at zero."""
     return [
         module.weight
@@ -26,11 +26,11 @@ def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[Optimizer, ...]:
     """The optimisers that share the model's parameters; every group knows the peak of its learning rate."""
 
-    def adamw(parameters: list[nn.Parameter]) -> AdamW:
+    def adamw(parameters: list[Tensor]) -> AdamW:
         groups = [{"params": parameters, "peak": config.lr}]
         return AdamW(groups, config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True)
 
-    parameters = list(model.parameters())
+    parameters: list[Tensor] = list(model.parameters())
     if config.name == "adamw":
         return (adamw(parameters),)
     matrices = hidden_matrices(model)
