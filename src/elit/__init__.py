@@ -7,14 +7,18 @@ from elit.elastic.budget import Schedule
 from elit.evaluation.cost import count_flops
 from elit.flow import Path, TimeLaw
 from elit.guidance import Guidance
+from elit.pipeline import ElitPipeline
 from elit.sampling import sample
+from elit.target import Budget
 from elit.weights import load_model
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Budget",
     "DiT",
     "DiTConfig",
+    "ElitPipeline",
     "Guidance",
     "Path",
     "Schedule",

@@ -27,10 +27,16 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a model beside its weights: how to sample it, and the measured quality (see `reports.quality`)."""
+    """What is known of a model beside its weights.
 
-    sampling: SamplingDefaults
+    sampling: how to sample it. quality: as measured (see `reports.quality`). path: the flow's, linear or cosine.
+    label_names: of its classes, in order.
+    """
+
+    sampling: SamplingDefaults = SamplingDefaults()
     quality: dict[str, Any] | None = None
+    path: str = "linear"
+    label_names: tuple[str, ...] = ()
 
 
 def load_bundled(device: str = "cpu") -> DiT:
@@ -42,10 +48,11 @@ def load_card(folder: Path = FOLDER) -> Card:
     """The card of a model folder, or the defaults where it has none."""
     file = folder / CARD_FILE
     if not file.is_file():
-        return Card(SamplingDefaults())
+        return Card()
     try:
         values = json.loads(file.read_text(encoding="utf8"))
-        return Card(SamplingDefaults(**values["sampling"]), values.get("quality"))
+        names = tuple(str(name) for name in values.pop("label_names", ()))
+        return Card(**{**values, "sampling": SamplingDefaults(**values["sampling"]), "label_names": names})
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is not a model's card ({error}); fetch or write it again") from error
 

@@ -1,4 +1,4 @@
-"""The command `elit`: demo | train | export | info | results.
+"""The command `elit`: demo | train | sample | export | info | results.
 
 Only this file parses. A user's mistake is one sentence on the error stream and exit code 2, never a traceback.
 """
@@ -8,11 +8,16 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from rich.table import Table
 
 from elit.console import console, output
+
+if TYPE_CHECKING:
+    import torch
+
+    from elit.guidance import Guidance
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
@@ -23,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="elit", description="Elastic diffusion transformers: one model, many budgets.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_demo, add_train, add_export, add_info, add_results):
+    for add in (add_demo, add_train, add_sample, add_export, add_info, add_results):
         add(commands)
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command != "train":
@@ -55,7 +60,7 @@ def add_demo(commands: Commands) -> None:
 
 
 def run_demo(options: argparse.Namespace, rest: list[str]) -> None:
-    from elit.bundled import FOLDER, Card, load_card
+    from elit.bundled import FOLDER, load_card
     from elit.reports.budgets import DEMO_LABELS, report_budgets, with_quality, write_report
     from elit.reports.quality import measure
     from elit.weights import load_model
@@ -66,7 +71,7 @@ def run_demo(options: argparse.Namespace, rest: list[str]) -> None:
     labels = DEMO_LABELS if options.labels is None else [label.strip() for label in options.labels.split(",")]
     report = report_budgets(model, card, labels, options.seed)
     if budgets is not None:
-        card = Card(card.sampling, measure(model, budgets, [options.seed], card.sampling))
+        card = replace(card, quality=measure(model, budgets, [options.seed], card.sampling))
         report = replace(report, rows=with_quality(report.rows, card.quality))
     write_report(report, Path(options.out), card.quality)
     console.print(f"pictures and figures are in {options.out}: budgets.png, tradeoff.png, results.json")
@@ -74,17 +79,9 @@ def run_demo(options: argparse.Namespace, rest: list[str]) -> None:
 
 def parse_budgets(text: str) -> list[float]:
     """ "1/16, 0.5" to fractions. Raises ValueError for what is not a fraction in (0, 1]."""
-    out = []
-    for part in text.split(","):
-        top, _, bottom = part.strip().partition("/")
-        try:
-            value = float(top) / float(bottom or 1)
-        except (ValueError, ZeroDivisionError):
-            raise ValueError(f"{part.strip()!r} is not a budget; write fractions such as 1/16 or 0.5") from None
-        if not 0 < value <= 1:
-            raise ValueError(f"budget {part.strip()} is not in (0, 1]; write fractions such as 1/16 or 0.5")
-        out.append(value)
-    return out
+    from elit.elastic.budget import parse_fraction
+
+    return [parse_fraction(part) for part in text.split(",")]
 
 
 def add_train(commands: Commands) -> None:
@@ -128,6 +125,96 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> None:
     output.print(table)
 
 
+def add_sample(commands: Commands) -> None:
+    command = commands.add_parser(
+        "sample",
+        help="make images in any number, with any budget and guidance; resumable, and the same under torchrun",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--model", help="a model folder or hub id; the bundled model if none is given")
+    command.add_argument("--out", default="samples", help="folder; the images go to a folder there named by their settings")
+    command.add_argument("--count", type=int, help="images; as many as there are labels listed, or 16")
+    command.add_argument(
+        "--labels", default="uniform", help="uniform, balanced, names or numbers (3,heart), a range (0-9), or a file of them"
+    )
+    command.add_argument(
+        "--budget",
+        default="1",
+        help="a fraction (1/4), a schedule (1/4@t>0.5,1), or a cost of one forward (80gflops, 150ms)",
+    )
+    command.add_argument("--sampler", default="euler", help="euler, heun or euler_maruyama")
+    command.add_argument("--steps", type=int, help="the model's own default if none is given")
+    command.add_argument(
+        "--guidance.scale", dest="scale", type=float, help="1 is none; the model's own default if not given"
+    )
+    command.add_argument("--guidance.interval", dest="interval", default="0,1", help="times at which guidance acts")
+    command.add_argument("--guidance.weak_budget", dest="weak_budget", help="such as 1/16, for cheap CFG and autoguidance")
+    command.add_argument("--guidance.weak_label", dest="weak_label", choices=("null", "same"), default="null")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--codec", help="for latent models: an AutoencoderKL by folder or hub id, or ema or mse")
+    command.add_argument("--npz", action="store_true", help="also write all images as one array, for ADM's evaluator")
+    command.add_argument("--tile", type=int, default=8, help="images in one call of the model; changes last bits")
+    command.add_argument("--batch", type=int, default=1, help="tiles made between two hand-overs to the writers")
+    command.add_argument("--device", default="auto")
+    command.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
+    command.set_defaults(run=run_sample)
+
+
+def run_sample(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.bundled import FOLDER, load_card
+    from elit.codec import load_codec
+    from elit.distributed import is_main, local_device, process_group
+    from elit.elastic.budget import level_of
+    from elit.generation import Recipe, generate
+    from elit.hub import model_folder
+    from elit.labels import parse_labels
+    from elit.target import Budget
+    from elit.weights import load_model
+
+    folder = FOLDER if options.model is None else model_folder(options.model)
+    card, device = load_card(folder), local_device(options.device)
+    model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
+    budget = Budget.parse(options.budget, model, options.tile)
+    labels = parse_labels(options.labels, model.config.num_classes, card.label_names)
+    recipe = Recipe(
+        labels,
+        options.sampler,
+        card.sampling.steps if options.steps is None else options.steps,
+        budget,
+        parse_guidance(options, card.sampling.guidance_scale),
+        options.seed,
+        card.path,
+        options.tile,
+    )
+    if is_main() and isinstance(budget, float) and not options.budget[-1:].isdigit():  # a cost was given
+        console.print(f"budget {options.budget}: {level_of(budget, model.latents)}/{model.latents} of the latents")
+    codec = load_codec(options.codec, model.config.in_channels, device)
+    count = options.count or len(labels.values) or 16
+    with process_group():
+        out = generate(model, recipe, count, Path(options.out), codec, options.batch, options.npz)
+    if is_main():
+        output.print(f"{count} images are in {out}", soft_wrap=True)
+
+
+def parse_guidance(options: argparse.Namespace, default_scale: float) -> "Guidance":
+    """The guidance that the options ask for. Raises ValueError for an interval that is not two numbers."""
+    from elit.elastic.budget import parse_fraction
+    from elit.guidance import Guidance
+
+    try:
+        low, high = (float(part) for part in options.interval.split(","))
+    except ValueError:
+        raise ValueError(f"the guidance interval {options.interval!r} is not two times; write it as 0.1,0.8") from None
+    weak = None if options.weak_budget is None else parse_fraction(options.weak_budget)
+    return Guidance(default_scale if options.scale is None else options.scale, (low, high), weak, options.weak_label)
+
+
+def torch_dtype(name: str) -> "torch.dtype":
+    import torch
+
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
+
+
 def add_export(commands: Commands) -> None:
     command = commands.add_parser("export", help="make a model folder for inference from a checkpoint of a run")
     command.add_argument("checkpoint", help="a model folder, such as runs/NAME/checkpoints/step_00001000")
@@ -138,16 +225,15 @@ def add_export(commands: Commands) -> None:
 
 
 def run_export(options: argparse.Namespace, rest: list[str]) -> None:
-    import torch
-
+    from elit.bundled import load_card, save_card
     from elit.weights import WEIGHTS_FILE, load_model, save_weights
 
     model, out = load_model(options.checkpoint), Path(options.out)
     if (out / WEIGHTS_FILE).exists() and not options.overwrite:
         raise ValueError(f"{out} holds a model already; give another folder, or --overwrite")
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[options.dtype]
     out.mkdir(parents=True, exist_ok=True)
-    save_weights(model, out, dtype=dtype)
+    save_weights(model, out, dtype=torch_dtype(options.dtype))
+    save_card(load_card(Path(options.checkpoint)), out)
     size = (out / WEIGHTS_FILE).stat().st_size
     output.print(f"{out / WEIGHTS_FILE}: {size / 1e6:.2f} MB")
 
@@ -199,7 +285,7 @@ def add_results(commands: Commands) -> None:
 
 
 def run_results(options: argparse.Namespace, rest: list[str]) -> None:
-    from elit.bundled import FOLDER, Card, load_card, save_card
+    from elit.bundled import FOLDER, load_card, save_card
     from elit.reports.budgets import budget_table, cost_rows, with_quality
     from elit.reports.quality import measure
     from elit.weights import load_model
@@ -208,7 +294,7 @@ def run_results(options: argparse.Namespace, rest: list[str]) -> None:
     model, card = load_model(folder), load_card(folder)
     budgets = parse_budgets(options.budgets)
     quality = measure(model, budgets, range(options.seeds), card.sampling, Path(options.work))
-    save_card(Card(card.sampling, quality), folder)
+    save_card(replace(card, quality=quality), folder)
     output.print(budget_table(with_quality(cost_rows(model, budgets), quality), quality))
     console.print(f"written to {folder / 'card.json'}")
 

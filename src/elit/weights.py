@@ -1,6 +1,7 @@
 """Model folders: config.json and model.safetensors, written whole or not at all."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -126,6 +127,14 @@ def load_model(folder: str | Path, device: str = "cpu") -> DiT:
     model.reset_positions()
     load_tensors(model, weights_file)
     return model.to(device).eval()
+
+
+def fingerprint(model: DiT) -> str:
+    """A hash of the config and the weights, so that nothing made with one model is taken for another's."""
+    digest = hashlib.sha256(json.dumps(config_to_dict(model.config), sort_keys=True).encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def load_tensors(model: DiT, file: Path) -> None:

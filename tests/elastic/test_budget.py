@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from elit.elastic.budget import Schedule, draw_budget, level_of, levels, resolve
+from elit.elastic.budget import Schedule, draw_budget, level_of, levels, parse_budget, resolve
 
 TOLERANCE = Fraction(1, 10**6)
 BAD = [0, 0.0, -0.25, -1, 1.0001, 2, math.inf, -math.inf, math.nan, True, False]
@@ -168,3 +168,24 @@ def test_a_schedule_refuses_a_bad_budget_wherever_it_stands(budget):
         Schedule(((0.5, budget),))
     with pytest.raises(ValueError, match="budget"):
         Schedule((), budget)
+
+
+def test_budgets_as_text() -> None:
+    assert [parse_budget(text) for text in ("1/16", "0.25", " 1 ", "3/4")] == [1 / 16, 0.25, 1.0, 0.75]
+    schedule = parse_budget("1/2@t>0.5, 1/4@t > 0.8,1")
+    assert schedule == Schedule(((0.5, 0.5), (0.8, 0.25)), 1.0)
+    assert isinstance(schedule, Schedule)
+    assert [schedule.at(t) for t in (0.9, 0.7, 0.5, 0.1)] == [0.25, 0.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "write fractions"), ("a", "write fractions"), ("1/0", "write fractions"), ("2", "not in"), ("0", "not in"),
+        ("nan", "not in"), ("1/2@t>0.5", "otherwise"), ("1/2,1", "piece of a schedule"), ("1/2@0.5>t,1", "piece"),
+        ("2@t>0.5,1", "not in"), ("1/2@t>2,1", "time is in"),
+    ],
+)  # fmt: skip
+def test_what_is_no_budget_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        parse_budget(text)

@@ -9,7 +9,8 @@ import torch
 import elit
 from elit.bundled import Card, SamplingDefaults, load_card, save_card
 from elit.data.images import to_float
-from elit.reports.quality import Judge, Quality, fingerprint, measure, summary, verdict
+from elit.reports.quality import Judge, Quality, measure, summary, verdict
+from elit.weights import fingerprint
 
 COUNT = 24
 

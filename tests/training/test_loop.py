@@ -20,7 +20,6 @@ from elit.training.loop import (
     dry_run,
     load_data,
     make_state,
-    pick_device,
     save_preview,
     train,
     train_step,
@@ -303,9 +302,3 @@ def test_data_that_does_not_fit_the_model_is_refused(make_config: Make) -> None:
     with pytest.raises(ValueError, match="num_classes"):
         train(config)
     assert not Path(config.out).exists()
-
-
-def test_devices() -> None:
-    assert pick_device("cpu") == CPU
-    with pytest.raises(ValueError, match="try --device cpu"):
-        pick_device("abacus")

@@ -82,3 +82,39 @@ class Schedule:
         """The budget at time t, 1 = noise."""
         holding = [piece for piece in self.pieces if t > piece[0]]
         return max(holding)[1] if holding else self.otherwise
+
+
+def parse_fraction(text: str) -> float:
+    """ "1/16" or "0.25" to a number in (0, 1]. Raises ValueError for anything else."""
+    top, _, bottom = text.strip().partition("/")
+    try:
+        value = float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text.strip()!r} is not a budget; write fractions such as 1/16 or 0.5") from None
+    if not 0 < value <= 1:
+        raise ValueError(f"budget {text.strip()} is not in (0, 1]; write fractions such as 1/16 or 0.5")
+    return value
+
+
+def parse_budget(text: str) -> float | Schedule:
+    """A fraction, or a schedule such as "1/4@t>0.5,1": a quarter while t > 0.5, the full budget otherwise.
+
+    Raises ValueError for what is neither.
+    """
+    *pieces, otherwise = text.split(",")
+    if "@" in otherwise:
+        raise ValueError(f"the schedule {text!r} does not say what holds otherwise; end it with a budget, as in 1/4@t>0.5,1")
+    if not pieces:
+        return parse_fraction(otherwise)
+    return Schedule(tuple(_parse_piece(piece) for piece in pieces), parse_fraction(otherwise))
+
+
+def _parse_piece(piece: str) -> tuple[float, float]:
+    budget, _, condition = piece.strip().partition("@")
+    time = condition.replace(" ", "").removeprefix("t>")
+    try:
+        return float(time), parse_fraction(budget)
+    except ValueError as error:
+        if time and "budget" in str(error):
+            raise
+        raise ValueError(f"{piece.strip()!r} is not a piece of a schedule; write it as 1/4@t>0.5") from None

@@ -5,7 +5,6 @@ their other side, and trains a linear probe of the nine categories. Samples carr
 one, and the other half itself is the yardstick: what real pictures score. Features: EfficientNet-Lite0, 1280 wide.
 """
 
-import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
@@ -25,7 +24,7 @@ from elit.evaluation.features import LinearProbe, efficientnet_features, load_ef
 from elit.evaluation.metrics import frechet_distance, kernel_distance, mean_and_covariance, rank_correlation
 from elit.sampling import image_noise, sample
 from elit.seeding import generator_for
-from elit.weights import write_whole
+from elit.weights import fingerprint, write_whole
 
 BATCH = 73  # 949 samples are 13 whole batches
 
@@ -146,14 +145,6 @@ def _one(
     if work is not None:
         write_whole(work / name, json.dumps(asdict(quality)) + "\n")
     return quality
-
-
-def fingerprint(model: DiT) -> str:
-    """A hash of the weights, so that figures of one model are never taken for another's."""
-    digest = hashlib.sha256()
-    for tensor in model.state_dict().values():
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:12]
 
 
 def summary(scores: Sequence[Quality]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Checkpoints of a run: whole or absent, and enough to go on exactly where the run stopped.
 
 RUN/config.json                    the run's configuration
-RUN/checkpoints/step_00001000/     a model folder of the EMA weights (config.json, model.safetensors), with
+RUN/checkpoints/step_00001000/     a model folder of the EMA weights (config.json, model.safetensors, card.json), with
     training.safetensors           the raw weights and the optimisers' moments, float32, and
     training.json                  the number of steps done
 
@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elit.backbones.dit import DiT
+from elit.bundled import Card, save_card
 from elit.training.config import TrainConfig, flat
 from elit.training.optimizer import MOMENTS
 from elit.weights import WEIGHTS_FILE, read_tensors, remove_folder, save_weights, whole_folder, write_whole
@@ -83,11 +84,12 @@ def remove_unfinished(run: Path) -> None:
         shutil.rmtree(folder)
 
 
-def save_checkpoint(run: Path, state: TrainState, keep: int) -> Path:
+def save_checkpoint(run: Path, state: TrainState, keep: int, card: Card | None = None) -> Path:
     """Writes a checkpoint beside its place, renames it there, and removes all but the last `keep`."""
     folder = run / "checkpoints" / f"step_{state.step:08d}"
     with whole_folder(folder) as part:
         save_weights(state.model, part, state.ema)
+        save_card(card or Card(), part)
         tensors = {f"model.{name}": p.detach().cpu().contiguous() for name, p in state.model.named_parameters()}
         optimizer_of = state.optimizer_of
         for name, p in state.model.named_parameters():

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from elit.backbones.dit import DiT
+from elit.bundled import Card
 from elit.console import console, progress_bar
 from elit.data.images import LabelledImages, load_images, to_float
+from elit.distributed import local_device
 from elit.elastic.budget import draw_budget
 from elit.evaluation.cost import activation_bytes, count_flops
 from elit.flow import FlowSample, TimeLaw, flow_loss, interpolate
@@ -90,16 +92,6 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: tor
     return loss.detach()
 
 
-def pick_device(name: str) -> torch.device:
-    """ "auto" is CUDA where there is one, and the CPU otherwise. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
-
-
 def train(config: TrainConfig) -> Path:
     """Trains until `config.steps`, going on from the run's last checkpoint where there is one; returns that of the end.
 
@@ -108,9 +100,10 @@ def train(config: TrainConfig) -> Path:
     """
     from torch.utils.tensorboard import SummaryWriter
 
-    device = pick_device(config.device)
+    device = local_device(config.device)
     data = load_data(config)
     run = open_run(config)
+    card = Card(path=config.flow.path, label_names=data.label_names)
     state = make_state(config, device)
     remove_unfinished(run)
     if found := checkpoints(run):
@@ -137,7 +130,7 @@ def train(config: TrainConfig) -> Path:
                 started, first = time.perf_counter(), state.step
             bar.update(task, completed=state.step)
             if save:
-                save_checkpoint(run, state, config.log.keep)
+                save_checkpoint(run, state, config.log.keep, card)
             if config.log.preview_every and (last or state.step % config.log.preview_every == 0):
                 save_preview(config, state, run / "previews" / f"step_{state.step:08d}.png")
     writer.close()
@@ -190,7 +183,7 @@ def save_preview(config: TrainConfig, state: TrainState, file: Path, columns: in
     state.model.load_state_dict(state.ema)
     labels = spread(columns, config.model.num_classes)
     budgets = config.log.preview_budgets if config.model.window is not None else (1.0,)
-    with torch.autocast(pick_device(config.device).type, torch.bfloat16, enabled=config.dtype == "bf16"):
+    with torch.autocast(local_device(config.device).type, torch.bfloat16, enabled=config.dtype == "bf16"):
         rows = [sample(state.model, labels, steps=20, budget=budget, path=config.flow.path) for budget in budgets]
     state.model.load_state_dict(raw)
     file.parent.mkdir(exist_ok=True)

@@ -1,0 +1,187 @@
+"""Sampling at scale: the same bytes however the work is cut, interrupted or spread; and nothing lost or mixed up."""
+
+import errno
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from elit import DiT, Guidance, Schedule, sample
+from elit import generation as module
+from elit.generation import Recipe, generate, image_name
+from elit.labels import LabelRule
+from elit.pictures import to_image
+from elit.sampling import image_noise
+from elit.weights import save_weights
+
+RECIPE = Recipe(LabelRule("uniform", 7), steps=3, budget=0.5, guidance=Guidance(2.0, weak_budget=0.25), tile=4)
+ELIT = Path(sys.executable).parent / "elit"
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, by its relative name."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture
+def model_folder(tiny: DiT, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_weights(tiny, folder)
+    return folder
+
+
+def arguments(model: Path, out: Path, *more: str) -> list[str]:
+    return ["sample", f"--model={model}", f"--out={out}", "--steps=3", "--budget=1/2", "--guidance.scale=2", *more]
+
+
+def run(*command: str | Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+
+def torchrun(processes: int, *command: str) -> subprocess.Popen[bytes]:
+    """`elit` in so many processes of a gloo group, as torchrun starts them."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "elit.cli"]
+    return run(sys.executable, *launcher, *command)
+
+
+def test_image_i_is_that_of_its_tile(tiny: DiT, tmp_path: Path) -> None:
+    """The PNG is `sample` on the whole tile, with the labels and the noise of its places, rounded to the nearest."""
+    folder = generate(tiny, RECIPE, 6, tmp_path)
+    labels = [RECIPE.labels.label(0, i) for i in range(8)]
+    for first in (0, 4):
+        noise = image_noise(0, (4, 3, 8, 8), first=first)
+        images = sample(tiny, labels[first : first + 4], "euler", 3, 0.5, RECIPE.guidance, noise=noise)
+        for i, image in enumerate(images[: 6 - first], start=first):
+            with Image.open(folder / image_name(i)) as png:
+                assert png.tobytes() == to_image(image).tobytes()
+    assert json.loads((folder / "dataset.json").read_text()) == {
+        "labels": [[f"00000/{i:06d}.png", labels[i]] for i in range(6)]
+    }
+    assert image_name(12345) == "00012/012345.png"
+
+
+@pytest.mark.parametrize("sampler", ["euler", "euler_maruyama"])
+def test_the_bytes_depend_on_neither_the_batch_nor_the_count(tiny: DiT, tmp_path: Path, sampler: str) -> None:
+    recipe = replace(RECIPE, sampler=sampler)
+    ten = contents(generate(tiny, recipe, 10, tmp_path / "a"))
+    batched = contents(generate(tiny, recipe, 10, tmp_path / "b", batch=3))
+    assert ten == batched
+    generate(tiny, recipe, 3, tmp_path / "c")
+    grown = contents(generate(tiny, recipe, 10, tmp_path / "c", batch=2))
+    assert ten == grown
+
+
+def test_two_processes_make_the_bytes_of_one(model_folder: Path, tmp_path: Path) -> None:
+    """And so does another batch; the .npz holds the images too."""
+    two = torchrun(2, *arguments(model_folder, tmp_path / "two", "--count=21", "--npz"))
+    one = run(ELIT, *arguments(model_folder, tmp_path / "one", "--count=21", "--npz", "--batch=2"))
+    assert one.wait() == 0, one.stderr and one.stderr.read()
+    assert two.wait() == 0, two.stderr and two.stderr.read()
+    made = contents(tmp_path / "one")
+    assert len(made) == 21 + 3  # settings, labels and the .npz
+    assert made == contents(tmp_path / "two")
+    (file,) = (tmp_path / "one").glob("*.npz")
+    with np.load(file) as arrays:
+        assert arrays.files == ["arr_0"]
+        array = arrays["arr_0"]
+    assert (array.shape, array.dtype) == ((21, 8, 8, 3), np.uint8)
+    for i in range(21):
+        with Image.open(file.with_suffix("") / image_name(i)) as png:
+            assert np.array_equal(np.asarray(png), array[i])
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(model_folder: Path, tmp_path: Path) -> None:
+    """SIGKILL at a random moment; then only what is missing is made."""
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    process = run(ELIT, *arguments(model_folder, killed, "--count=400"))
+    wanted = random.Random(time.time_ns()).randint(1, 200)
+    while len(list(killed.rglob("[0-9]*.png"))) < wanted:
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    kept = {p: p.stat().st_mtime_ns for p in killed.rglob("[0-9]*.png")}
+    assert wanted <= len(kept) < 400
+    for out in (killed, straight):
+        process = run(ELIT, *arguments(model_folder, out, "--count=400"))
+        assert process.wait() == 0
+    assert contents(killed) == contents(straight)
+    assert len(list(killed.rglob("*.png"))) == 400
+    assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"sampler": "heun"}, {"steps": 4}, {"budget": 0.75}, {"budget": Schedule(((0.5, 0.25),), 0.5)}, {"seed": 1},
+    {"tile": 2}, {"path": "cosine"}, {"labels": LabelRule("balanced", 7)}, {"labels": LabelRule("list", 7, (1, 2))},
+    {"guidance": Guidance(3.0, weak_budget=0.25)}, {"guidance": Guidance(2.0)},
+    {"guidance": Guidance(2.0, (0.0, 0.5), 0.25)}, {"guidance": Guidance(2.0, weak_budget=0.25, weak_label="same")},
+]  # fmt: skip
+
+
+def test_settings_never_share_a_folder(tiny: DiT, make_dit: Callable[..., DiT], tmp_path: Path) -> None:
+    """Every setting that changes pixels changes the folder; what does not (the budget within its level) keeps it."""
+    folders = [generate(tiny, replace(RECIPE, **other), 1, tmp_path) for other in [{}, *OTHERS]]
+    folders.append(generate(make_dit(write_sees_dropped=True), RECIPE, 1, tmp_path))  # the same weights
+    folders.append(generate(make_dit().to(torch.bfloat16), RECIPE, 1, tmp_path))
+    assert len(set(folders)) == len(OTHERS) + 3
+    assert generate(tiny, replace(RECIPE, budget=0.6), 1, tmp_path) == folders[0]
+
+
+def test_a_folder_of_other_settings_is_refused(tiny: DiT, tmp_path: Path) -> None:
+    """Given as OUT itself, or edited by hand; one of the same settings may be given as OUT."""
+    folder = generate(tiny, RECIPE, 2, tmp_path)
+    assert generate(tiny, RECIPE, 3, folder) == folder
+    before = contents(tmp_path)
+    with pytest.raises(ValueError, match=r"other settings \(steps is 3 there and 5 now\); give another --out"):
+        generate(tiny, replace(RECIPE, steps=5), 3, folder)
+    assert contents(tmp_path) == before
+    (folder / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match="other settings"):
+        generate(tiny, RECIPE, 3, tmp_path)
+
+
+def test_a_full_disk_stops_the_run_and_the_next_goes_on(tiny: DiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error reaches the caller; no half-written file counts; what was finished is kept."""
+    whole = contents(generate(tiny, RECIPE, 30, tmp_path / "whole"))
+    written = module._write
+
+    def on_a_small_disk(image: Any, file: Path) -> None:
+        if file.name == "000017.png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+        written(image, file)
+
+    monkeypatch.setattr(module, "_write", on_a_small_disk)
+    with pytest.raises(OSError, match="No space left"):
+        generate(tiny, RECIPE, 30, tmp_path / "full")
+    monkeypatch.undo()
+    left = contents(tmp_path / "full")
+    assert 16 <= sum(name.endswith(".png") for name in left) < 30
+    assert whole == contents(generate(tiny, RECIPE, 30, tmp_path / "full"))
+
+
+def test_what_a_kill_left_half_written_never_counts(tiny: DiT, tmp_path: Path) -> None:
+    folder = generate(tiny, RECIPE, 4, tmp_path)
+    whole = contents(folder)
+    (folder / image_name(2)).rename(folder / "00000" / ".000002.png.77.part")
+    assert contents(generate(tiny, RECIPE, 4, tmp_path)) == whole
+
+
+@pytest.mark.parametrize(("count", "batch", "tile"), [(0, 1, 4), (1, 0, 4), (1, 1, 0)])
+def test_counts_that_cannot_be_are_refused(tiny: DiT, tmp_path: Path, count: int, batch: int, tile: int) -> None:
+    with pytest.raises(ValueError, match="at least"):
+        generate(tiny, replace(RECIPE, tile=tile), count, tmp_path / "out", batch=batch)
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,66 @@
+"""Labels of a large sample: which image has which, and how they are written."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from elit.labels import LabelRule, parse_labels
+
+NAMES = ("face", "heart", "7", "country-flag", "1-2")
+
+
+def listed(text: str, classes: int = 5) -> tuple[int, ...]:
+    return parse_labels(text, classes, NAMES).values
+
+
+def test_names_numbers_and_ranges() -> None:
+    """A name goes before a number or a range of the same spelling."""
+    assert listed("heart") == (1,)
+    assert listed("3, country-flag,0-2") == (3, 3, 0, 1, 2)
+    assert listed("7") == (2,)
+    assert listed("1-2") == (4,)
+    assert parse_labels("3-5", 9).values == (3, 4, 5)
+
+
+def test_a_list_is_gone_through_over_and_over() -> None:
+    rule = parse_labels("2,0", 5)
+    assert [rule.label(seed, i) for seed in (0, 1) for i in range(5)] == [2, 0, 2, 0, 2] * 2
+
+
+def test_balanced_counts_are_equal() -> None:
+    rule = parse_labels("balanced", 5)
+    assert Counter(rule.label(3, i) for i in range(50)) == dict.fromkeys(range(5), 10)
+
+
+def test_uniform_depends_on_seed_and_index_and_covers_all_classes_alike() -> None:
+    rule = parse_labels("uniform", 5)
+    drawn = [rule.label(1, i) for i in range(1000)]
+    assert drawn == [LabelRule("uniform", 5).label(1, i) for i in range(1000)]
+    assert drawn != [rule.label(2, i) for i in range(1000)]
+    assert all(count == pytest.approx(200, abs=50) for count in Counter(drawn).values())
+    assert set(drawn) == set(range(5))
+
+
+def test_a_file_has_a_label_a_line(tmp_path: Path) -> None:
+    file = tmp_path / "labels.txt"
+    file.write_text("heart\n\n4\n", encoding="utf8")
+    assert listed(str(file)) == (1, 4)
+    file.write_text("heart\n4\n5\n", encoding="utf8")
+    with pytest.raises(ValueError, match=r"line 3 of .*labels\.txt.*0 to 4"):
+        listed(str(file))
+    file.write_text("\n", encoding="utf8")
+    with pytest.raises(ValueError, match="holds no labels"):
+        listed(str(file))
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="not a text file"):
+        listed(str(file))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("hart", "heart"), ("5", "0 to 4"), ("-1", "0 to 4"), ("4-1", "backwards"), ("none.txt", "no such file"), ("", "''")],
+)
+def test_what_is_no_label_is_refused(text: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        listed(text)
