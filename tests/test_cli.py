@@ -175,3 +175,40 @@ def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     if not torch.cuda.is_available():
         assert "--device cpu" in refused(capsys, "train", *TINY, "--device", "cuda")
     assert "nonsense" in refused(capsys, "train", *TINY, "--device", "nonsense")
+
+
+def test_sample_makes_images_and_names_their_folder(capsys, tmp_path: Path) -> None:
+    """The bundled model by its label names, and again: the second call finds all there."""
+    command = ["sample", "--labels", "heart,time", "--steps", "1", "--budget", "1/16", "--out", str(tmp_path)]
+    assert main(command) == 0
+    (folder,) = tmp_path.iterdir()
+    assert f"2 images are in {folder}" in capsys.readouterr().out
+    assert [p.name for p in sorted(folder.glob("*/*.png"))] == ["000000.png", "000001.png"]
+    when = (folder / "00000" / "000000.png").stat().st_mtime_ns
+    assert main(command) == 0
+    assert (folder / "00000" / "000000.png").stat().st_mtime_ns == when
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--labels", "hart"], "heart"),
+        (["--labels", "99"], "0 to 98"),
+        (["--budget", "1/4@t>0.5"], "otherwise"),
+        (["--budget", "0.000001gflops"], "less than the lowest budget takes"),
+        (["--budget", "0.000001ms"], "less than the lowest budget takes"),
+        (["--guidance.interval", "0.5"], "write it as 0.1,0.8"),
+        (["--guidance.weak_label", "same"], "give weak_budget"),
+        (["--sampler", "ddim"], "known: euler"),
+        (["--steps", "0"], "too few"),
+        (["--count", "-1"], "at least one image"),
+        (["--model", "no/such/folder"], "is not a model folder"),
+        (["--device", "abacus"], "try --device cpu"),
+        (["--codec", "nowhere"], "no AutoencoderKL could be loaded"),
+    ],
+)
+def test_sample_refuses(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert said in refused(capsys, "sample", "--out", str(tmp_path / "out"), *arguments)
+    assert not list(tmp_path.rglob("*.png"))

@@ -178,12 +178,3 @@ def test_schedule_and_guidance_together(tiny: DiT) -> None:
     calls.noted.clear()
     euler(guided_velocity(tiny, LABELS, schedule, Guidance(scale=2, weak_budget=0.25)), state(), 2)
     assert [(batch, t, level) for batch, t, _, level in calls.noted] == [(6, 1.0, 1), (3, 0.5, 4), (3, 0.5, 1)]
-
-
-def test_call_stands_in_for_the_model(tiny: DiT) -> None:
-    """With `call`, such as a compiled model, the velocity is its, and the model itself is not run."""
-    calls = Calls(tiny)
-    velocity = guided_velocity(tiny, LABELS, 0.5, Guidance(scale=2), call=lambda x, t, y, b: y.view(-1, 1, 1, 1) + 0 * x)
-    expected = NULL + 2 * (LABELS - NULL).view(-1, 1, 1, 1).expand(3, 3, 8, 8)
-    torch.testing.assert_close(velocity(state(), 0.5), expected.float())
-    assert calls.noted == []

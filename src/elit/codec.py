@@ -72,7 +72,7 @@ def load_codec(name: str | None, channels: int, device: torch.device) -> Codec:
 
     source = KNOWN_CODECS.get(name, name)
     try:
-        autoencoder = AutoencoderKL.from_pretrained(source, use_safetensors=True)
+        autoencoder = AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False)
     except (OSError, ValueError, KeyError) as error:
         why = " ".join(str(error).split())[:200]
         raise ValueError(

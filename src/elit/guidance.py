@@ -1,6 +1,5 @@
 """Guidance: CFG, cheap CFG and autoguidance are three values of one dataclass (section 3.4 of the paper)."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,17 +47,13 @@ class Guidance:
         return self.scale != 1 and self.interval[0] <= t <= self.interval[1]
 
 
-def guided_velocity(
-    model: DiT, labels: Tensor, budget: Budget | Schedule, guidance: Guidance, call: Callable[..., Tensor] | None = None
-) -> Velocity:
+def guided_velocity(model: DiT, labels: Tensor, budget: Budget | Schedule, guidance: Guidance) -> Velocity:
     """velocity(x, t) of the model for `labels` (B,), as the samplers take it.
 
-    Where the weak path runs at the main budget, both run as one batch of 2 B; otherwise one after the other. `call` runs
-    in the model's place with its arguments (x, t, y, budget), for a compiled model.
+    Where the weak path runs at the main budget, both run as one batch of 2 B; otherwise one after the other.
     """
     if guidance.weak_budget is not None and model.core is None:
         raise ValueError(f"guidance weak_budget {guidance.weak_budget} was asked of a dense model, which has one budget")
-    run = call or model
     weak_labels = torch.full_like(labels, model.null_class) if guidance.weak_label == "null" else labels
 
     def velocity(x: Tensor, t: float) -> Tensor:
@@ -66,15 +61,15 @@ def guided_velocity(
         times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
         x = x.float()
         if not guidance.active(t):
-            return run(x, times, labels, main)
+            return model(x, times, labels, main)
         level = resolve(main, model.latents, len(x))
         weak = level if guidance.weak_budget is None else resolve(guidance.weak_budget, model.latents, len(x))
         if weak == level and isinstance(level, int):
-            both = run(x.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, weak_labels]), level / model.latents)
+            both = model(x.repeat(2, 1, 1, 1), times.repeat(2), torch.cat([labels, weak_labels]), level / model.latents)
             v_cond, v_weak = both.chunk(2)
         else:
-            v_cond = run(x, times, labels, main)
-            v_weak = run(x, times, weak_labels, main if guidance.weak_budget is None else guidance.weak_budget)
+            v_cond = model(x, times, labels, main)
+            v_weak = model(x, times, weak_labels, main if guidance.weak_budget is None else guidance.weak_budget)
         return v_weak + guidance.scale * (v_cond - v_weak)
 
     return velocity

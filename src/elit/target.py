@@ -11,7 +11,8 @@ import platform
 import re
 import statistics
 import time
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -50,9 +51,7 @@ class Budget:
     @staticmethod
     def for_flops(model: DiT, flops: float) -> float:
         """The largest level whose forward, of one image, takes at most so many FLOPs."""
-        budgets = levels(model.latents)
-        costs = [count_flops(model, budget) for budget in budgets]
-        return _largest(budgets, [cost / 1e9 for cost in costs], flops / 1e9, "GFLOPs")
+        return _largest(model, lambda budget: count_flops(model, budget) / 1e9, flops / 1e9, "GFLOPs")
 
     @staticmethod
     def for_latency(model: DiT, milliseconds: float, batch_size: int = 1) -> float:
@@ -60,20 +59,22 @@ class Budget:
 
         Guidance at the main budget takes about twice that a step. Between timed levels the time is interpolated.
         """
-        budgets = levels(model.latents)
         timed = calibrated(model, batch_size)
-        costs = np.interp(budgets, list(timed), list(timed.values())).tolist()
-        return _largest(budgets, costs, milliseconds, "ms")
-
-
-def _largest(budgets: Sequence[float], costs: Sequence[float], allowed: float, unit: str) -> float:
-    fitting = [budget for budget, cost in zip(budgets, costs, strict=True) if cost <= allowed]
-    if not fitting:
-        raise ValueError(
-            f"{allowed:.6g} {unit} is less than the lowest budget takes, {costs[0]:.3g} {unit}"
-            f" (the full one takes {costs[-1]:.3g} {unit}); ask for more"
+        return _largest(
+            model, lambda budget: float(np.interp(budget, list(timed), list(timed.values()))), milliseconds, "ms"
         )
-    return fitting[-1]
+
+
+def _largest(model: DiT, cost: Callable[[float], float], allowed: float, unit: str) -> float:
+    """By bisection: a cost grows with its budget."""
+    budgets = levels(model.latents)
+    count = bisect_right(budgets, allowed, key=cost)
+    if count == 0:
+        raise ValueError(
+            f"{allowed:.6g} {unit} is less than the lowest budget takes, {cost(budgets[0]):.3g} {unit}"
+            f" (the full one takes {cost(1.0):.3g} {unit}); ask for more"
+        )
+    return budgets[count - 1]
 
 
 def calibrated(model: DiT, batch_size: int) -> dict[float, float]:
