@@ -7,6 +7,7 @@ from elit.elastic.budget import Schedule
 from elit.evaluation.cost import count_flops
 from elit.flow import Path, TimeLaw
 from elit.guidance import Guidance
+from elit.published import load_published
 from elit.sampling import sample
 from elit.weights import load_model
 
@@ -24,6 +25,7 @@ __all__ = [
     "create_model",
     "load_bundled",
     "load_model",
+    "load_published",
     "preset_names",
     "sample",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from elit.backbones.dit import DiT
+from elit.flow import Path as FlowPath
 from elit.guidance import Guidance
 from elit.weights import load_model, write_whole
 
@@ -27,10 +28,16 @@ class SamplingDefaults:
 
 @dataclass(frozen=True)
 class Card:
-    """What is known of a model beside its weights: how to sample it, and the measured quality (see `reports.quality`)."""
+    """What is known of a model beside its weights: how to sample it, and the measured quality (see `reports.quality`).
+
+    licence, source: of weights that others made. path: of the flow that the model was trained on.
+    """
 
     sampling: SamplingDefaults
     quality: dict[str, Any] | None = None
+    licence: str | None = None
+    source: str | None = None
+    path: FlowPath = FlowPath.LINEAR
 
 
 def load_bundled(device: str = "cpu") -> DiT:
@@ -45,8 +52,9 @@ def load_card(folder: Path = FOLDER) -> Card:
         return Card(SamplingDefaults())
     try:
         values = json.loads(file.read_text(encoding="utf8"))
-        return Card(SamplingDefaults(**values["sampling"]), values.get("quality"))
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        sampling, path = SamplingDefaults(**values["sampling"]), FlowPath(values.get("path", FlowPath.LINEAR))
+        return Card(sampling, values.get("quality"), values.get("licence"), values.get("source"), path)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a model's card ({error}); fetch or write it again") from error
 
 

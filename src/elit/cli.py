@@ -1,4 +1,4 @@
-"""The command `elit`: demo | train | export | info | results.
+"""The command `elit`: demo | train | import | export | info | results.
 
 Only this file parses. A user's mistake is one sentence on the error stream and exit code 2, never a traceback.
 """
@@ -23,7 +23,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="elit", description="Elastic diffusion transformers: one model, many budgets.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_demo, add_train, add_export, add_info, add_results):
+    for add in (add_demo, add_train, add_import, add_export, add_info, add_results):
         add(commands)
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command != "train":
@@ -55,7 +55,7 @@ def add_demo(commands: Commands) -> None:
 
 
 def run_demo(options: argparse.Namespace, rest: list[str]) -> None:
-    from elit.bundled import FOLDER, Card, load_card
+    from elit.bundled import FOLDER, load_card
     from elit.reports.budgets import DEMO_LABELS, report_budgets, with_quality, write_report
     from elit.reports.quality import measure
     from elit.weights import load_model
@@ -66,7 +66,7 @@ def run_demo(options: argparse.Namespace, rest: list[str]) -> None:
     labels = DEMO_LABELS if options.labels is None else [label.strip() for label in options.labels.split(",")]
     report = report_budgets(model, card, labels, options.seed)
     if budgets is not None:
-        card = Card(card.sampling, measure(model, budgets, [options.seed], card.sampling))
+        card = replace(card, quality=measure(model, budgets, [options.seed], card.sampling))
         report = replace(report, rows=with_quality(report.rows, card.quality))
     write_report(report, Path(options.out), card.quality)
     console.print(f"pictures and figures are in {options.out}: budgets.png, tradeoff.png, results.json")
@@ -126,6 +126,38 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> None:
     table.add_row("weights, gradients, moments, EMA", f"{cost['state_bytes'] / 2**20:.0f} MiB")
     table.add_row("activations of a batch, highest budget", f"{cost['activation_bytes_highest'] / 2**20:.0f} MiB")
     output.print(table)
+
+
+def add_import(commands: Commands) -> None:
+    command = commands.add_parser("import", help="make a model folder of one of the authors' checkpoints")
+    command.add_argument("checkpoint", help="a file, or hf://mali6/elit/FILE")
+    command.add_argument("--out", required=True, help="folder for config.json, model.safetensors and card.json")
+    command.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw")
+    command.add_argument("--overwrite", action="store_true", help="replace the model that is there")
+    told = command.add_argument_group("what the file's own args may leave out")
+    told.add_argument("--model", metavar="NAME", help="such as ELIT-SiT-XL/2")
+    for name in ("resolution", "num-classes", "head-depth", "tail-depth", "group-size"):
+        told.add_argument(f"--{name}", type=int, metavar="N")
+    told.add_argument("--qk-norm", action=argparse.BooleanOptionalAction)
+    told.add_argument("--path", help="of the flow: linear or cosine")
+    command.set_defaults(run=run_import)
+
+
+def run_import(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.published import SETTINGS, check_target, import_published, read_published
+
+    out = Path(options.out)
+    check_target(out, options.overwrite)
+    given = {name: getattr(options, name) for name in SETTINGS}
+    published = read_published(options.checkpoint, options.weights, **given)
+    import_published(published, out)
+    table = Table("setting", "value", "told by")
+    for name, setting in published.settings.items():
+        table.add_row(name, str(setting.value), setting.teller)
+    output.print(table)
+    for note in published.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    output.print(f"{out}: the {options.weights} weights of {options.checkpoint}", markup=False, soft_wrap=True)
 
 
 def add_export(commands: Commands) -> None:
@@ -199,7 +231,7 @@ def add_results(commands: Commands) -> None:
 
 
 def run_results(options: argparse.Namespace, rest: list[str]) -> None:
-    from elit.bundled import FOLDER, Card, load_card, save_card
+    from elit.bundled import FOLDER, load_card, save_card
     from elit.reports.budgets import budget_table, cost_rows, with_quality
     from elit.reports.quality import measure
     from elit.weights import load_model
@@ -208,7 +240,7 @@ def run_results(options: argparse.Namespace, rest: list[str]) -> None:
     model, card = load_model(folder), load_card(folder)
     budgets = parse_budgets(options.budgets)
     quality = measure(model, budgets, range(options.seeds), card.sampling, Path(options.work))
-    save_card(Card(card.sampling, quality), folder)
+    save_card(replace(card, quality=quality), folder)
     output.print(budget_table(with_quality(cost_rows(model, budgets), quality), quality))
     console.print(f"written to {folder / 'card.json'}")
 
