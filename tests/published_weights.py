@@ -1,14 +1,24 @@
-"""The weights and inputs behind `data/published/expected.safetensors`, and the names of the published tensors as ours.
+"""The weights and inputs behind `data/published/expected.safetensors`, and checkpoints laid out as the authors' are.
 
 No file holds the weights: each tensor is drawn from a seed made of its own published name.
 """
 
+import json
 import math
 import re
 import zlib
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from elit.backbones.layers import sincos_table
+from elit.elastic import Grid
+
+DATA = Path(__file__).parent / "data" / "published"
+SHAPES: dict[str, dict[str, list[int]]] = json.loads((DATA / "tensors.json").read_text())
 
 State = dict[str, Tensor]
 
@@ -39,49 +49,47 @@ def drawn_inputs() -> tuple[Tensor, Tensor, Tensor]:
     return x, t, torch.randint(0, 1000, (2,), generator=generator)
 
 
-# published name -> ours, applied one after another; {core} is the place of the latent core among the blocks
-RENAMED = [
-    (r"^x_embedder\.proj", "patch_embedding"),
-    (r"^t_embedder\.mlp\.0", "time_embedding.fc1"),
-    (r"^t_embedder\.mlp\.2", "time_embedding.fc2"),
-    (r"^y_embedder\.embedding_table", "label_embedding"),
-    (r"^final_layer", "final"),
-    (r"^input_token_editor\.adapters\.0\.(fit_layer\.)?", "blocks.{core}.read."),
-    (r"^output_token_editor\.adapters\.0\.", "blocks.{core}.write."),
-    (r"\.(latents_attend_to_patches|patches_attend_to_latents)\.0\.", ".layers.0.attention."),
-    (r"\.(read_ff|write_ff)\.0\.", ".layers.0.mlp."),
-    (r"\.read\.adaLN_modulation\.1\.", ".read.layers.0.modulation."),
-    (r"\.adaLN_modulation\.1\.|^adaLN_modulation\.1\.", ".modulation."),
-    (r"\.learned_query_embed$", ".queries"),
-    (r"\.latent_pos_embed$", ".latent_positions"),
-    (r"\.pos_embed$", ".token_positions"),
-    (r"\.attn\.", ".attention."),
-    (r"\.attention\.proj\.", ".attention.out."),
-    (r"\.attention\.(q|kv)_proj\.", r".attention.\1."),
-]
+# The arguments of the training runs, as far as they are read, among others that are not.
+ARGS: dict[str, dict[str, Any]] = {
+    "sit_s2_256": {"model": "SiT-S/2", "elit_group_size": 4},
+    "elit_s4_qknorm": {"model": "ELIT-SiT-S/4", "qk_norm": True, "elit_group_size": 4},
+}
+COMMON = {
+    **{"resolution": 256, "num_classes": 1000, "encoder_depth": 8, "qk_norm": False, "path_type": "linear"},
+    **{"prediction": "v", "weighting": "lognormal", "learning_rate": 1e-4, "exp_name": "mine", "elit_min_mask_prob": None},
+    **{"elit_max_mask_prob": 0.9375, "elit_read_depth": 1, "elit_write_depth": 1},
+}
 
 
-def our_block(index: int, head: int, tail_begins: int) -> str:
-    """Where published block `index` stands in `[*head, core, *tail]`."""
-    if index < head:
-        return f"blocks.{index}."
-    if index < tail_begins:
-        return f"blocks.{head}.blocks.{index - head}."
-    return f"blocks.{head + 1 + index - tail_begins}."
+def args_of(name: str, **changed: Any) -> Namespace:
+    """The arguments of a model of `tensors.json`, with some changed."""
+    return Namespace(**(COMMON | ARGS[name] | changed))
 
 
-def our_name(published: str, split: tuple[int, int] | None) -> str:
-    """A published name as ours. `split`: the first block of the core and the first of the tail; None in a dense model."""
-    name = published
-    if split is not None:
-        name = re.sub(r"^blocks\.(\d+)\.", lambda block: our_block(int(block[1]), *split), name)
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement.replace("{core}", str(split and split[0])), name)
-    return name
+def with_positions(state: State, shapes: dict[str, list[int]]) -> State:
+    """With the fixed table, as it is in a file."""
+    _, tokens, width = shapes["pos_embed"]
+    side = math.isqrt(tokens)
+    return {"pos_embed": sincos_table(Grid(side, side), width)[None], **state}
 
 
-def our_state(published: State, split: tuple[int, int] | None) -> State:
-    """A published state dict under our names, the patch convolution as a linear over (row, column, channel)."""
-    state = {our_name(name, split): tensor for name, tensor in published.items()}
-    convolution = state["patch_embedding.weight"]
-    return {**state, "patch_embedding.weight": convolution.permute(0, 2, 3, 1).flatten(1)}
+def light_state(name: str) -> State:
+    """All tensors of a model in a few megabytes: each is a view of the same numbers. For what does not ask for outputs."""
+    shapes = SHAPES[name]
+    numbers = 0.02 * torch.randn(max(map(math.prod, shapes.values())), generator=torch.Generator().manual_seed(4))
+    learned = {key: numbers[: math.prod(shape)].view(shape) for key, shape in shapes.items() if key != "pos_embed"}
+    return with_positions(learned, shapes)
+
+
+def save_checkpoint(
+    file: Path, ema: State, args: Namespace | None, model: State | None = None, **torch_options: Any
+) -> Path:
+    """A file as the authors' training writes it; without `model`, the raw weights are the averaged ones."""
+    contents = {
+        "model": ema if model is None else model,
+        "ema": ema,
+        "opt": {"state": {}, "param_groups": []},
+        "steps": 400000,
+    }
+    torch.save(contents if args is None else {**contents, "args": args}, file, **torch_options)
+    return file

@@ -8,6 +8,7 @@ from elit.evaluation.cost import count_flops
 from elit.flow import Path, TimeLaw
 from elit.guidance import Guidance
 from elit.pipeline import ElitPipeline
+from elit.published import load_published
 from elit.sampling import sample
 from elit.target import Budget
 from elit.weights import load_model
@@ -28,6 +29,7 @@ __all__ = [
     "create_model",
     "load_bundled",
     "load_model",
+    "load_published",
     "preset_names",
     "sample",
 ]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from elit.backbones.dit import DiT
+from elit.flow import Path as FlowPath
 from elit.guidance import Guidance
 from elit.weights import load_model, write_whole
 
@@ -29,13 +30,15 @@ class SamplingDefaults:
 class Card:
     """What is known of a model beside its weights.
 
-    sampling: how to sample it. quality: as measured (see `reports.quality`). path: the flow's, linear or cosine.
-    label_names: of its classes, in order.
+    sampling: how to sample it. quality: as measured (see `reports.quality`). licence, source: of weights that
+    others made. path: of the flow that the model was trained on. label_names: of its classes, in order.
     """
 
     sampling: SamplingDefaults = SamplingDefaults()
     quality: dict[str, Any] | None = None
-    path: str = "linear"
+    licence: str | None = None
+    source: str | None = None
+    path: FlowPath = FlowPath.LINEAR
     label_names: tuple[str, ...] = ()
 
 
@@ -51,9 +54,11 @@ def load_card(folder: Path = FOLDER) -> Card:
         return Card()
     try:
         values = json.loads(file.read_text(encoding="utf8"))
-        names = tuple(str(name) for name in values.pop("label_names", ()))
-        return Card(**{**values, "sampling": SamplingDefaults(**values["sampling"]), "label_names": names})
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        values["sampling"] = SamplingDefaults(**values["sampling"])
+        values["path"] = FlowPath(values.get("path", FlowPath.LINEAR))
+        values["label_names"] = tuple(str(name) for name in values.get("label_names", ()))
+        return Card(**values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file} is not a model's card ({error}); fetch or write it again") from error
 
 

@@ -1,4 +1,4 @@
-"""The command `elit`: demo | train | sample | export | info | results.
+"""The command `elit`: demo | train | sample | import | export | info | results.
 
 Only this file parses. A user's mistake is one sentence on the error stream and exit code 2, never a traceback.
 """
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     parser = argparse.ArgumentParser(prog="elit", description="Elastic diffusion transformers: one model, many budgets.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (add_demo, add_train, add_sample, add_export, add_info, add_results):
+    for add in (add_demo, add_train, add_sample, add_import, add_export, add_info, add_results):
         add(commands)
     known, rest = parser.parse_known_args(arguments)
     if rest and known.command != "train":
@@ -213,6 +213,38 @@ def torch_dtype(name: str) -> "torch.dtype":
     import torch
 
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[name]
+
+
+def add_import(commands: Commands) -> None:
+    command = commands.add_parser("import", help="make a model folder of one of the authors' checkpoints")
+    command.add_argument("checkpoint", help="a file, or hf://mali6/elit/FILE")
+    command.add_argument("--out", required=True, help="folder for config.json, model.safetensors and card.json")
+    command.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw")
+    command.add_argument("--overwrite", action="store_true", help="replace the model that is there")
+    told = command.add_argument_group("what the file's own args may leave out")
+    told.add_argument("--model", metavar="NAME", help="such as ELIT-SiT-XL/2")
+    for name in ("resolution", "num-classes", "head-depth", "tail-depth", "group-size"):
+        told.add_argument(f"--{name}", type=int, metavar="N")
+    told.add_argument("--qk-norm", action=argparse.BooleanOptionalAction)
+    told.add_argument("--path", help="of the flow: linear or cosine")
+    command.set_defaults(run=run_import)
+
+
+def run_import(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.published import SETTINGS, check_target, import_published, read_published
+
+    out = Path(options.out)
+    check_target(out, options.overwrite)
+    given = {name: getattr(options, name) for name in SETTINGS}
+    published = read_published(options.checkpoint, options.weights, **given)
+    import_published(published, out)
+    table = Table("setting", "value", "told by")
+    for name, setting in published.settings.items():
+        table.add_row(name, str(setting.value), setting.teller)
+    output.print(table)
+    for note in published.notes:
+        console.print(note, markup=False, soft_wrap=True)
+    output.print(f"{out}: the {options.weights} weights of {options.checkpoint}", markup=False, soft_wrap=True)
 
 
 def add_export(commands: Commands) -> None:

@@ -120,13 +120,18 @@ def load_model(folder: str | Path, device: str = "cpu") -> DiT:
         raise ValueError(f"{config_file} is not JSON ({error}); fetch or write it again") from error
     if not isinstance(values, dict):
         raise ValueError(f"{config_file} does not describe a model of this library")
-    config = config_from_dict(values, str(config_file))
+    model = empty_model(config_from_dict(values, str(config_file)))
+    load_tensors(model, weights_file)
+    return model.to(device).eval()
+
+
+def empty_model(config: DiTConfig) -> DiT:
+    """A model whose weights are yet to be loaded."""
     with torch.device("meta"):
         model = DiT(config)
     model.to_empty(device="cpu")
     model.reset_positions()
-    load_tensors(model, weights_file)
-    return model.to(device).eval()
+    return model
 
 
 def fingerprint(model: DiT) -> str:
@@ -140,7 +145,12 @@ def fingerprint(model: DiT) -> str:
 def load_tensors(model: DiT, file: Path) -> None:
     """Copies a safetensors file into the model; ValueError lists what is missing, unexpected or of another shape."""
     tensors = read_tensors(file)
-    wanted = model.state_dict()
+    check_fit(tensors, model.state_dict(), f"{file} does not fit its config")
+    model.load_state_dict(tensors)
+
+
+def check_fit(tensors: dict[str, Tensor], wanted: dict[str, Tensor], verdict: str) -> None:
+    """Raises ValueError, the verdict and a list of what is missing, unexpected or of another shape."""
     wrong = [f"missing {name}" for name in wanted if name not in tensors]
     wrong += [f"unexpected {name}" for name in tensors if name not in wanted]
     wrong += [
@@ -150,8 +160,7 @@ def load_tensors(model: DiT, file: Path) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"{file} does not fit its config: {'; '.join(wrong[:5])}{more}")
-    model.load_state_dict(tensors)
+        raise ValueError(f"{verdict}: {'; '.join(wrong[:5])}{more}")
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:

@@ -103,7 +103,7 @@ def train(config: TrainConfig) -> Path:
     device = local_device(config.device)
     data = load_data(config)
     run = open_run(config)
-    card = Card(path=config.flow.path, label_names=data.label_names)
+    card = Card(path=FlowPath(config.flow.path), label_names=data.label_names)
     state = make_state(config, device)
     remove_unfinished(run)
     if found := checkpoints(run):
