@@ -9,9 +9,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from elit.bundled import FOLDER, SamplingDefaults
+from elit.bundled import FOLDER
 from elit.console import output, progress_bar
+from elit.guidance import Guidance
 from elit.reports.quality import Judge
+from elit.reports.setting import Setting
 from elit.weights import load_model
 
 
@@ -22,22 +24,23 @@ def main() -> None:
     parser.add_argument("--scales", default="1,1.5,2,3")
     parser.add_argument("--budget", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=100, help="not one of those that the card's figures use")
+    parser.add_argument("--count", type=int, help="fewer samples a cell than the 949 that half of the real pictures allow")
     options = parser.parse_args()
     cells = [
-        SamplingDefaults(int(steps), float(scale))
+        Setting(int(steps), Guidance(float(scale)), options.budget)
         for steps in options.steps.split(",")
         for scale in options.scales.split(",")
     ]
-    model, judge = load_model(Path(options.model)), Judge()
+    model, judge = load_model(Path(options.model)), Judge(options.count)
     table = Table("steps", "guidance scale", "model calls", "Fréchet", "KID x 1000", "in category")
     with progress_bar() as bar:
         task = bar.add_task("sweeping", total=len(cells) * judge.count, unit="images")
         for cell in cells:
-            images = judge.draw(model, options.budget, options.seed, cell, lambda n: bar.advance(task, n))
+            images = judge.draw(model, cell, options.seed, lambda n: bar.advance(task, n))
             quality = judge.score(images)
-            calls = cell.steps * (1 if cell.guidance_scale == 1 else 2)
+            calls = cell.steps * (1 if cell.guidance.scale == 1 else 2)
             figures = (f"{quality.frechet:.1f}", f"{quality.kernel:.1f}", f"{quality.accuracy:.3f}")
-            table.add_row(str(cell.steps), f"{cell.guidance_scale:g}", str(calls), *figures)
+            table.add_row(str(cell.steps), f"{cell.guidance.scale:g}", str(calls), *figures)
     output.print(table)
 
 

@@ -171,6 +171,33 @@ def test_the_demo_writes_what_it_promises(capsys: pytest.CaptureFixture[str]) ->
     assert "16/16" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("kind", ["budgets", "guidance", "attention", "schedule"])
+def test_a_report_writes_pictures_figures_and_a_page(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("other").mkdir()
+    save_weights(elit.create_model("ELIT-SiT-S/8", width=32, heads=2, num_classes=5, group_size=2), Path("other"))
+    assert main(["report", kind, "--model", "other", "--labels", "1,4", "--steps", "2"]) == 0
+    said = capsys.readouterr()
+    assert said.out.strip() and f"report-{kind}" in said.err
+    results = json.loads(Path(f"report-{kind}/results.json").read_text())
+    assert (results["labels"], results["sampling"]["steps"]) == (["1", "4"], 2)
+    assert Path(f"report-{kind}/report.html").read_text(encoding="utf8").startswith("<!doctype html>")
+    assert list(Path(f"report-{kind}").glob("*.png"))
+
+
+def test_mistakes_in_the_options_of_a_report(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ("--model", str(tiny_model(Path("model"))))
+    assert "0 to 98" in refused(capsys, "report", "budgets", *model, "--labels", "99")
+    assert "animal-mammal" in refused(capsys, "report", "attention", *model, "--labels", "animal-mamal")
+    assert "'two'" in refused(capsys, "report", "guidance", *model, "--scales", "1,two")
+    assert "finite" in refused(capsys, "report", "guidance", *model, "--scales", "inf")
+    assert "1.5" in refused(capsys, "report", "guidance", *model, "--weak-budget", "1.5")
+    assert "between 0 and 1" in refused(capsys, "report", "schedule", *model, "--times", "2")
+    assert "--count 0" in refused(capsys, "report", "schedule", *model, "--count", "1")
+    assert "at least 1" in refused(capsys, "report", "schedule", *model, "--seeds", "0")
+    assert "nowhere" in refused(capsys, "report", "budgets", "--model", "nowhere")
+    assert not list(Path().glob("report-*"))
+
+
 def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     if not torch.cuda.is_available():
         assert "--device cpu" in refused(capsys, "train", *TINY, "--device", "cuda")

@@ -35,5 +35,6 @@ def save_png(image: Image.Image, file: Path) -> None:
 
 
 def spread(count: int, total: int) -> Sequence[int]:
-    """`count` indices spread evenly over range(total)."""
-    return [i * total // count for i in range(min(count, total))]
+    """`count` indices spread evenly over range(total); all of them where there are fewer."""
+    count = min(count, total)
+    return [i * total // count for i in range(count)]

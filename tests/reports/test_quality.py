@@ -10,6 +10,7 @@ import elit
 from elit.bundled import Card, SamplingDefaults, load_card, save_card
 from elit.data.images import to_float
 from elit.reports.quality import Judge, Quality, measure, summary, verdict
+from elit.reports.setting import Setting
 from elit.weights import fingerprint
 
 COUNT = 24
@@ -46,9 +47,9 @@ def test_the_reference_itself_is_at_distance_zero_and_others_are_not(judge: Judg
 
 
 def test_samples_carry_the_other_halfs_labels_and_their_own_noise(judge: Judge, model: elit.DiT) -> None:
-    sampling = SamplingDefaults(steps=2, guidance_scale=1.5)
-    drawn = judge.draw(model, 0.5, seed=3, sampling=sampling)
-    alone = elit.sample(model, judge.data.labels[judge.other], steps=2, budget=0.5, guidance=elit.Guidance(1.5), seed=3)
+    drawn = judge.draw(model, Setting(2, elit.Guidance(1.5), 0.5), seed=3)
+    with torch.autocast("cpu", torch.bfloat16):
+        alone = elit.sample(model, judge.data.labels[judge.other], steps=2, budget=0.5, guidance=elit.Guidance(1.5), seed=3)
     torch.testing.assert_close(drawn, alone)
 
 

@@ -1,0 +1,123 @@
+"""What Read attends to, beside where the model errs: maps over the tokens of images.
+
+Shapes: B batch, N tokens, G groups, S tokens in a group, J latents in a group, K latents kept, C width, H heads,
+D head width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from elit.backbones.dit import DiT
+from elit.backbones.layers import patchify
+from elit.elastic.core import LatentCore
+from elit.elastic.grouping import ungroup
+from elit.elastic.interface import CrossAttention, ReadLayer
+from elit.evaluation.metrics import rank_correlation
+from elit.flow import FlowSample, Path, interpolate
+from elit.sampling import image_noise
+
+DRAWS = 4  # of the noise: the loss of one draw is noise itself
+BATCH = 8
+
+
+@dataclass(frozen=True)
+class ReadMaps:
+    """At one time, means over draws of the noise. A latent's weights over its window's tokens sum to 1.
+
+    attention: (B, G, J, S), of the full budget's Read, the mean of its heads and layers. token_attention: (B, N), their
+    sum over the latents, row by row. loss: (B, N), the flow-matching loss of every patch, row by row.
+    """
+
+    t: float
+    attention: Tensor
+    token_attention: Tensor
+    loss: Tensor
+
+
+def attention_weights(layer: CrossAttention, x_BGKC: Tensor, source_BGSC: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)): the (B, G, H, K, S) weights with which a layer called on these would attend."""
+    k_BGSC, _ = layer.kv(source_BGSC).chunk(2, dim=-1)
+    q, k = (
+        y.unflatten(-1, (layer.heads, -1)).transpose(2, 3) for y in (layer.q_norm(layer.q(x_BGKC)), layer.k_norm(k_BGSC))
+    )
+    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
+
+
+@contextmanager
+def captured_reads(core: LatentCore) -> Iterator[list[Tensor]]:
+    """A list that every Read layer which runs inside adds its (B, G, K, S) weights to, the mean of its heads."""
+    found: list[Tensor] = []
+
+    def note(layer: CrossAttention, inputs: tuple[Tensor, Tensor]) -> None:
+        found.append(attention_weights(layer, *inputs).mean(2))
+
+    layers = [layer for layer in core.read.layers if isinstance(layer, ReadLayer)]
+    handles = [layer.attention.register_forward_pre_hook(note) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def read_maps(
+    model: DiT, images: Tensor, labels: Tensor, t: float, path: Path, seed: int, done: Callable[[], None] | None = None
+) -> ReadMaps:
+    """The maps of images (B, C, H, W) with labels (B,) at time t, on the flow's path; `done` is called after every draw.
+
+    Raises ValueError for a dense model, which has no Read, and where a window holds one token.
+    """
+    core = require_read(model)
+    device = next(model.parameters()).device
+    attention, loss = [], []
+    for draw in range(DRAWS):
+        noise = image_noise(seed, images.shape, f"read{draw}")
+        parts = []
+        for x, eps, y in zip(images.split(BATCH), noise.split(BATCH), labels.split(BATCH), strict=True):
+            times = torch.full((len(x),), t, device=device)
+            parts.append(_batch(model, core, interpolate(path, x.to(device), eps.to(device), times), y.to(device)))
+        attention.append(torch.cat([part[0] for part in parts]))
+        loss.append(torch.cat([part[1] for part in parts]))
+        if done is not None:
+            done()
+    attention_BGJS = torch.stack(attention).mean(0)
+    token_attention_BN = ungroup(attention_BGJS.sum(2)[..., None], model.config.grid, core.window)[..., 0]
+    return ReadMaps(t, attention_BGJS, token_attention_BN, torch.stack(loss).mean(0))
+
+
+def require_read(model: DiT) -> LatentCore:
+    """The core of a model whose Read has something to choose from; ValueError for any other."""
+    if model.core is None:
+        raise ValueError("this model is dense and has no Read to look at; give an elastic one")
+    if model.core.latents < 2:
+        raise ValueError("each window of this model holds one token, so its Read has nothing to choose; give another model")
+    return model.core
+
+
+def _batch(model: DiT, core: LatentCore, sample: FlowSample, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Weights (B, G, J, S) and loss (B, N) of one batch at one draw of the noise."""
+    with captured_reads(core) as found:
+        error = model(sample.x_t, sample.t, labels).float() - sample.velocity
+    loss_BN = patchify(error.square(), model.config.patch_size).mean(-1)
+    return torch.stack(found).mean(0).float().cpu(), loss_BN.cpu()
+
+
+def latent_map(maps: ReadMaps, latent: int, model: DiT) -> Tensor:
+    """(B, N) weights of one latent of every group, each window showing its own."""
+    core = require_read(model)
+    return ungroup(maps.attention[:, :, latent, :, None], model.config.grid, core.window)[..., 0]
+
+
+def correlations(attention_BN: Tensor, loss_BN: Tensor) -> list[float]:
+    """Spearman's rank correlation over the tokens, image by image."""
+    return [rank_correlation(a, b) for a, b in zip(attention_BN, loss_BN, strict=True)]
+
+
+def mean_maps(maps: Sequence[ReadMaps]) -> tuple[Tensor, Tensor]:
+    """Attention and loss (B, N), each the mean over the times."""
+    return torch.stack([m.token_attention for m in maps]).mean(0), torch.stack([m.loss for m in maps]).mean(0)

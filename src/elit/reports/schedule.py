@@ -1,0 +1,175 @@
+"""Whether fewer latents at high noise are free: schedules over the sampler's time beside constant budgets.
+
+The paper leaves schedules to future work. Every schedule has a mirror, which spends its few latents at low noise instead.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from elit.backbones.dit import DiT
+from elit.elastic.budget import Schedule, level_of
+from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
+from elit.reports.page import Sheet
+from elit.reports.quality import measured_rows
+from elit.reports.report import Part, Picture, Report
+from elit.reports.scores import QUALITY_COLUMNS, quality_cells, quality_note, quality_panels
+from elit.reports.setting import budget_name, draw_all
+from elit.reports.subject import Subject
+
+CONSTANT, HIGH, LOW = "constant", "few at high noise", "few at low noise"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A budget over the sampler's time: constant, or `low` while t > time (HIGH) or t <= time (LOW) and full elsewhere."""
+
+    kind: str
+    low: float
+    time: float | None = None
+
+    @property
+    def budget(self) -> float | Schedule:
+        if self.time is None:
+            return self.low
+        return Schedule(((self.time, self.low),), 1.0) if self.kind == HIGH else Schedule(((self.time, 1.0),), self.low)
+
+    def name(self, model: DiT) -> str:
+        """Such as "4/16 while t > 0.5"."""
+        low = budget_name(self.low, model)
+        return low if self.time is None else f"{low} while t {'>' if self.kind == HIGH else '≤'} {self.time:g}"
+
+
+def plans(model: DiT, times: Sequence[float], budgets: Sequence[float]) -> list[Plan]:
+    """The full budget first, then each lower one throughout, at high noise and at low noise.
+
+    Raises ValueError for a dense model, for times outside (0, 1), and where no budget is below the full one.
+    """
+    if model.core is None:
+        raise ValueError("this model is dense, and has one budget: a schedule needs an elastic model")
+    for time in times:
+        if not 0 < time < 1:
+            raise ValueError(f"time {time:g} is not between 0 and 1; write times such as 0.3,0.5,0.7, with 1 = noise")
+    levels = sorted({level_of(budget, model.latents) for budget in budgets} - {model.latents}, reverse=True)
+    if not levels:
+        raise ValueError("none of the budgets is below the full one; write fractions such as 1/4,1/16")
+    lows = [level / model.latents for level in levels]
+    constants = [Plan(CONSTANT, budget) for budget in (1.0, *lows)]
+    return constants + [Plan(kind, low, time) for kind in (HIGH, LOW) for low in lows for time in sorted(set(times))]
+
+
+def report_schedule(
+    subject: Subject, times: Sequence[float], budgets: Sequence[float], count: int, seeds: Sequence[int], work: Path
+) -> Report:
+    """Constant budgets, schedules and their mirrors: cost, quality, and distance to the full budget's images.
+
+    Quality is that of `count` samples for each of `seeds`, kept in `work` as it is finished; none for a count of 0, or
+    where the data are not known. Raises ValueError as `plans` does.
+    """
+    model, tried = subject.model, plans(subject.model, times, budgets)
+    settings = [replace(subject.setting, budget=plan.budget) for plan in tried]
+    images = draw_all(model, settings, subject.labels, subject.seed)
+    rows: list[dict[str, Any]] = [
+        {
+            "name": plan.name(model),
+            "kind": plan.kind,
+            "budget": plan.low,
+            "time": plan.time,
+            "gflops_per_step": setting.gflops_per_step(model),
+            "rms": rms(some, images[0]),
+        }
+        for plan, setting, some in zip(tried, settings, images, strict=True)
+    ]
+    quality = None
+    if subject.data is not None and count:
+        rows, quality = measured_rows(rows, model, settings, seeds, work, count)
+    sentence = verdict(rows, len(seeds))
+    grid = [Row(row["name"], some) for row, some in zip(rows, images, strict=True)]
+    caption = "The images of every row of the table; every column starts from the same noise."
+    curves = "Quality and distance over the mean cost of a step. Below and to the left is better, but for the share."
+    parts: list[Part] = [
+        subject.describe(),
+        *subject.notes(),
+        "t = 1 is noise and t = 0 is data; where nothing is said, the full budget runs.",
+        sentence,
+        schedule_table(rows, sentence, quality),
+        Picture("schedule.png", curves, partial(draw_panels, panels(rows))),
+        Picture("images.png", caption, partial(draw_grid, grid, subject.label_names)),
+    ]
+    results = {**subject.results(), "rows": rows, "verdict": sentence, "quality": quality}
+    return Report("Schedules: are fewer latents at high noise free?", parts, results)
+
+
+def rms(images: Tensor, full: Tensor) -> float:
+    """The root mean square of the pixels' differences, in the images' own unit (RGB spans -1 to 1)."""
+    return (images - full).square().mean().sqrt().item()
+
+
+def verdict(rows: Sequence[dict[str, Any]], seeds: int) -> str:
+    """Whether fewer latents at high noise are free: a Fréchet distance within one deviation over the seeds of the full's.
+
+    `rows[0]` is the full budget. Nothing is claimed of one seed, nor without measured quality.
+    """
+    full = rows[0]
+    if "frechet" not in full:
+        return "Quality was not measured, so whether fewer latents at high noise are free is not known."
+    if "frechet_std" not in full:
+        return "One seed was run, so the spread between seeds is unknown and nothing is claimed; run more with --seeds."
+    cheaper = [row for row in rows if row["gflops_per_step"] < full["gflops_per_step"]]  # few steps may see no difference
+    free = [row for row in cheaper if row["frechet"] <= full["frechet"] + full["frechet_std"]]
+    named = {
+        kind: ", ".join(
+            f"{row['name']} ({1 - row['gflops_per_step'] / full['gflops_per_step']:.0%} cheaper)"
+            for row in free
+            if row["kind"] == kind
+        )
+        for kind in (CONSTANT, HIGH, LOW)
+    }
+    rule = (
+        f"within one standard deviation over {seeds} seeds ({full['frechet_std']:.1f}) of the full budget's Fréchet"
+        f" distance ({full['frechet']:.1f})"
+    )
+    if named[HIGH]:
+        out = f"Fewer latents at high noise are free here, {rule}: {named[HIGH]}."
+    else:
+        nearest = min((row for row in rows if row["kind"] == HIGH), key=lambda row: row["frechet"])
+        out = f"Fewer latents at high noise are not free here: the nearest, {nearest['name']}, is at"
+        out += f" {nearest['frechet']:.1f}, not {rule}."
+    out += f" At low noise, free: {named[LOW] or 'none'}. Throughout, free: {named[CONSTANT] or 'none'}."
+    if named[CONSTANT]:
+        out += " Where a lower budget is free throughout, that a schedule is free says nothing about noise."
+    return out
+
+
+def schedule_table(rows: Sequence[dict[str, Any]], sentence: str, quality: dict[str, Any] | None) -> Sheet:
+    """A line for each way to spend the budget."""
+    columns = ("latents", "GFLOPs a step", "of full", "RMS to full", *QUALITY_COLUMNS)
+    cells = [
+        [
+            row["name"],
+            f"{row['gflops_per_step']:.2f}",
+            f"{row['gflops_per_step'] / rows[0]['gflops_per_step']:.0%}",
+            f"{row['rms']:.3f}",
+            *quality_cells(row),
+        ]
+        for row in rows
+    ]
+    if quality is None:
+        return Sheet("Budgets over the sampler's time", columns, cells, sentence)
+    cells.append(["real", "", "", "", *quality_cells(quality["real"])])
+    return Sheet("Budgets over the sampler's time", columns, cells, f"{sentence} {quality_note(quality)}")
+
+
+def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
+    """Quality and distance over the mean cost: a curve of the constant budgets, and one per kind and low budget."""
+    curves: dict[str, list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["gflops_per_step"]):
+        name = row["kind"] if row["time"] is None else f"{row['name'].split()[0]} {row['kind'].removeprefix('few ')}"
+        curves.setdefault(name, []).append(row)
+    axis = ("gflops_per_step", "mean GFLOPs of a step")
+    distance = {name: [Point(row[axis[0]], row["rms"]) for row in some] for name, some in curves.items()}
+    return [*quality_panels(curves, *axis), Panel("RMS to the full budget's images", axis[1], distance)]

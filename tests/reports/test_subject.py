@@ -1,0 +1,61 @@
+"""What a report is about: labels by name where the data are known, by number everywhere, and a plain word where not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_models import DENSE, EMOJI, LATENT, model_folder, subject_of
+
+from elit.data.images import to_float
+from elit.reports.subject import DEMO_LABELS, Subject, load_subject, require_emoji
+
+
+@pytest.fixture(scope="module")
+def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model_folder(tmp_path_factory.mktemp("emoji") / "model", EMOJI)
+
+
+@pytest.fixture(scope="module")
+def subject(emoji: Path) -> Subject:
+    return load_subject(emoji, ["heart", "3"], seed=7, steps=9)
+
+
+def test_labels_of_the_emoji_go_by_name_and_by_number(subject: Subject) -> None:
+    assert subject.data is not None and subject.label_names == ["heart", subject.data.label_names[3]]
+    assert [subject.data.label_names[i] for i in subject.labels] == subject.label_names
+    assert (subject.seed, subject.setting.steps, subject.setting.guidance.scale) == (7, 9, 2.0)
+    require_emoji(subject)
+    assert subject.notes() == []
+
+
+def test_real_examples_carry_their_label(subject: Subject) -> None:
+    examples = subject.real_examples(3)
+    assert examples.shape == (3, 2, 3, 32, 32) and subject.data is not None
+    for column, label in enumerate(subject.labels):
+        known = to_float(subject.data.images[subject.data.labels == label])
+        assert all(any(torch.equal(image, one) for one in known) for image in examples[:, column])
+
+
+def test_the_dozen_is_shown_where_no_labels_are_given(emoji: Path) -> None:
+    assert load_subject(emoji).label_names == list(DEMO_LABELS)
+
+
+def test_another_model_has_numbers_for_labels(tmp_path: Path) -> None:
+    subject = subject_of(tmp_path, LATENT)
+    assert subject.data is None
+    assert (subject.labels, subject.label_names) == ([0, 1, 2, 3, 4], ["0", "1", "2", "3", "4"])
+    assert load_subject(tmp_path / "model", ["4", "0"]).labels == [4, 0]
+    notes = " ".join(subject.notes())
+    assert "no measured quality" in notes and "codec" in notes
+    assert "4 x 8 x 12" in subject.describe()
+    with pytest.raises(ValueError, match="99 emoji classes"):
+        require_emoji(subject)
+
+
+def test_a_wrong_label_or_count_of_steps_is_refused(tmp_path: Path) -> None:
+    folder = model_folder(tmp_path / "model", DENSE)
+    for wrong in ("heart", "5", "-1"):
+        with pytest.raises(ValueError, match="0 to 4"):
+            load_subject(folder, [wrong])
+    with pytest.raises(ValueError, match="at least 1"):
+        load_subject(folder, steps=0)
