@@ -1,0 +1,118 @@
+"""Precision, recall, density, coverage and the nearest reference against their definitions, pair by pair in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from elit.evaluation import metrics
+from elit.evaluation.metrics import density_coverage, inception_score, nearest, precision_recall
+from elit.seeding import generator_for
+
+
+def points(count: int, width: int, *key: int | str, shift: float = 0.0) -> Tensor:
+    return torch.randn(count, width, generator=generator_for("neighbours", *key), dtype=torch.float64) + shift
+
+
+def distance(a: Tensor, b: Tensor) -> float:
+    return math.dist(a.tolist(), b.tolist())
+
+
+def radius(index: int, x: Tensor, k: int) -> float:
+    """To the k-th nearest other point of the set."""
+    return sorted(distance(x[index], other) for i, other in enumerate(x) if i != index)[k - 1]
+
+
+def share_inside(points: Tensor, centres: Tensor, k: int) -> float:
+    """The share of points inside any ball of the centres."""
+    radii = [radius(i, centres, k) for i in range(len(centres))]
+    inside = [any(distance(p, c) <= r for c, r in zip(centres, radii, strict=True)) for p in points]
+    return sum(inside) / len(points)
+
+
+@pytest.mark.parametrize("k", [1, 3])
+@pytest.mark.parametrize("block", [7, 2048])
+def test_precision_and_recall_by_their_definitions(k: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the block; the two sets overlap in part."""
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    reference, samples = points(40, 3, "r"), points(30, 3, "s", shift=0.8)
+    precision, recall = precision_recall(reference, samples, k)
+    assert precision == pytest.approx(share_inside(samples, reference, k))
+    assert recall == pytest.approx(share_inside(reference, samples, k))
+    assert 0.1 < precision < 0.95 and 0.1 < recall < 0.95
+
+
+def test_any_ball_counts_and_not_that_of_the_nearest_alone() -> None:
+    """The sample's nearest reference point has a small ball that misses it; a farther one's large ball holds it."""
+    reference = torch.tensor([[0.0], [0.1], [3.0], [9.0]])
+    samples = torch.tensor([[1.0], [50.0]])
+    assert precision_recall(reference, samples, 1)[0] == 0.5  # 3.0 reaches to 0.1, and so to 1.0
+
+
+@pytest.mark.parametrize("block", [7, 2048])
+def test_density_and_coverage_by_their_definitions(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    reference, samples, k = points(40, 3, "r"), points(30, 3, "s", shift=0.8), 5
+    radii = [radius(i, reference, k) for i in range(40)]
+    inside = [[distance(s, r) <= bound for r, bound in zip(reference, radii, strict=True)] for s in samples]
+    density, coverage = density_coverage(reference, samples, k)
+    assert density == pytest.approx(sum(map(sum, inside)) / (k * 30))
+    assert coverage == pytest.approx(sum(any(column) for column in zip(*inside, strict=True)) / 40)
+
+
+def test_float32_far_from_the_origin_is_float64() -> None:
+    """Centring keeps single precision right where the mean is a thousand deviations away."""
+    reference, samples = points(60, 5, "far", shift=1000.0), points(50, 5, "far s", shift=1000.5)
+    assert precision_recall(reference.float(), samples.float()) == precision_recall(
+        reference.float().double(), samples.float().double()
+    )
+
+
+def test_nearest_finds_the_copy() -> None:
+    reference = points(50, 4, "copies")
+    found, index = nearest(reference[[7, 3]] + torch.tensor([[0.0] * 4, [0.003, 0, 0, 0.004]]), reference)
+    assert index.tolist() == [7, 3]
+    assert found.tolist() == pytest.approx([0, 0.005], abs=1e-6)
+
+
+@given(st.integers(5, 20), st.integers(5, 20), st.integers(0, 10**6))
+def test_the_same_set_is_precise_recalled_and_covered_in_any_order(n: int, m: int, seed: int) -> None:
+    """Of identical sets everything is 1; swapping the sets swaps precision and recall; the order does not matter."""
+    a, b = points(n, 3, seed, 0), points(m, 3, seed, 1)
+    assert precision_recall(a, a) == (1.0, 1.0)
+    assert density_coverage(a, a, 3)[1] == 1.0
+    precision, recall = precision_recall(a, b)
+    assert precision_recall(b, a) == pytest.approx((recall, precision))
+    assert precision_recall(a.flip(0), b.roll(2, 0)) == pytest.approx((precision, recall))
+
+
+@pytest.mark.parametrize(("n", "m"), [(3, 9), (9, 3)])
+def test_too_few_rows_are_refused(n: int, m: int) -> None:
+    with pytest.raises(ValueError, match="needs more than 3 rows on each side, not 3"):
+        precision_recall(torch.zeros(n, 2), torch.zeros(m, 2))
+    with pytest.raises(ValueError, match="needs more than 5 rows"):
+        density_coverage(torch.zeros(n, 2), torch.zeros(m, 2))
+
+
+def test_inception_score_by_its_definition() -> None:
+    logits = 3 * points(24, 6, "logits")
+    expected = []
+    for part in logits.split(8):
+        p = part.softmax(1)
+        kl = [sum(q * math.log(q / m) for q, m in zip(row.tolist(), p.mean(0).tolist(), strict=True)) for row in p]
+        expected.append(math.exp(sum(kl) / 8))
+    mean, deviation = inception_score(logits, splits=3)
+    assert mean == pytest.approx(sum(expected) / 3)
+    assert deviation == pytest.approx(math.sqrt(sum((e - mean) ** 2 for e in expected) / 3))
+
+
+def test_inception_score_of_certain_and_uncertain_classes() -> None:
+    """K sure and equal classes score K; one class, or none for sure, scores 1. Fewer rows than splits are refused."""
+    assert inception_score(1000 * torch.eye(5).repeat(4, 1), 1)[0] == pytest.approx(5)
+    assert inception_score(torch.zeros(9, 5), 3) == pytest.approx((1, 0))
+    assert inception_score(1000 * torch.eye(5)[[2] * 6], 2) == pytest.approx((1, 0))
+    with pytest.raises(ValueError, match="3 rows cannot be cut into 10 splits"):
+        inception_score(torch.zeros(3, 5))
