@@ -19,7 +19,6 @@ import torch
 from PIL import Image
 
 from elit import DiT, Guidance, Schedule, sample
-from elit import generation as module
 from elit.generation import Recipe, generate, image_name
 from elit.labels import LabelRule
 from elit.pictures import to_image
@@ -92,7 +91,7 @@ def test_two_processes_make_the_bytes_of_one(model_folder: Path, tmp_path: Path)
     assert one.wait() == 0, one.stderr and one.stderr.read()
     assert two.wait() == 0, two.stderr and two.stderr.read()
     made = contents(tmp_path / "one")
-    assert len(made) == 21 + 3  # settings, labels and the .npz
+    assert len(made) == 21 + 4  # settings, labels, the sheet and the .npz
     assert made == contents(tmp_path / "two")
     (file,) = (tmp_path / "one").glob("*.npz")
     with np.load(file) as arrays:
@@ -120,7 +119,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(model_folder: Path, tmp_path: Pa
         process = run(ELIT, *arguments(model_folder, out, "--count=400"))
         assert process.wait() == 0
     assert contents(killed) == contents(straight)
-    assert len(list(killed.rglob("*.png"))) == 400
+    assert len(list(killed.rglob("[0-9]*.png"))) == 400
     assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
 
 
@@ -157,19 +156,22 @@ def test_a_folder_of_other_settings_is_refused(tiny: DiT, tmp_path: Path) -> Non
 def test_a_full_disk_stops_the_run_and_the_next_goes_on(tiny: DiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The error reaches the caller; no half-written file counts; what was finished is kept."""
     whole = contents(generate(tiny, RECIPE, 30, tmp_path / "whole"))
-    written = module._write
+    save = Image.Image.save
 
-    def on_a_small_disk(image: Any, file: Path) -> None:
-        if file.name == "000017.png":
+    def on_a_small_disk(image: Image.Image, file: Path, **options: Any) -> None:
+        save(image, file, **options)
+        if "000017.png" in file.name:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
-        written(image, file)
 
-    monkeypatch.setattr(module, "_write", on_a_small_disk)
-    with pytest.raises(OSError, match="No space left"):
+    monkeypatch.setattr(Image.Image, "save", on_a_small_disk)
+    with pytest.raises(
+        OSError, match=r"000017\.png could not be written \(No space left on device\); all before it is kept"
+    ):
         generate(tiny, RECIPE, 30, tmp_path / "full")
     monkeypatch.undo()
     left = contents(tmp_path / "full")
     assert 16 <= sum(name.endswith(".png") for name in left) < 30
+    assert not any(name.endswith("000017.png") or name.endswith(".part") for name in left)
     assert whole == contents(generate(tiny, RECIPE, 30, tmp_path / "full"))
 
 

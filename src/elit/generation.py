@@ -3,6 +3,7 @@
 OUT/KEY/settings.json        all that changes pixels; KEY is its hash, so two settings never share a folder
 OUT/KEY/00000/000000.png     image 0; a folder for every thousand
 OUT/KEY/dataset.json         the labels: {"labels": [["00000/000000.png", 3], ...]}
+OUT/KEY/sheet.png            the first images side by side, to look at
 OUT/KEY.npz                  if asked: arr_0, (N, H, W, 3) uint8
 
 The model always runs on whole tiles of one size, since matrix products differ in the last bit with the batch's size. So the
@@ -21,21 +22,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from elit.backbones.dit import DiT
 from elit.codec import Codec, PixelCodec
 from elit.console import console, progress_bar
+from elit.data.images import as_tensor, to_float
 from elit.distributed import barrier, is_main, rank, world_size
 from elit.elastic.budget import Schedule, level_of
 from elit.guidance import Guidance
 from elit.labels import LabelRule
-from elit.pictures import to_image
+from elit.pictures import save_png, tile, to_image
 from elit.sampling import image_noise, sample
 from elit.weights import fingerprint, write_whole, written_whole
 
-SETTINGS_FILE, LABELS_FILE = "settings.json", "dataset.json"
+SETTINGS_FILE, LABELS_FILE, SHEET_FILE = "settings.json", "dataset.json", "sheet.png"
+SHEET_IMAGES = 64
 PER_FOLDER = 1000
 WRITERS = 2
 
@@ -193,20 +197,35 @@ def writers() -> Iterator[Callable[[Tensor, Path], None]]:
 
 
 def _write(image_CHW: Tensor, file: Path) -> None:
-    file.parent.mkdir(exist_ok=True)
-    with written_whole(file) as part:
-        to_image(image_CHW).save(part, format="PNG")
+    try:
+        file.parent.mkdir(exist_ok=True)
+        with written_whole(file) as part:
+            to_image(image_CHW).save(part, format="PNG")
+    except OSError as error:
+        why = error.strerror or error
+        text = f"{file} could not be written ({why}); all before it is kept: make room, and give the same command"
+        raise OSError(text) from error
 
 
 def finish(folder: Path, recipe: Recipe, count: int, npz: bool) -> None:
-    """Removes what a kill left half-written, and writes the labels and, if asked, the .npz."""
+    """Removes what a kill left half-written, and writes the labels, the sheet and, if asked, the .npz."""
     for part in folder.glob("*/.*.part"):
         part.unlink(missing_ok=True)
     names = [image_name(i) for i in range(count)]
     labels = [[name, recipe.labels.label(recipe.seed, i)] for i, name in enumerate(names)]
     write_whole(folder / LABELS_FILE, json.dumps({"labels": labels}) + "\n")
+    save_png(side_by_side([folder / name for name in names[:SHEET_IMAGES]]), folder / SHEET_FILE)
     if npz:
         save_npz([folder / name for name in names], folder.with_name(f"{folder.name}.npz"))
+
+
+def side_by_side(files: Sequence[Path], columns: int = 8) -> Image.Image:
+    """Image files of one size, row by row, on white."""
+    images = []
+    for file in files:
+        with Image.open(file) as image:
+            images.append(as_tensor(image.convert("RGB")))
+    return tile(to_float(torch.stack(images)), columns)
 
 
 def save_npz(files: Sequence[Path], file: Path) -> None:
