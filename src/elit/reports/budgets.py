@@ -121,16 +121,16 @@ def quartiles(milliseconds: Sequence[float]) -> dict[str, float]:
 
 def budget_table(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None) -> Sheet:
     """Cost and quality of each budget."""
-    columns = ("budget", "GFLOPs", "latency (ms)", "quartiles", *QUALITY_COLUMNS)
+    columns = ("budget", "GFLOPs", "ms (quartiles)", *QUALITY_COLUMNS)
     cells = []
     for row in rows:
         k, of = row["latents_per_group"], round(row["latents_per_group"] / row["budget"])
-        between = f"{row['latency_ms_q1']:.1f} to {row['latency_ms_q3']:.1f}" if "latency_ms" in row else "-"
-        cost = (f"{k}/{of}", f"{row['gflops']:.2f}", figure_text(row, "latency_ms", 1), between)
+        between = f" ({row['latency_ms_q1']:.1f}-{row['latency_ms_q3']:.1f})" if "latency_ms" in row else ""
+        cost = (f"{k}/{of}", f"{row['gflops']:.2f}", figure_text(row, "latency_ms", 1) + between)
         cells.append([*cost, *quality_cells(row)])
-    note = "Latency: one forward, batch 1."
+    note = "Latency: one forward, batch 1, in milliseconds."
     if quality is not None:
-        cells.append(["real", "", "", "", *quality_cells(quality["real"])])
+        cells.append(["real", "", "", *quality_cells(quality["real"])])
         note = f"{quality_note(quality)} {note}"
     return Sheet("One set of weights, many budgets", columns, cells, note)
 

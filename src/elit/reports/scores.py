@@ -9,7 +9,7 @@ from typing import Any
 
 from elit.reports.drawing import Panel, Point
 
-QUALITY_COLUMNS = ("Fréchet", "KID x 1000", "in category")
+QUALITY_COLUMNS = ("Fréchet", "KID x 1000", "category")
 PANELS = (
     ("frechet", "Fréchet distance (lower is better)"),
     ("kernel", "KID x 1000 (lower is better)"),
