@@ -3,6 +3,7 @@
 Scale and shift live here and nowhere else: a model's input is scale (z - shift), where z is what the codec knows.
 """
 
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import torch
@@ -63,7 +64,7 @@ class KLCodec:
 
     @torch.no_grad()
     def encode_moments(self, images_BCHW: Tensor) -> Tensor:
-        """(B, 2C, H / side, W / side) float32 of images in [-1, 1]: mean, then log-variance, of z, neither scaled nor shifted.
+        """(B, 2C, H / side, W / side) float32 of images in [-1, 1]: mean, then log-variance, of z, which is not scaled yet.
 
         Raises ValueError for sides that are no multiples of `side`.
         """
@@ -93,8 +94,9 @@ def moments_to_latents(
     channels = noise_BChw.shape[1]
     wanted = channels if values == "samples" else 2 * channels
     if stored_BMhw.shape[1] != wanted:
+        stored = stored_BMhw.shape[1]
         raise ValueError(
-            f"latents of {channels} channels, stored as {values}, have {wanted} channels on disk, and not {stored_BMhw.shape[1]}"
+            f"{channels} channels of latents stored as {values} are {wanted} channels on disk, and not {stored}"
         )
     if values == "samples":
         return scale * (stored_BMhw - shift)
@@ -122,15 +124,21 @@ def load_codec(name: str | None, channels: int, device: torch.device) -> Codec:
 
 
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> KLCodec:
-    """An AutoencoderKL by folder or hub id, or "ema" or "mse", in float32. Raises ValueError where there is none."""
+    """An AutoencoderKL by folder or hub id, or "ema" or "mse", in float32. Raises ValueError where there is none.
+
+    A folder of a hub's repository is written behind its id, such as "black-forest-labs/FLUX.1-dev/vae".
+    """
     from diffusers import AutoencoderKL
 
     source = KNOWN_CODECS.get(name, name)
+    subfolder = ""
+    if source.count("/") == 2 and not Path(source).exists():
+        source, _, subfolder = source.rpartition("/")
     try:
-        autoencoder = AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False)
+        autoencoder = AutoencoderKL.from_pretrained(
+            source, subfolder=subfolder or None, use_safetensors=True, low_cpu_mem_usage=False
+        )
     except (OSError, ValueError, KeyError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"no AutoencoderKL could be loaded from {source!r} ({why}); give a folder that holds one"
-        ) from error
+        raise ValueError(f"no AutoencoderKL could be loaded from {name!r} ({why}); give a folder that holds one") from error
     return KLCodec(autoencoder.to(device))
