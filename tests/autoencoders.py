@@ -1,4 +1,4 @@
-"""Tiny AutoencoderKLs with drawn weights, of the kinds that diffusion models use; two pixels of a side make one cell."""
+"""Tiny AutoencoderKLs with drawn weights, of the kinds that diffusion models use."""
 
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ KINDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def make_autoencoder(kind: str, **more: Any) -> Any:
-    """One of a kind, with fields of its config overridden."""
+def make_autoencoder(kind: str, blocks: int = 2, **more: Any) -> Any:
+    """One of a kind, whose cells are 2^(blocks - 1) pixels wide, with fields of its config overridden."""
     from diffusers import AutoencoderKL
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return AutoencoderKL(
-            block_out_channels=(8, 8),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8,) * blocks,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
             layers_per_block=1,
             norm_num_groups=4,
             **{**KINDS[kind], **more},
