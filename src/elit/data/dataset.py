@@ -142,8 +142,13 @@ class PreparedData:
         self.info = read_info(self.folder)
         self._table: pa.Table | None = None
         self._places: dict[str, _Column] = {}
-        label = self.table["label"].combine_chunks().fill_null(-1)
-        self.labels = torch.from_numpy(label.to_numpy().copy())
+        self.labels = self._integers("label")
+        self.members: tuple[Tensor, ...] = ()  # the rows of each size there is, where there are several
+        if self.info.size is None:
+            self.buckets = self._integers("bucket")
+            if not 0 <= int(self.buckets.min()) <= int(self.buckets.max()) < len(self.info.buckets):
+                raise ValueError(f"{self.folder} has rows of buckets that its {INFO_FILE} does not list")
+            self.members = tuple((self.buckets == bucket).nonzero()[:, 0] for bucket in self.buckets.unique())
         if len(self.labels) and self.info.label_names and int(self.labels.max()) >= len(self.info.label_names):
             raise ValueError(
                 f"{self.folder} has the label {int(self.labels.max())} and {len(self.info.label_names)} label names"
@@ -165,13 +170,6 @@ class PreparedData:
         return self.info.shape()
 
     @property
-    def buckets(self) -> Tensor | None:
-        """(N,) the bucket of every row, or None where all rows have one size."""
-        if self.info.size is not None:
-            return None
-        return torch.from_numpy(self.table["bucket"].combine_chunks().to_numpy().copy())
-
-    @property
     def table(self) -> "pa.Table":
         """The Arrow table, memory-mapped."""
         if self._table is None:
@@ -186,9 +184,15 @@ class PreparedData:
         With buckets, all rows must be of one bucket.
         """
         labels = self.labels[rows]
+        shape = self.info.shape(int(self.buckets[rows[0]]) if self.members else 0)
+        x = torch.empty(len(rows), *shape)
         if self.info.kind == "images":
-            return torch.stack([to_float(self.image(int(row))) for row in rows]), labels
-        return self._latents(rows, generators), labels
+            for row, into in zip(rows.tolist(), x, strict=True):
+                into.copy_(to_float(self.image(row)))
+            return x, labels
+        for row, generator, into in zip(rows.tolist(), generators, x, strict=True):
+            self._latent(row, generator, into)
+        return x, labels
 
     def image(self, row: int) -> Tensor:
         """(3, H, W) uint8 of one picture."""
@@ -205,19 +209,24 @@ class PreparedData:
         stored = np.stack([column.value(int(row)) for row in rows])
         return torch.from_numpy(stored).float().unflatten(1, self.info.features[name])
 
-    def _latents(self, rows: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        names = ["latent"] * len(rows)
-        if self.info.mirror:
-            names = ["mirrored" if float(torch.rand((), generator=g)) < 0.5 else "latent" for g in generators]
-        shape = self.info.shape(0 if self.info.size is not None else int(self.table["bucket"][int(rows[0])].as_py()))
-        stored = np.stack([self._column(name).value(row) for name, row in zip(names, rows.tolist(), strict=True)])
-        z = torch.from_numpy(stored).unflatten(1, (-1, *shape[1:])).float()
-        if self.info.values != "samples":
-            mean, spread = z.chunk(2, dim=1)
-            std = (spread / 2).exp() if self.info.values == "moments" else spread
-            noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-            z = mean + std * noise
-        return self.info.scale * (z - self.info.shift)
+    def _latent(self, row: int, generator: torch.Generator, into: Tensor) -> None:
+        """One row at a time, so that no bit depends on the batch; NumPy's exp, since torch's is split over threads."""
+        info = self.info
+        mirrored = info.mirror and float(torch.rand((), generator=generator)) < 0.5
+        stored = self._column("mirrored" if mirrored else "latent").value(row)
+        z = torch.from_numpy(np.array(stored)).float().numpy()
+        if info.values != "samples":
+            mean, spread = z.reshape(2, -1)
+            std = np.exp(spread * np.float32(0.5)) if info.values == "moments" else spread
+            z = torch.randn(into.numel(), generator=generator).numpy()
+            z *= std
+            z += mean
+        z -= np.float32(info.shift)
+        np.multiply(z, np.float32(info.scale), out=into.numpy().reshape(-1))
+
+    def _integers(self, name: str) -> Tensor:
+        values = self.table[name].combine_chunks().fill_null(-1)
+        return torch.from_numpy(values.to_numpy().copy())
 
     def _column(self, name: str) -> "_Column":
         if name not in self._places:
