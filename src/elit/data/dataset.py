@@ -7,7 +7,7 @@ DIR/data-00000-of-00004.arrow  shards of about 500 MB, memory-mapped; dataset_in
 DIR/settings.json              what the folder was asked to hold, so that another request is refused
 DIR/skipped.json               [[key, why], ...] of the pictures that could not be read
 
-Columns: label (int64, null where there is none), key (the picture's path in its source), with buckets bucket (int64, an
+Columns: label (int64 with names, null where there is none), key (the picture's path in its source), with buckets bucket (int64, an
 index into `DataInfo.buckets`), and either
 
 image    a PNG (`datasets.Image`), or
@@ -43,7 +43,7 @@ FORMAT = 1
 class DataInfo:
     """What the rows of a prepared folder are.
 
-    size: (height, width) of one model input, in pixels or latent cells; None where `buckets` lists the sizes there are.
+    label_counts: the rows of each label. size: (height, width) of one model input, in pixels or latent cells; None where `buckets` lists the sizes there are.
     channels: of one model input; latents of "moments" (mean, log-variance) and "mean-std" (mean, standard deviation)
     store twice as many, "samples" as many. A model input is scale (z - shift) with z = mean + standard deviation x noise;
     codec: the AutoencoderKL that z belongs to. features: {name: (tokens, width)}.
@@ -53,6 +53,7 @@ class DataInfo:
     count: int
     size: tuple[int, int] | None
     label_names: tuple[str, ...] = ()
+    label_counts: tuple[int, ...] = ()
     channels: int = 3
     buckets: tuple[tuple[int, int], ...] = ()
     source: str = ""
@@ -76,10 +77,11 @@ class DataInfo:
 
     def columns(self) -> "datasets.Features":
         """The columns of the table, as `datasets` types."""
-        from datasets import Features, Image, List, Value
+        from datasets import ClassLabel, Features, Image, List, Value
 
         length = -1 if self.size is None else self.stored_channels * self.size[0] * self.size[1]
-        columns: dict[str, Any] = {"label": Value("int64"), "key": Value("string")}
+        label = ClassLabel(names=list(self.label_names)) if self.label_names else Value("int64")
+        columns: dict[str, Any] = {"label": label, "key": Value("string")}
         if self.size is None:
             columns["bucket"] = Value("int64")
         if self.kind == "images":
@@ -109,6 +111,7 @@ def read_info(folder: Path) -> DataInfo:
             raise ValueError(f"its format is {version}, and this version of elit reads {FORMAT}")
         values["size"] = None if values["size"] is None else pair(values["size"])
         values["buckets"] = tuple(pair(bucket) for bucket in values["buckets"])
+        values["label_counts"] = tuple(int(n) for n in values.get("label_counts", ()))
         values["label_names"] = tuple(str(name) for name in values["label_names"])
         values["features"] = {str(name): pair(shape) for name, shape in values["features"].items()}
         info = DataInfo(**values)
