@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from elit.cli.parsing import Commands
+from elit.cli.prepare_latents import add_prepare_latents
 from elit.console import console
 
 SOURCE = (
@@ -14,9 +15,10 @@ SOURCE = (
 
 
 def add_prepare(commands: Commands) -> None:
-    command = commands.add_parser("prepare", help="crop pictures to one size, on all cores, and store them for training")
+    command = commands.add_parser("prepare", help="make data for training: pictures of one size, and their latents")
     kinds = command.add_subparsers(dest="kind", metavar="KIND", required=True)
     add_images(kinds)
+    add_prepare_latents(kinds)
     add_folder(kinds)
 
 

@@ -7,18 +7,19 @@ DIR/data-00000-of-00004.arrow  shards of about 500 MB, memory-mapped; dataset_in
 DIR/settings.json              what the folder was asked to hold, so that another request is refused
 DIR/skipped.json               [[key, why], ...] of the pictures that could not be read
 
-Columns: label (int64 with names, null where there is none), key (the picture's path in its source), with buckets bucket (int64, an
-index into `DataInfo.buckets`), and either
+Columns: label (int64 with names, null where there is none), key (the picture's path in its source), with buckets bucket
+(int64, an index into `DataInfo.buckets`), and either
 
 image    a PNG (`datasets.Image`), or
 latent   float16, row-major (stored channels, h, w), flat: `List(float16, length)`, without a length where there are
          buckets; with `mirror` also mirrored, the same of the picture mirrored left to right; and for each named feature
-         feature.NAME, float16 (tokens, width), flat.
+         feature.NAME, float16 (rows, columns, width) of its tokens, flat, with `mirror` also mirrored.feature.NAME.
 """
 
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elit.codec import moments_to_latents
 from elit.data.images import as_tensor, to_float
 
 if TYPE_CHECKING:
@@ -43,10 +45,12 @@ FORMAT = 1
 class DataInfo:
     """What the rows of a prepared folder are.
 
-    label_counts: the rows of each label. size: (height, width) of one model input, in pixels or latent cells; None where `buckets` lists the sizes there are.
+    label_counts: the rows of each label, of those that have one. size: (height, width) of one model input, in pixels or
+    latent cells; None where `buckets` lists the sizes there are.
     channels: of one model input; latents of "moments" (mean, log-variance) and "mean-std" (mean, standard deviation)
     store twice as many, "samples" as many. A model input is scale (z - shift) with z = mean + standard deviation x noise;
-    codec: the AutoencoderKL that z belongs to. features: {name: (tokens, width)}.
+    codec: the AutoencoderKL that z belongs to; psnr: in dB, of decode(encode(x)) over some pictures, if it was measured.
+    features: {name: (rows, columns, width)} of a vision encoder's tokens.
     """
 
     kind: Literal["images", "latents"]
@@ -62,8 +66,9 @@ class DataInfo:
     scale: float = 1.0
     shift: float = 0.0
     codec: str = ""
+    psnr: float | None = None
     mirror: bool = False
-    features: dict[str, tuple[int, int]] = field(default_factory=dict)
+    features: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def stored_channels(self) -> int:
@@ -88,8 +93,9 @@ class DataInfo:
             columns["image"] = Image()
         for name in ("latent", "mirrored")[: 1 + self.mirror] if self.kind == "latents" else ():
             columns[name] = List(Value("float16"), length=length)
-        for name, (tokens, width) in self.features.items():
-            columns[f"feature.{name}"] = List(Value("float16"), length=tokens * width)
+        for name, shape in self.features.items():
+            for column in (f"feature.{name}", f"mirrored.feature.{name}")[: 1 + self.mirror]:
+                columns[column] = List(Value("float16"), length=math.prod(shape))
         return Features(columns)
 
     def to_json(self) -> str:
@@ -109,13 +115,15 @@ def read_info(folder: Path) -> DataInfo:
         version = values.pop("format")
         if version != FORMAT:
             raise ValueError(f"its format is {version}, and this version of elit reads {FORMAT}")
-        values["size"] = None if values["size"] is None else pair(values["size"])
-        values["buckets"] = tuple(pair(bucket) for bucket in values["buckets"])
-        values["label_counts"] = tuple(int(n) for n in values.get("label_counts", ()))
+        values["size"] = None if values["size"] is None else sizes(values["size"], 2)
+        values["buckets"] = tuple(sizes(bucket, 2) for bucket in values["buckets"])
+        values["label_counts"] = sizes(values["label_counts"], len(values["label_counts"]), least=0)
         values["label_names"] = tuple(str(name) for name in values["label_names"])
-        values["features"] = {str(name): pair(shape) for name, shape in values["features"].items()}
+        values["features"] = {str(name): sizes(shape, 3) for name, shape in values["features"].items()}
         info = DataInfo(**values)
         sound = info.kind in ("images", "latents") and type(info.count) is int and type(info.channels) is int
+        sound = sound and info.values in (None, "moments", "mean-std", "samples")
+        sound = sound and all(type(number) in (int, float) for number in (info.scale, info.shift))
         if not sound or (info.size is None) == (not info.buckets) or (info.kind == "latents") == (info.values is None):
             raise ValueError("its kind, count, size and values do not fit together")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -123,12 +131,11 @@ def read_info(folder: Path) -> DataInfo:
     return info
 
 
-def pair(values: Any) -> tuple[int, int]:
-    """Two positive whole numbers, checked."""
-    first, second = values
-    if type(first) is not int or type(second) is not int or min(first, second) < 1:
-        raise ValueError(f"{values!r} is not a pair of sizes")
-    return first, second
+def sizes(values: Any, count: int, least: int = 1) -> tuple[Any, ...]:
+    """So many whole numbers of at least `least`, checked."""
+    if len(values) != count or any(type(value) is not int or value < least for value in values):
+        raise ValueError(f"{values!r} are not {count} sizes")
+    return tuple(values)
 
 
 class PreparedData:
@@ -194,7 +201,7 @@ class PreparedData:
                 into.copy_(to_float(self.image(row)))
             return x, labels
         for row, generator, into in zip(rows.tolist(), generators, x, strict=True):
-            self._latent(row, generator, into)
+            into.copy_(self._latent(row, generator, shape))
         return x, labels
 
     def image(self, row: int) -> Tensor:
@@ -206,26 +213,38 @@ class PreparedData:
         except (OSError, SyntaxError, TypeError) as error:
             raise ValueError(f"row {row} of {self.folder} is not a picture ({error}); prepare the data again") from error
 
-    def feature(self, name: str, rows: Tensor) -> Tensor:
-        """(B, tokens, width) float32 of a stored feature."""
-        column = self._column(f"feature.{name}")
-        stored = np.stack([column.value(int(row)) for row in rows])
-        return torch.from_numpy(stored).float().unflatten(1, self.info.features[name])
+    def feature(self, name: str, rows: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """(B, tokens, width) float32 of a stored feature, row by row of its grid.
 
-    def _latent(self, row: int, generator: torch.Generator, into: Tensor) -> None:
-        """One row at a time, so that no bit depends on the batch; NumPy's exp, since torch's is split over threads."""
-        info = self.info
-        mirrored = info.mirror and float(torch.rand((), generator=generator)) < 0.5
-        stored = self._column("mirrored" if mirrored else "latent").value(row)
-        z = torch.from_numpy(np.array(stored)).float().numpy()
-        if info.values != "samples":
-            mean, spread = z.reshape(2, -1)
-            std = np.exp(spread * np.float32(0.5)) if info.values == "moments" else spread
-            z = torch.randn(into.numel(), generator=generator).numpy()
-            z *= std
-            z += mean
-        z -= np.float32(info.shift)
-        np.multiply(z, np.float32(info.scale), out=into.numpy().reshape(-1))
+        Of the mirrored picture where `read` takes the mirrored latents: generators are new ones, as `read` gets them.
+        """
+        if name not in self.info.features:
+            raise ValueError(
+                f"{self.folder} holds no features of {name!r}, but {list(self.info.features) or 'none'};"
+                " store them with elit prepare latents --features"
+            )
+        names = [f"mirrored.feature.{name}" if flip else f"feature.{name}" for flip in self._mirrored(generators)]
+        return self._stored(names, rows).unflatten(1, (-1, self.info.features[name][2]))
+
+    def _mirrored(self, generators: Sequence[torch.Generator]) -> list[bool]:
+        """Whether each row is taken mirrored: its generator's first number, where mirrored latents are stored."""
+        return [self.info.mirror and float(torch.rand((), generator=g)) < 0.5 for g in generators]
+
+    def _stored(self, names: Sequence[str], rows: Tensor) -> Tensor:
+        """(B, length) float32: of each row, the column of its name."""
+        stored = np.stack([self._column(name).value(row) for name, row in zip(names, rows.tolist(), strict=True)])
+        return torch.from_numpy(stored).float()
+
+    def _latent(self, row: int, generator: torch.Generator, shape: tuple[int, int, int]) -> Tensor:
+        """One row alone, so that no bit depends on its batch; torch starts no threads for so few numbers."""
+        assert self.info.values is not None
+        mirrored = self._mirrored([generator])[0]
+        stored = self._stored(["mirrored" if mirrored else "latent"], torch.tensor([row]))
+        if stored.numel() % math.prod(shape[1:]):
+            raise ValueError(f"row {row} of {self.folder} is not {shape[1]} x {shape[2]}; prepare the data again")
+        noise = torch.zeros(shape) if self.info.values == "samples" else torch.randn(shape, generator=generator)
+        moments = stored.unflatten(1, (-1, *shape[1:]))
+        return moments_to_latents(moments, noise[None], self.info.values, self.info.scale, self.info.shift)[0]
 
     def _integers(self, name: str) -> Tensor:
         values = self.table[name].combine_chunks().fill_null(-1)

@@ -6,15 +6,17 @@ All are functions of (seed, step, index) alone: any number of ranks and workers,
 import bisect
 import functools
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from elit.seeding import generator_for
+
+T = TypeVar("T")
 
 
 class Data(Protocol):
@@ -36,7 +38,7 @@ class Data(Protocol):
     def members(self) -> Sequence[Tensor]: ...
     def __len__(self) -> int: ...
     def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Model inputs (B, C, H, W) float32 and labels (B,) int64, -1 where there is none; row i draws from generators[i]."""
+        """Model inputs (B, C, H, W) float32, and labels (B,) int64, -1 where there is none; row i draws from generator i."""
         ...
 
 
@@ -53,7 +55,6 @@ class LoadedBatch:
 def batches(data: Data, seed: int, batch_size: int, steps: range, part: range, workers: int = 0) -> Iterator[LoadedBatch]:
     """The batch of each of `steps`, in order; of its samples those in `part`, such as a rank's range(64, 128).
 
-    workers: threads that read ahead, two batches each; 0 reads when asked. What they do, they do outside Python's lock.
     Raises ValueError for data that cannot be read.
     """
 
@@ -62,11 +63,19 @@ def batches(data: Data, seed: int, batch_size: int, steps: range, part: range, w
         generators = sample_generators("data", seed, step, part.start, part.stop)
         return LoadedBatch(step, part.start, *data.read(rows, generators))
 
+    return read_ahead(load, steps, workers)
+
+
+def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Iterator[T]:
+    """load(step) of each step, in order, made ahead by `workers` threads, two each; by this thread when asked if 0.
+
+    Threads and not processes: what costs (copies, draws, decoding) runs outside Python's lock, and nothing is pickled.
+    """
     if workers == 0:
         yield from map(load, steps)
         return
     pool = ThreadPoolExecutor(workers, thread_name_prefix="elit-data")
-    ahead: deque[Future[LoadedBatch]] = deque()
+    ahead: deque[Future[T]] = deque()
     try:
         for step in steps:
             ahead.append(pool.submit(load, step))

@@ -305,7 +305,8 @@ class DatasetSource:
             return tuple(sorted(values))
         if not all(type(value) is int and 0 <= value < 1_000_000 for value in values):
             raise ValueError(
-                f"the column {self.label_column} of {self.name} holds {values[:3]}; labels are names, or whole numbers from 0 on"
+                f"the column {self.label_column} of {self.name} holds {values[:3]};"
+                " labels are names, or whole numbers from 0 on"
             )
         return tuple(str(i) for i in range(max(values) + 1))
 
