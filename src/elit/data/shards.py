@@ -5,12 +5,13 @@ only unfinished parts, and the shards are the same bytes in the end.
 """
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,7 @@ import pyarrow as pa
 from elit.data.dataset import INFO_FILE, SETTINGS_FILE, SKIPPED_FILE, DataInfo
 from elit.weights import write_whole, written_whole
 
-SHARD_BYTES = 500_000_000
+SHARD_BYTES, BATCH_BYTES = 500_000_000, 64_000_000
 
 
 class Preparation:
@@ -58,6 +59,11 @@ class Preparation:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._release_lock()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ValueError(
+                f"there is no room for {self.out} ({os.strerror(error.errno)}); what is finished is kept:"
+                " make room and run the same command again"
+            ) from error
 
     def _release_lock(self) -> None:
         if self._lock is not None:
@@ -102,7 +108,10 @@ class Preparation:
             yield json.loads(self._note(part).read_text(encoding="utf8"))
 
     def finish(self, info: DataInfo, parts: int) -> DataInfo:
-        """Joins all parts into shards, writes the folder's descriptions and removes the parts; `info` with its count."""
+        """Joins all parts into shards, writes the folder's descriptions and removes the parts; `info` with its count.
+
+        Raises ValueError where no part has a row.
+        """
         plan_file = self.out / "shards.json"
         if not plan_file.is_file():
             notes = list(self.notes(parts))
@@ -111,6 +120,8 @@ class Preparation:
             plan = {"count": sum(n["rows"] for n in notes), "shards": plan_shards([n["bytes"] for n in notes])}
             write_whole(plan_file, json.dumps(plan) + "\n")
         plan = json.loads(plan_file.read_text(encoding="utf8"))
+        if not plan["count"]:
+            raise ValueError(f"none of the pictures could be read; {self.out / SKIPPED_FILE} says why of each")
         shards = plan["shards"]
         names = [f"data-{i:05d}-of-{len(shards):05d}.arrow" for i in range(len(shards))]
         for name, (first, last) in zip(names, shards, strict=True):
@@ -124,14 +135,17 @@ class Preparation:
 
     def _join(self, shard: Path, info: DataInfo, parts: range) -> None:
         if not shard.is_file():
-            with written_whole(shard) as beside, new_stream(beside, info.columns().arrow_schema) as writer:
-                for part in parts:
-                    with pa.OSFile(str(self._file(part))) as source, pa.ipc.open_stream(source) as reader:
-                        for batch in reader:
-                            if batch.num_rows:
-                                writer.write_batch(batch)
+            schema = info.columns().arrow_schema
+            with written_whole(shard) as beside, new_stream(beside, schema) as writer:
+                for batch in larger(self._batches(parts)):
+                    writer.write_batch(batch)
         for part in parts:
             self._file(part).unlink(missing_ok=True)
+
+    def _batches(self, parts: range) -> Iterator[pa.RecordBatch]:
+        for part in parts:
+            with pa.OSFile(str(self._file(part))) as source, pa.ipc.open_stream(source) as reader:
+                yield from reader
 
     def _describe(self, info: DataInfo, names: list[str]) -> None:
         """The files by which `datasets.load_from_disk` knows the folder."""
@@ -162,6 +176,19 @@ def new_stream(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWr
     """An Arrow stream to write record batches to."""
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         yield writer
+
+
+def larger(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of about BATCH_BYTES, for a table is read faster the fewer batches it has."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        if held and sum(b.nbytes for b in held) + batch.nbytes > BATCH_BYTES:
+            yield pa.concat_batches(held)
+            held = []
+        if batch.num_rows:
+            held.append(batch)
+    if held:
+        yield pa.concat_batches(held)
 
 
 def plan_shards(sizes: Sequence[int], shard_bytes: int = SHARD_BYTES) -> list[tuple[int, int]]:
