@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.codec import moments_to_latents
+from elit.codec import Values, moments_to_latents
 from elit.data.images import as_tensor, to_float
 
 if TYPE_CHECKING:
@@ -200,8 +200,8 @@ class PreparedData:
             for row, into in zip(rows.tolist(), x, strict=True):
                 into.copy_(to_float(self.image(row)))
             return x, labels
-        for row, generator, into in zip(rows.tolist(), generators, x, strict=True):
-            into.copy_(self._latent(row, generator, shape))
+        for i, (row, generator) in enumerate(zip(rows.tolist(), generators, strict=True)):
+            x[i] = self._latent(row, generator, shape)
         return x, labels
 
     def image(self, row: int) -> Tensor:
@@ -223,28 +223,20 @@ class PreparedData:
                 f"{self.folder} holds no features of {name!r}, but {list(self.info.features) or 'none'};"
                 " store them with elit prepare latents --features"
             )
-        names = [f"mirrored.feature.{name}" if flip else f"feature.{name}" for flip in self._mirrored(generators)]
-        return self._stored(names, rows).unflatten(1, (-1, self.info.features[name][2]))
-
-    def _mirrored(self, generators: Sequence[torch.Generator]) -> list[bool]:
-        """Whether each row is taken mirrored: its generator's first number, where mirrored latents are stored."""
-        return [self.info.mirror and float(torch.rand((), generator=g)) < 0.5 for g in generators]
-
-    def _stored(self, names: Sequence[str], rows: Tensor) -> Tensor:
-        """(B, length) float32: of each row, the column of its name."""
+        names = [f"mirrored.feature.{name}" if self._mirrored(g) else f"feature.{name}" for g in generators]
         stored = np.stack([self._column(name).value(row) for name, row in zip(names, rows.tolist(), strict=True)])
-        return torch.from_numpy(stored).float()
+        return torch.from_numpy(stored).float().unflatten(1, (-1, self.info.features[name][2]))
+
+    def _mirrored(self, generator: torch.Generator) -> bool:
+        """Whether a row is taken mirrored: its generator's first number, where mirrored latents are stored."""
+        return self.info.mirror and float(torch.rand((), generator=generator)) < 0.5
 
     def _latent(self, row: int, generator: torch.Generator, shape: tuple[int, int, int]) -> Tensor:
-        """One row alone, so that no bit depends on its batch; torch starts no threads for so few numbers."""
         assert self.info.values is not None
-        mirrored = self._mirrored([generator])[0]
-        stored = self._stored(["mirrored" if mirrored else "latent"], torch.tensor([row]))
-        if stored.numel() % math.prod(shape[1:]):
-            raise ValueError(f"row {row} of {self.folder} is not {shape[1]} x {shape[2]}; prepare the data again")
-        noise = torch.zeros(shape) if self.info.values == "samples" else torch.randn(shape, generator=generator)
-        moments = stored.unflatten(1, (-1, *shape[1:]))
-        return moments_to_latents(moments, noise[None], self.info.values, self.info.scale, self.info.shift)[0]
+        name = "mirrored" if self._mirrored(generator) else "latent"
+        return latent_input(
+            self._column(name).value(row), shape, self.info.values, self.info.scale, self.info.shift, generator
+        )
 
     def _integers(self, name: str) -> Tensor:
         values = self.table[name].combine_chunks().fill_null(-1)
@@ -254,6 +246,22 @@ class PreparedData:
         if name not in self._places:
             self._places[name] = _Column(self.table, name)
         return self._places[name]
+
+
+def latent_input(
+    stored: np.ndarray, shape: tuple[int, int, int], values: Values, scale: float, shift: float, generator: torch.Generator
+) -> Tensor:
+    """(C, h, w) the model input of one stored latent, its noise drawn from the generator.
+
+    One row at a time, so that no bit depends on its batch; torch starts no threads for so few numbers. Raises ValueError
+    where it is of another shape.
+    """
+    channels = shape[0] if values == "samples" else 2 * shape[0]
+    if stored.size != channels * shape[1] * shape[2]:
+        raise ValueError(f"a stored latent is not {channels} x {shape[1]} x {shape[2]}; prepare the data again")
+    moments = torch.from_numpy(np.array(stored)).float().view(1, channels, *shape[1:])
+    noise = torch.zeros(1, *shape) if values == "samples" else torch.randn((1, *shape), generator=generator)
+    return moments_to_latents(moments, noise, values, scale, shift)[0]
 
 
 class _Column:
