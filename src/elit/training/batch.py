@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from elit.data.images import LabelledImages, to_float
+from elit.data.images import LabelledImages
+from elit.data.loader import rows_of_step, sample_generators
 from elit.elastic.budget import draw_budget
 from elit.flow import FlowSample, TimeLaw, interpolate
 from elit.flow import Path as FlowPath
-from elit.seeding import generator_for
 from elit.training.config import TrainConfig
 
 AHEAD = 2  # batches drawn before they are asked for
@@ -48,14 +48,11 @@ def draw_batch(config: TrainConfig, data: LabelledImages, step: int, share: rang
     Every sample's noise, time and dropped label come from (seed, step, place in the batch), so a share is a slice.
     """
     share = range(config.batch_size) if share is None else share
-    place = config.batch_size * step + torch.arange(share.start, share.stop)
-    epochs, index = place // len(data), place % len(data)
-    rows = torch.cat([_epoch_order(config.seed, int(epoch), len(data))[index[epochs == epoch]] for epoch in epochs.unique()])
-    x, labels = to_float(data.images[rows]), data.labels[rows]
+    rows = rows_of_step(config.seed, len(data), config.batch_size, step)[share.start : share.stop]
+    x, labels = data.read(rows, sample_generators("data", config.seed, step, share.start, share.stop))
     path, law = FlowPath(config.flow.path), TimeLaw(config.flow.time_law)
     noise, t, dropped = torch.empty_like(x), torch.empty(len(share)), torch.empty(len(share))
-    for i, sample in enumerate(share):
-        generator = generator_for("sample", config.seed, step, sample)
+    for i, generator in enumerate(sample_generators("sample", config.seed, step, share.start, share.stop)):
         t[i] = law.draw(1, path, generator)[0]
         torch.rand((), generator=generator, out=dropped[i])
         torch.randn(x.shape[1:], generator=generator, out=noise[i])
@@ -68,10 +65,6 @@ def step_budget(config: TrainConfig, step: int) -> float | None:
     if config.model.window is None:
         return None
     return draw_budget(config.seed, step, config.budget.lowest, config.budget.highest, config.model.window.size)
-
-
-def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=generator_for("epoch", seed, epoch))
 
 
 def drawn_ahead(draw: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
