@@ -1,6 +1,6 @@
 """What one step trains on, from (seed, step) alone: the same samples, noise and times for any number of ranks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -67,7 +67,7 @@ def step_budget(config: TrainConfig, step: int) -> float | None:
     return draw_budget(config.seed, step, config.budget.lowest, config.budget.highest, config.model.window.size)
 
 
-def drawn_ahead(draw: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
+def drawn_ahead(draw: Callable[[int], Batch], first: int, last: int) -> Generator[Batch, None, None]:
     """draw(first) .. draw(last - 1), the next ones drawn in a thread of its own while one is used."""
     with ThreadPoolExecutor(1, "draw") as pool:
         pending: list[Future[Batch]] = [pool.submit(draw, step) for step in range(first, min(first + AHEAD, last))]
