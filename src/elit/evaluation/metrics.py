@@ -5,6 +5,7 @@ measure differs from the figures that others publish under its name. Shapes: N a
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -230,8 +231,12 @@ def nearest(samples_MD: Array, reference_ND: Array) -> tuple[Tensor, Tensor]:
     return distance[:, 0], index[:, 0]
 
 
-class Memorisation(NamedTuple):
-    """Of every sample, (M,): the distance to its nearest training image, that one's index, and over the next one's distance."""
+@dataclass(frozen=True)
+class Memorisation:
+    """Of every sample, (M,): the distance to its nearest training image, that one's index, and the distance's ratio.
+
+    The ratio is that to the distance of the second nearest (see `memorisation`).
+    """
 
     distance: Tensor
     index: Tensor
