@@ -27,7 +27,7 @@ def run_results(options: argparse.Namespace, rest: list[str]) -> None:
     from elit.bundled import FOLDER, load_card, save_card
     from elit.pictures import save_png
     from elit.reports.drawing import draw_panels
-    from elit.reports.results import measure_results, results_block, results_panels, write_block
+    from elit.reports.scorecard import measure_results, results_block, results_panels, write_block
     from elit.reports.subject import known_data
     from elit.weights import load_model, written_whole
 

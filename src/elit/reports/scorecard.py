@@ -42,7 +42,7 @@ assert NAMES.keys() == FIGURES.keys()
 
 
 @dataclass(frozen=True)
-class Results:
+class Scorecard:
     """quality: what the card holds. pairs: samples beside the real pictures they are nearest to."""
 
     quality: dict[str, Any]
@@ -57,7 +57,7 @@ def measure_results(
     work: Path,
     dense: Path | None = None,
     count: int | None = None,
-) -> Results:
+) -> Scorecard:
     """Quality at every budget and seed, latency, the dense twin in the folder `dense`, and how much is copied.
 
     Without `dense`, the twin's figures that the card has are kept if they were measured alike. `work` and `count` are as in
@@ -76,7 +76,7 @@ def measure_results(
     kept = work / kept_name(fingerprint(model), full, judge.count, seeds[0])
     drawn = drawn_once(judge, model, full, seeds[0], kept)
     quality["copies"], picture = copies(judge, to_float(drawn.images), drawn.features)
-    return Results(quality, picture)
+    return Scorecard(quality, picture)
 
 
 def load_dense(folder: Path) -> DiT:

@@ -14,7 +14,7 @@ from elit.bundled import Card, SamplingDefaults, load_card
 from elit.cli import main
 from elit.data.images import to_float
 from elit.reports.quality import Judge
-from elit.reports.results import (
+from elit.reports.scorecard import (
     against_dense,
     copies,
     leave_one_out_share,
