@@ -10,7 +10,8 @@ from torch import Tensor
 from elit.backbones.dit import DiT
 from elit.bundled import Card
 from elit.console import console, progress_bar
-from elit.data.images import LabelledImages, load_images, to_float
+from elit.data.images import LabelledImages, load_images
+from elit.data.loader import rows_of_step, sample_generators
 from elit.distributed import local_device
 from elit.elastic.budget import draw_budget
 from elit.evaluation.cost import activation_bytes, count_flops
@@ -42,24 +43,18 @@ class Batch:
 
 def draw_batch(config: TrainConfig, data: LabelledImages, step: int) -> Batch:
     """The batch of a step, from (seed, step) alone. Images come in a new random order each epoch."""
-    place = torch.arange(config.batch_size * step, config.batch_size * (step + 1))
-    epochs, index = place // len(data), place % len(data)
-    rows = torch.cat([_epoch_order(config.seed, int(epoch), len(data))[index[epochs == epoch]] for epoch in epochs.unique()])
+    rows = rows_of_step(config.seed, len(data), config.batch_size, step)
     generator = generator_for("batch", config.seed, step)
     path = FlowPath(config.flow.path)
     t = TimeLaw(config.flow.time_law).draw(config.batch_size, path, generator)
-    x = to_float(data.images[rows])
+    x, kept = data.read(rows, sample_generators("data", config.seed, step, 0, len(rows)))
     noise = torch.randn(x.shape, generator=generator)
     dropped = torch.rand(config.batch_size, generator=generator) < config.flow.label_dropout
-    labels = torch.where(dropped, config.model.num_classes, data.labels[rows])
+    labels = torch.where(dropped, config.model.num_classes, kept)
     budget = None
     if config.model.window is not None:
         budget = draw_budget(config.seed, step, config.budget.lowest, config.budget.highest, config.model.window.size)
     return Batch(interpolate(path, x, noise, t), labels, budget)
-
-
-def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=generator_for("epoch", seed, epoch))
 
 
 def make_state(config: TrainConfig, device: torch.device) -> TrainState:
