@@ -109,7 +109,7 @@ class PlainType:
 
 
 class ArrayUnpickler(pickle.Unpickler):
-    """Containers, plain values and arrays of numbers; no name of a pickle is looked up: ours stand in for the few it may use."""
+    """Containers, plain values and arrays of numbers. No name of a pickle is looked up: ours stand for the few allowed."""
 
     def find_class(self, module: str, name: str) -> Any:
         known: dict[str, Any] = {
@@ -121,11 +121,11 @@ class ArrayUnpickler(pickle.Unpickler):
         }
         wanted = f"{module}.{name}"
         if (later := wanted.replace("numpy._core.", "numpy.core.")) not in known:  # its name from numpy 2 on
-            raise RefusedName(wanted)
+            raise RefusedNameError(wanted)
         return known[later]
 
 
-class RefusedName(Exception):
+class RefusedNameError(Exception):
     """A name of Python that a pickle asks for and no array needs."""
 
 
@@ -139,7 +139,7 @@ def read_arrays(file: Path) -> Any:
     try:
         with file.open("rb") as stream:
             return _plain(ArrayUnpickler(stream).load())
-    except RefusedName as error:
+    except RefusedNameError as error:
         raise ValueError(
             f"{file} asks for {error}, which could run code and which no statistics need; it was refused and nothing of it"
             " ran; take statistics from a source that you trust"

@@ -165,7 +165,9 @@ def test_weights_come_from_a_file_or_from_torch_hubs_cache(
     torch.save(state | {f"{name}.bn.num_batches_tracked": torch.tensor(0) for name, _ in table()}, file)
     hub = tmp_path / "hub"
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match=rf"not at {hub}/checkpoints/pt_inception.*; fetch https://\S+ and put it there, or"):
+    with pytest.raises(
+        ValueError, match=rf"not at {hub}/checkpoints/pt_inception.*; fetch https://\S+ and put it there, or"
+    ):
         load_inception()
     (hub / "checkpoints").mkdir(parents=True)
     torch.save(state, hub / "checkpoints" / module.WEIGHTS_FILE)

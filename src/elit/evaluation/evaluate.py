@@ -2,7 +2,7 @@
 
 | measure | what it gives |
 |---|---|
-| fd | the Fréchet distance of the features: FID of Inception, FDD of DINOv2; of Inception sFID too, if the reference has it |
+| fd | the Fréchet distance of the features: FID of Inception, with sFID where the reference has it; FDD of DINOv2 |
 | kid | KID x 1000 of all rows, with its 95 % interval |
 | is | the inception score over 10 splits; of features with logits |
 | pr | improved precision and recall, k = 3 |
@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from elit.console import console
@@ -36,7 +35,7 @@ from elit.evaluation.metrics import (
     precision_recall,
 )
 from elit.evaluation.sources import Sampled, Source, open_images
-from elit.evaluation.statistics import Statistics, has_statistics, load_statistics
+from elit.evaluation.statistics import Statistics, load_statistics, npz_members
 from elit.weights import write_whole
 
 MEASURES = ("fd", "kid", "is", "pr", "dc", "memorisation")
@@ -50,6 +49,13 @@ class Reference:
     name: str
     statistics: Statistics | None
     images: Source | None
+
+    @property
+    def count(self) -> int | None:
+        """Of its images, where known."""
+        if self.statistics is not None:
+            return self.statistics.provenance.count
+        return None if self.images is None else self.images.count
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,9 @@ def open_reference(name: str, extractor: Extractor, size: tuple[int, int], squar
     """
     file = Path(name)
     statistics = images = None
-    if file.suffix == ".pkl" or (file.suffix == ".npz" and has_statistics(file)):
+    if file.suffix == ".pkl" or (file.suffix == ".npz" and "mu" in npz_members(file)):
         statistics = load_statistics(file, extractor)
-    if statistics is None or (file.suffix == ".npz" and "arr_0" in np.load(file, allow_pickle=False).files):
+    if statistics is None or (file.suffix == ".npz" and "arr_0" in npz_members(file)):
         images = open_images(name, square, like=size)
     known = images.size if images is not None else statistics and statistics.provenance.size
     if known and known != size:
@@ -124,7 +130,7 @@ def evaluate(
                 _say(f"{_named(candidate)}: taken from {kept}, measured before")
             else:
                 row = _row(candidate, against, statistics, reference, extractor, measures, out / f".{key}", batch)
-                if is_main():
+                if is_main() and isinstance(candidate.source, Sampled):
                     kept.parent.mkdir(parents=True, exist_ok=True)
                     write_whole(kept, json.dumps(row, indent=2) + "\n")
             results.append(row)
@@ -197,7 +203,7 @@ def compute(
             values["density"], values["coverage"] = density_coverage(references, samples)
         if "memorisation" in measures:
             memory = memorisation(samples, references)
-            values["copies"], values["median distance"] = memory.share(), float(memory.distance_M.median())
+            values["copies"], values["median distance"] = memory.share(), float(memory.distance.median())
     if "is" in measures and found.logits is not None:
         values["IS"], values["IS deviation"] = inception_score(_tensor(found.logits))
     return values
@@ -216,8 +222,8 @@ def few_samples(count: int, statistics: Statistics, measures: Sequence[str]) -> 
     if not few:
         return []
     return [
-        f"there are no more {' and '.join(few)} than the {width:,} dimensions of the features: the covariance is singular and"
-        " the Fréchet distance is biased upwards; compare it only with figures of the same counts"
+        f"there are no more {' and '.join(few)} than the {width:,} dimensions of the features: the covariance is singular"
+        " and the Fréchet distance is biased upwards; compare it only with figures of the same counts"
     ]
 
 
@@ -231,9 +237,7 @@ def _say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
 
-def _key(
-    candidate: Candidate, statistics: Statistics, extractor: Extractor, measures: Sequence[str], batch: int
-) -> str:
+def _key(candidate: Candidate, statistics: Statistics, extractor: Extractor, measures: Sequence[str], batch: int) -> str:
     """A hash of all that a row of results depends on, but for the content of files of images."""
     source = candidate.source
     settings = source.recipe.settings(source.model, source.codec) if isinstance(source, Sampled) else None

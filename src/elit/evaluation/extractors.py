@@ -1,11 +1,11 @@
 """Networks that turn images into features, behind one interface: EfficientNet-Lite0, Inception, DINOv2, any of transformers.
 
-| name | network | images | features | Fréchet distance |
+| name | network | side of images | features | distance |
 |---|---|---|---|---|
-| efficientnet-lite0 | EfficientNet-Lite0, brought by an installed package | 128 px, bicubic, antialiased | 1,280, pooled | FD |
-| inception | Inception of 2015-12-05, `inception.py` | 299 px, TensorFlow 1's bilinear | 2,048, pooled; 2,023 of 7 x 17 x 17; logits | FID, sFID |
-| dinov2 | DINOv2 ViT-L/14 (Oquab et al., 2023) | 224 px, bicubic, antialiased | 1,024, the class token | FDD |
-| a folder or hub id | AutoModel of transformers | as its preprocessor says, else 224 px | class token, or pooled map | FD |
+| efficientnet-lite0 | EfficientNet-Lite0, of an installed package | 128, bicubic | 1,280, pooled | FD |
+| inception | Inception of 2015-12-05 | 299, TensorFlow 1's bilinear | 2,048, pooled; 2,023 spatial; logits | FID, sFID |
+| dinov2 | DINOv2 ViT-L/14 (Oquab et al., 2023) | 224, bicubic | 1,024, the class token | FDD |
+| a folder or hub id | AutoModel of transformers | its preprocessor's, bicubic | class token, or pooled map | FD |
 """
 
 import hashlib
@@ -60,10 +60,10 @@ class Extractor:
     forward: Callable[[Tensor], Outputs]
     width: int
     fingerprint: str
+    device: torch.device
+    dtype: torch.dtype
     spatial_width: int = 0
     logits_width: int = 0
-    device: torch.device = torch.device("cpu")
-    dtype: torch.dtype = torch.float32
 
     @torch.inference_mode()
     def __call__(self, pixels_NCHW: Tensor) -> Outputs:
@@ -104,9 +104,8 @@ def _efficientnet(device: torch.device, dtype: torch.dtype) -> Extractor:
         return Outputs(efficientnet_features(to_float(pixels), network, batch_size=max(1, len(pixels))).float())
 
     kind, distance = "efficientnet-lite0", "FD (EfficientNet-Lite0)"
-    return Extractor(
-        kind, distance, resize, network, forward, FEATURE_WIDTH, _hash(network, resize), device=device, dtype=dtype
-    )
+    made = _hash(network, resize)
+    return Extractor(kind, distance, resize, network, forward, FEATURE_WIDTH, made, device, dtype)
 
 
 def _inception(device: torch.device, dtype: torch.dtype, weights: Path | None) -> Extractor:
@@ -117,9 +116,8 @@ def _inception(device: torch.device, dtype: torch.dtype, weights: Path | None) -
         return Outputs(*network(pixels))
 
     places = SPATIAL_CHANNELS * 17 * 17
-    return Extractor(
-        "inception", "FID", resize, network, forward, WIDTH, _hash(network, resize), places, CLASSES, device, dtype
-    )
+    made = _hash(network, resize)
+    return Extractor("inception", "FID", resize, network, forward, WIDTH, made, device, dtype, places, CLASSES)
 
 
 @dataclass(frozen=True)
@@ -164,9 +162,7 @@ def _transformers(
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:160]
         raise ValueError(f"{source} makes no features of images ({why}); give a vision model, such as {DINOV2}") from error
-    return Extractor(
-        name, distance, resize, network, forward, width, _hash(network, resize), device=device, dtype=dtype
-    )
+    return Extractor(name, distance, resize, network, forward, width, _hash(network, resize), device, dtype)
 
 
 def pooled_output(out: Any) -> Tensor:

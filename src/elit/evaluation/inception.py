@@ -1,4 +1,4 @@
-"""The network of the Fréchet Inception distance: Inception v3 (Szegedy et al., 2015) as TensorFlow's graph of 2015-12-05 has it.
+"""The network of the Fréchet Inception distance: Inception v3 (Szegedy et al., 2015), TensorFlow's graph of 2015-12-05.
 
 It differs from the Inception v3 of torchvision in three ways: 1,008 classes, average pools that do not count the padding,
 and a max pool in the last block. Parameters have torchvision's names, under which the graph's weights go round as

@@ -4,6 +4,8 @@ Image i of a set is in run i // R whatever the number of processes, and a run go
 are the same bits in one process and in many (on the same kind of device, with the same threads); so are the moments.
 """
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -36,7 +38,7 @@ class Rows:
         self.array[first : first + len(rows_ND)] = rows_ND.cpu().numpy()
 
     def remove(self) -> None:
-        """What was mapped stays readable; where files cannot be removed so, the main process leaves it to the caller."""
+        """Removes the file, in the main process; what is mapped of it stays readable until then let go."""
         if is_main():
             self.file.unlink(missing_ok=True)
 
@@ -53,9 +55,7 @@ class Measured:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for rows in (self.pooled, self.logits):
-            if rows is not None:
-                rows.remove()
+        remove_all((self.pooled, self.logits))
 
 
 def measure_features(
@@ -79,31 +79,40 @@ def measure_features(
     runs = [(i, min(i + run, source.count)) for i in range(rank() * run, source.count, world_size() * run)]
     device = extractor.device if extractor.device.type == "cuda" else "cpu"
     pooled_sums = MomentSums(extractor.width, device)
-    spatial_sums = MomentSums(extractor.spatial_width, device) if extractor.spatial_width else None
-    pooled_rows = Rows(work.with_name(f"{work.name}.pooled.npy"), source.count, extractor.width) if rows else None
-    logit_rows = Rows(work.with_name(f"{work.name}.logits.npy"), source.count, extractor.logits_width) if logits else None
-    with progress_bar() as bar:
-        total = sum(last - first for first, last in runs)
-        task = bar.add_task(text, total=total, unit="images", visible=is_main())
-        for first, pixels in prefetched(source.read, runs, source.in_memory):
-            out = extractor(pixels)
-            check_finite(out, source, first)
-            pooled_sums.add(out.pooled)
-            if spatial_sums is not None and out.spatial is not None:
-                spatial_sums.add(out.spatial)
-            if pooled_rows is not None:
-                pooled_rows.write(first, out.pooled)
-            if logit_rows is not None and out.logits is not None:
-                logit_rows.write(first, out.logits)
-            bar.advance(task, len(pixels))
-    pooled_sums.merge_processes()  # and so every process has written its rows
-    if spatial_sums is not None:
+    spatial_sums = MomentSums(extractor.spatial_width, device)
+    with ExitStack() as on_error:
+        stores = []
+        for wanted, suffix, width in ((rows, "pooled", extractor.width), (logits, "logits", extractor.logits_width)):
+            file = work.with_name(f"{work.name}.{suffix}.npy")
+            stores.append(Rows(file, source.count, width) if wanted else None)
+            on_error.callback(remove_all, stores)
+        with progress_bar() as bar:
+            total = sum(last - first for first, last in runs)
+            task = bar.add_task(text, total=total, unit="images", visible=is_main())
+            for first, pixels in prefetched(source.read, runs, source.in_memory):
+                out = extractor(pixels)
+                check_finite(out, source, first)
+                pooled_sums.add(out.pooled)
+                if out.spatial is not None:
+                    spatial_sums.add(out.spatial)
+                for store, values in zip(stores, (out.pooled, out.logits), strict=True):
+                    if store is not None and values is not None:
+                        store.write(first, values)
+                bar.advance(task, len(pixels))
+        pooled_sums.merge_processes()  # and so every process has written its rows
         spatial_sums.merge_processes()
-    told = Provenance(
-        source.name, extractor.name, source.count, source.size, extractor.fingerprint, extractor.resize
-    )
-    spatial = None if spatial_sums is None else spatial_sums.moments()
-    return Measured(Statistics(pooled_sums.moments(), told, spatial), pooled_rows, logit_rows)
+        told = Provenance(source.name, extractor.name, source.count, source.size, extractor.fingerprint, extractor.resize)
+        spatial = spatial_sums.moments() if extractor.spatial_width else None
+        statistics = Statistics(pooled_sums.moments(), told, spatial)
+        on_error.pop_all()
+    return Measured(statistics, *stores)
+
+
+def remove_all(stores: Sequence[Rows | None]) -> None:
+    """Removes the files of rows."""
+    for store in stores:
+        if store is not None:
+            store.remove()
 
 
 def check_finite(out: Outputs, source: Source, first: int) -> None:

@@ -35,10 +35,14 @@ class Source(Protocol):
     """
 
     name: str
-    count: int
-    size: tuple[int, int]
     grain: int
     in_memory: bool
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
 
     def read(self, first: int, last: int) -> Tensor:
         """(last - first, 3, H, W) uint8, on the CPU."""
@@ -105,8 +109,8 @@ class Pictures:
         pixels, size = self._open(file)
         if size != self.size:
             raise ValueError(
-                f"{file} is {size[1]} x {size[0]}, and {self.files[0].name} is {self.size[1]} x {self.size[0]}: images of one"
-                " set have one size; give --size N to resize their central squares"
+                f"{file} is {size[1]} x {size[0]}, and {self.files[0].name} is {self.size[1]} x {self.size[0]}: images of"
+                " one set have one size; give --size N to resize their central squares"
             )
         return pixels
 
@@ -182,7 +186,9 @@ class Sampled:
         return []
 
 
-def open_images(name: str, square: int | None = None, count: int | None = None, like: tuple[int, int] | None = None) -> Source:
+def open_images(
+    name: str, square: int | None = None, count: int | None = None, like: tuple[int, int] | None = None
+) -> Source:
     """The images of "emoji", a folder (with all below it), or an .npz with `arr_0`.
 
     square: resize to it. count: take so many, spread evenly over all in their order. like: the size that is wanted, which
@@ -224,7 +230,9 @@ def image_files(folder: Path) -> list[Path]:
     else:
         several = sorted(folder.glob(f"*/{SETTINGS_FILE}"))
         if len(several) > 1:
-            raise ValueError(f"{folder} holds {len(several)} samples of different settings; give one, such as {several[0].parent}")
+            raise ValueError(
+                f"{folder} holds {len(several)} samples of different settings; give one, such as {several[0].parent}"
+            )
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name != SHEET_FILE)
         files = [p for p in files if not p.name.startswith(".")]
     if not files:
@@ -254,9 +262,9 @@ def map_array(file: Path, member: str) -> np.ndarray[Any, Any]:
         if entry.compress_type != zipfile.ZIP_STORED:
             array: np.ndarray[Any, Any] = np.lib.format.read_array(stream, allow_pickle=False)
             return array
-        version = np.lib.format.read_magic(stream)  # type: ignore[arg-type]
+        version = np.lib.format.read_magic(stream)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)  # type: ignore[arg-type]
+        shape, fortran, dtype = read(stream)
         inside = stream.tell()
     if dtype.hasobject:
         raise ValueError("it holds Python objects")

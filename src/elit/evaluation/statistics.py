@@ -95,11 +95,6 @@ def load_statistics(file: Path, extractor: Extractor) -> Statistics:
     return found
 
 
-def has_statistics(file: Path) -> bool:
-    """Whether an .npz holds mu, and not images alone."""
-    return "mu" in npz_members(file)
-
-
 def npz_members(file: Path) -> list[str]:
     """The names of an .npz's arrays. Raises ValueError for a file that is none."""
     try:
