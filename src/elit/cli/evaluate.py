@@ -73,10 +73,11 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> None:
         rows = evaluate(candidates, reference, extractor, measures, out, options.batch)
     if is_main():
         from elit.reports.report import terminal_table
-        from elit.reports.results import results_sheet
+        from elit.reports.results import results_sheets
 
         file = write_results(rows, out)
-        output.print(terminal_table(results_sheet(rows)))
+        for sheet in results_sheets(rows):
+            output.print(terminal_table(sheet))
         console.print(
             f"the figures are in {file} and {file.with_suffix('.csv').name}, and appended to {out / 'results.jsonl'}",
             soft_wrap=True,

@@ -4,8 +4,8 @@ Image i of a set is in run i // R whatever the number of processes, and a run go
 are the same bits in one process and in many (on the same kind of device, with the same threads); so are the moments.
 """
 
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -65,13 +65,13 @@ def measure_features(
     work: Path,
     rows: bool = False,
     logits: bool = False,
-    text: str = "features",
+    text: str | None = None,
 ) -> Measured:
     """The statistics of all images of a source, and if asked for their rows, in files `work` + a suffix.
 
-    batch: images in one call of the network, rounded up to the source's grain; it changes last bits. Every process of a
-    torchrun calls this with the same arguments and gets the same statistics. Raises ValueError for features that are not
-    finite, naming the image.
+    text: what a progress bar says; none is shown without. batch: images in one call of the network, rounded up to the
+    source's grain; it changes last bits. Every process of a torchrun calls this with the same arguments and gets the same
+    statistics. Raises ValueError for features that are not finite, naming the image.
     """
     if batch < 1:
         raise ValueError(f"a batch holds at least 1 image, not {batch}")
@@ -86,9 +86,7 @@ def measure_features(
             file = work.with_name(f"{work.name}.{suffix}.npy")
             stores.append(Rows(file, source.count, width) if wanted else None)
             on_error.callback(remove_all, stores)
-        with progress_bar() as bar:
-            total = sum(last - first for first, last in runs)
-            task = bar.add_task(text, total=total, unit="images", visible=is_main())
+        with told_progress(text, sum(last - first for first, last in runs)) as done:
             for first, pixels in prefetched(source.read, runs, source.in_memory):
                 out = extractor(pixels)
                 check_finite(out, source, first)
@@ -98,14 +96,26 @@ def measure_features(
                 for store, values in zip(stores, (out.pooled, out.logits), strict=True):
                     if store is not None and values is not None:
                         store.write(first, values)
-                bar.advance(task, len(pixels))
+                done(len(pixels))
         pooled_sums.merge_processes()  # and so every process has written its rows
-        spatial_sums.merge_processes()
+        if extractor.spatial_width:
+            spatial_sums.merge_processes()
         told = Provenance(source.name, extractor.name, source.count, source.size, extractor.fingerprint, extractor.resize)
         spatial = spatial_sums.moments() if extractor.spatial_width else None
         statistics = Statistics(pooled_sums.moments(), told, spatial)
         on_error.pop_all()
     return Measured(statistics, *stores)
+
+
+@contextmanager
+def told_progress(text: str | None, total: int) -> Iterator[Callable[[int], None]]:
+    """done(n): n more images are done, as a bar shows under `text`; in the main process alone, and not without a text."""
+    if text is None or not is_main():
+        yield lambda n: None
+        return
+    with progress_bar() as bar:
+        task = bar.add_task(text, total=total, unit="images")
+        yield lambda n: bar.advance(task, n)
 
 
 def remove_all(stores: Sequence[Rows | None]) -> None:

@@ -3,6 +3,7 @@
 import json
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from elit.reports.page import Sheet
 from elit.reports.report import Part, Picture, Report
 
 SIDE_FIGURES = {"KID low", "KID high", "IS deviation"}  # shown beside their main figure
+FIGURES = 4  # in one table
 SETTINGS = ("samples", "model", "count", "sampler", "steps", "guidance", "features", "fingerprint", "reference_hash")
 
 
@@ -51,21 +53,33 @@ def by_budget(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     return list(groups.values())
 
 
-def results_sheet(rows: Sequence[dict[str, Any]]) -> Sheet:
-    """A line for each set, or for each budget of a model over its seeds, and what the figures stand on."""
+def results_sheets(rows: Sequence[dict[str, Any]]) -> list[Sheet]:
+    """A line for each set, or for each budget of a model over its seeds; a table for every four figures.
+
+    The last says below what the figures stand on.
+    """
     names = [name for name in dict.fromkeys(name for row in rows for name in row["metrics"]) if name not in SIDE_FIGURES]
-    lines = []
-    for group in by_budget(rows):
-        first = group[0]
-        budget = "" if "budget" not in first else f"{first['budget']:g}"
-        gflops = "" if "gflops" not in first else f"{first['gflops']:.2f}"
-        told = [str(first["samples"]), budget, gflops, f"{first['count']:,}", str(len(group))]
-        lines.append([*told, *(figure(group, name) for name in names)])
+    groups = by_budget(rows)
+    models = any("budget" in row for row in rows)
+    sheets = []
+    for start in range(0, len(names), FIGURES):
+        some = names[start : start + FIGURES]
+        lines = [[*identity(group, models), *(figure(group, name) for name in some)] for group in groups]
+        columns = ["samples", *(("budget", "GFLOPs", "seeds") if models else ()), "n", *some]
+        sheets.append(Sheet("Beside the reference", columns, lines))
     stands = dict.fromkeys(f"{row['features']}, {row['dtype']}, beside {row['reference']}" for row in rows)
-    note = f"n: samples. GFLOPs of one forward. Features: {'; '.join(stands)}."
-    if any(len(group) > 1 for group in by_budget(rows)):
+    note = f"n: samples. {'GFLOPs: of one forward. ' if models else ''}Features: {'; '.join(stands)}."
+    if any(len(group) > 1 for group in groups):
         note += " ±: standard deviation over the seeds."
-    return Sheet("Beside the reference", ["samples", "budget", "GFLOPs", "n", "seeds", *names], lines, note)
+    return [*sheets[:-1], replace(sheets[-1], note=note)]
+
+
+def identity(group: Sequence[dict[str, Any]], models: bool) -> list[str]:
+    """The first cells of a line; models: with those that only samples of models have."""
+    first = group[0]
+    budget = "" if "budget" not in first else f"{first['budget']:g}"
+    gflops = "" if "gflops" not in first else f"{first['gflops']:.2f}"
+    return [str(first["samples"]), *((budget, gflops, str(len(group))) if models else ()), f"{first['count']:,}"]
 
 
 def figure(group: Sequence[dict[str, Any]], name: str) -> str:
@@ -88,7 +102,7 @@ def figure(group: Sequence[dict[str, Any]], name: str) -> str:
 def report_results(files: Sequence[Path]) -> Report:
     """The table of results files, and every distance in them over budget and GFLOPs, a curve for each model and setting."""
     rows = read_results(files)
-    parts: list[Part] = ["Measured by elit evaluate.", results_sheet(rows)]
+    parts: list[Part] = ["Measured by elit evaluate.", *results_sheets(rows)]
     panels = results_panels(rows)
     if panels:
         caption = "Every figure over the budget, and over the GFLOPs of one forward. Bars: least and most over the seeds."
