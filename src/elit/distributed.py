@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 
 def rank() -> int:
@@ -56,3 +57,12 @@ def barrier() -> None:
     """Waits for every process of the group."""
     if dist.is_available() and dist.is_initialized():
         dist.barrier()
+
+
+def sum_over_processes(tensor: Tensor) -> Tensor:
+    """The sum of every process's tensor, in each of them; the tensor itself where there is one process."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return tensor
+    total = tensor.cpu().clone()
+    dist.all_reduce(total)
+    return total.to(tensor.device)

@@ -29,6 +29,7 @@ from elit.training.checkpoint import (
     save_checkpoint,
 )
 from elit.training.config import TrainConfig
+from elit.training.evaluation import evaluate_ema, report_evaluation
 from elit.training.optimizer import hidden_matrices, lr_scale, make_optimizers
 
 
@@ -128,6 +129,8 @@ def train(config: TrainConfig) -> Path:
                 save_checkpoint(run, state, config.log.keep, card)
             if config.log.preview_every and (last or state.step % config.log.preview_every == 0):
                 save_preview(config, state, run / "previews" / f"step_{state.step:08d}.png")
+            if config.evaluate.every and (last or state.step % config.evaluate.every == 0):
+                report_evaluation(writer, state, evaluate_ema(config, state, data))
     writer.close()
     final = checkpoints(run)[-1]
     console.print(f"the trained model is in {final}")
