@@ -113,7 +113,9 @@ def test_what_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match="there are no features 'dino'; known: efficientnet-lite0, inception, dinov2, and"):
         load_extractor("dino")
-    with pytest.raises(ValueError, match="could not be loaded .* fetch it where there is a network with `hf download some/v"):
+    with pytest.raises(
+        ValueError, match="could not be loaded .* fetch it where there is a network with `hf download some/v"
+    ):
         load_extractor("some/vit")
     with pytest.raises(ValueError, match="the Inception weights are not at"):
         load_extractor("inception")
