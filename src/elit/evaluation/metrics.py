@@ -28,6 +28,13 @@ def as_features(features_ND: Array) -> Tensor:
     return x
 
 
+def _of_one_width(a_ND: Array, b_MD: Array) -> tuple[Tensor, Tensor]:
+    a, b = as_features(a_ND), as_features(b_MD)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"features of one width are compared, and not {a.shape[1]} with {b.shape[1]}")
+    return a, b
+
+
 def _check_finite(x: Tensor, name: str) -> None:
     finite = x.isfinite()
     if not finite.all():
@@ -103,25 +110,25 @@ class _KernelSums(NamedTuple):
 
 
 def _kernel_sums(a_ND: Array, b_MD: Array, least: int = 2) -> _KernelSums:
-    a, b = as_features(a_ND), as_features(b_MD)
+    a, b = _of_one_width(a_ND, b_MD)
     if min(len(a), len(b)) < least:
         raise ValueError(f"the kernel distance needs at least {least} samples on each side, not {len(a)} and {len(b)}")
 
-    def sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Over each row's products and over each column's; without the diagonal where both are one set."""
+    def sums(x: Tensor, y: Tensor, without_itself: bool = False) -> tuple[Tensor, Tensor]:
+        """Over the kernels of each row and of each column."""
         rows, columns = (torch.zeros(len(z), dtype=torch.float64, device=z.device) for z in (x, y))
         for i in range(0, len(x), BLOCK):
             some = x[i : i + BLOCK].double() / x.shape[1]
             for j in range(0, len(y), BLOCK):
                 base = (some @ y[j : j + BLOCK].double().T).add_(1)
                 kernel = base.square().mul_(base)
-                if x is y and i == j:
+                if without_itself and i == j:
                     kernel.fill_diagonal_(0)
                 rows[i : i + BLOCK] += kernel.sum(1)
                 columns[j : j + BLOCK] += kernel.sum(0)
         return rows, columns
 
-    return _KernelSums(sums(a, a)[0], sums(b, b)[0], *sums(a, b))
+    return _KernelSums(sums(a, a, without_itself=True)[0], sums(b, b, without_itself=True)[0], *sums(a, b))
 
 
 def kernel_distance(a_ND: Array, b_MD: Array) -> float:
@@ -152,7 +159,7 @@ def kernel_distance_subsets(
     A subset's rows are drawn without replacement; subsets overlap, so the deviation (over N, not N - 1) is that of KID on
     `size` rows and no error of the mean. Raises ValueError where a side has fewer rows than a subset.
     """
-    a, b = as_features(a_ND), as_features(b_MD)
+    a, b = _of_one_width(a_ND, b_MD)
     if subsets < 1 or not 2 <= size <= min(len(a), len(b)):
         raise ValueError(f"{subsets} subsets of {size} rows cannot be drawn of {len(a)} and {len(b)}; give a smaller size")
     generator = generator_for("kernel distance", seed)
@@ -281,9 +288,7 @@ def inception_score(logits_NK: Array, splits: int = 10) -> tuple[float, float]:
 
 def _centred(reference_ND: Array, samples_MD: Array, k: int) -> tuple[Tensor, Tensor]:
     """Both in one dtype without the reference's mean, which keeps the products of their distances small."""
-    reference, samples = as_features(reference_ND), as_features(samples_MD)
-    if reference.shape[1] != samples.shape[1]:
-        raise ValueError(f"features of one width are compared, and not {reference.shape[1]} with {samples.shape[1]}")
+    reference, samples = _of_one_width(reference_ND, samples_MD)
     least = min(len(reference), len(samples))
     if least <= k or k < 0:
         raise ValueError(f"the {k}-th nearest neighbour needs more than {k} rows on each side, not {least}")
