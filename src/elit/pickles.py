@@ -114,7 +114,7 @@ class ArrayUnpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         known: dict[str, Any] = {
             "numpy.core.multiarray._reconstruct": lambda *ignored: PlainArray(),
-            "numpy.core.numeric._frombuffer": PlainArray().fill,
+            "numpy.core.numeric._frombuffer": lambda *parts: PlainArray().fill(*parts),
             "numpy.ndarray": None,
             "numpy.dtype": PlainType,
             "_codecs.encode": lambda text, encoding: text.encode("latin1"),

@@ -19,12 +19,18 @@ def pictures(count: int, size: int = 32) -> Tensor:
     return torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, generator=generator_for("extractors", size))
 
 
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the hub's client has been imported before."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture
-def tiny_dinov2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def tiny_dinov2(tmp_path: Path) -> Path:
     """A folder with a random DINOv2 of two layers."""
     from transformers import Dinov2Config, Dinov2Model
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.manual_seed(0)
     config = Dinov2Config(hidden_size=12, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14)
     model = Dinov2Model(config)
@@ -109,12 +115,11 @@ def test_maps_are_pooled_over_their_places() -> None:
 
 
 def test_what_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(ValueError, match="there are no features 'dino'; known: efficientnet-lite0, inception, dinov2, and"):
         load_extractor("dino")
     with pytest.raises(
-        ValueError, match="could not be loaded .* fetch it where there is a network with `hf download some/v"
+        ValueError, match=r"could not be loaded .* fetch it where there is a network with `hf download some/v"
     ):
         load_extractor("some/vit")
     with pytest.raises(ValueError, match="the Inception weights are not at"):
@@ -126,11 +131,10 @@ def test_what_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         load_extractor(str(tmp_path))
 
 
-def test_a_model_of_no_images_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_no_images_is_refused(tmp_path: Path) -> None:
     from transformers import BertConfig, BertModel
 
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     config = BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8, vocab_size=9)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="makes no features of images .* give a vision model"):
+    with pytest.raises(ValueError, match=r"makes no features of images .* give a vision model"):
         load_extractor(str(tmp_path))

@@ -79,7 +79,7 @@ def identity(group: Sequence[dict[str, Any]], models: bool) -> list[str]:
     first = group[0]
     budget = "" if "budget" not in first else f"{first['budget']:g}"
     gflops = "" if "gflops" not in first else f"{first['gflops']:.2f}"
-    return [str(first["samples"]), *((budget, gflops, str(len(group))) if models else ()), f"{first['count']:,}"]
+    return [Path(first["samples"]).name, *((budget, gflops, str(len(group))) if models else ()), f"{first['count']:,}"]
 
 
 def figure(group: Sequence[dict[str, Any]], name: str) -> str:

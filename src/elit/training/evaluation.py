@@ -41,7 +41,8 @@ def evaluate_ema(config: TrainConfig, state: TrainState, data: LabelledImages) -
     if config.model.in_channels != 3:
         raise ValueError("evaluate.every measures models of pixels; set it to 0 and give checkpoints to elit evaluate")
     device = local_device(config.device)
-    extractor = load_extractor(wanted.features, device)
+    with torch.random.fork_rng(devices=[]):  # networks are drawn before their weights are loaded
+        extractor = load_extractor(wanted.features, device)
     reference = reference_statistics(config, data, extractor)
     budgets = wanted.budgets if config.model.window is not None else (1.0,)
     labels = LabelRule("balanced", config.model.num_classes)
