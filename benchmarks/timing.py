@@ -1,12 +1,10 @@
 """What the benchmarks share: the machine in one line, interleaved timing, and medians with their spread."""
 
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +12,7 @@ import torch
 from rich.console import Console
 
 from elit.console import console as progress
+from elit.evaluation.cost import cpu_name
 
 PIPE_WIDTH = 165  # columns of a table where there is no terminal to ask
 
@@ -72,16 +71,6 @@ def interleave(variants: Mapping[str, Variant], rounds: int, title: str) -> dict
             seconds[name].append(measure(variants[name]))
         progress.print(f"{title}: round {index + 1} of {rounds}")
     return seconds
-
-
-def cpu_name() -> str:
-    """The processor as the system names it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def machine() -> dict[str, str | int]:

@@ -173,10 +173,12 @@ def anywhere(flags: Sequence[bool]) -> list[bool]:
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:
-    """The sum of a tensor over all processes, in place where there are several."""
-    if _grouped():
-        dist.all_reduce(value)
-    return value
+    """The sum of every process's tensor, in each of them; the tensor itself where there is one process."""
+    if not _grouped():
+        return value
+    total = value.clone()
+    dist.all_reduce(total)
+    return total
 
 
 def own_share(count: int) -> range:

@@ -1,5 +1,6 @@
-"""Pickled torch files, read without running anything from them."""
+"""Pickled torch files and numpy arrays, read without running anything from them."""
 
+import pickle
 import pickletools
 import re
 import warnings
@@ -7,8 +8,9 @@ import zipfile
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 import torch
 
 HARMLESS = ("torch.", "argparse.Namespace", "collections.OrderedDict", "_codecs.encode")  # what a torch.save may name
@@ -77,3 +79,78 @@ def names_in(pickled: bytes) -> Iterator[str]:
             texts.append(memo[int(argument or 0)])
         elif isinstance(argument, str):
             texts.append(argument)
+
+
+class PlainArray:
+    """Stands for numpy's array in a pickle: takes its state, and makes the array of checked parts."""
+
+    array: np.ndarray[Any, Any]
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, dtype, fortran, data = state
+        self.fill(data, dtype, shape, "F" if fortran else "C")
+
+    def fill(self, data: bytes, dtype: "PlainType", shape: tuple[int, ...], order: Literal["F", "C"]) -> "PlainArray":
+        self.array = np.frombuffer(data, dtype.numpy).reshape(shape, order=order)
+        return self
+
+
+class PlainType:
+    """Stands for numpy's dtype: numbers only, little-endian."""
+
+    def __init__(self, code: str, *ignored: Any) -> None:
+        if code not in ("f2", "f4", "f8", "i4", "i8"):
+            raise ValueError(f"an array of {code!r}")
+        self.numpy = np.dtype("<" + code)
+
+    def __setstate__(self, state: Any) -> None:
+        if state[1] not in ("<", "="):
+            raise ValueError(f"an array of byte order {state[1]!r}")
+
+
+class ArrayUnpickler(pickle.Unpickler):
+    """Containers, plain values and arrays of numbers. No name of a pickle is looked up: ours stand for the few allowed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        known: dict[str, Any] = {
+            "numpy.core.multiarray._reconstruct": lambda *ignored: PlainArray(),
+            "numpy.core.numeric._frombuffer": lambda *parts: PlainArray().fill(*parts),
+            "numpy.ndarray": None,
+            "numpy.dtype": PlainType,
+            "_codecs.encode": lambda text, encoding: text.encode("latin1"),
+        }
+        wanted = f"{module}.{name}"
+        if (later := wanted.replace("numpy._core.", "numpy.core.")) not in known:  # its name from numpy 2 on
+            raise RefusedNameError(wanted)
+        return known[later]
+
+
+class RefusedNameError(Exception):
+    """A name of Python that a pickle asks for and no array needs."""
+
+
+def read_arrays(file: Path) -> Any:
+    """What `pickle.dump` put into a file: containers, plain values and numpy arrays of numbers, and nothing else.
+
+    Raises ValueError for a file that is not there, is damaged, or asks for any other name of Python, which is told.
+    """
+    if not file.is_file():
+        raise ValueError(f"there is no file {file}")
+    try:
+        with file.open("rb") as stream:
+            return _plain(ArrayUnpickler(stream).load())
+    except RefusedNameError as error:
+        raise ValueError(
+            f"{file} asks for {error}, which could run code and which no statistics need; it was refused and nothing of it"
+            " ran; take statistics from a source that you trust"
+        ) from error
+    except Exception as error:  # bytes chosen by anyone can make the reader raise anything
+        raise ValueError(f"{file} is damaged, or no pickle of plain arrays ({error}); fetch it again") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value.array if isinstance(value, PlainArray) else value

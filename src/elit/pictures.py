@@ -23,6 +23,13 @@ def tile(images_NCHW: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Ima
     return Image.fromarray(sheet.permute(1, 2, 0).numpy())
 
 
+def pairs(left_NCHW: Tensor, right_NCHW: Tensor, columns: int, scale: int = 1) -> Image.Image:
+    """Images side by side without a gap, such as a sample | the nearest real picture; the pairs row by row."""
+    if left_NCHW.shape != right_NCHW.shape:
+        raise ValueError(f"pairs are of one size, not {tuple(left_NCHW.shape)} and {tuple(right_NCHW.shape)}")
+    return tile(torch.cat([left_NCHW, right_NCHW], dim=3), columns, scale, gap=4 * scale)
+
+
 def to_image(image_CHW: Tensor) -> Image.Image:
     """One image in [-1, 1] as a picture."""
     return Image.fromarray(to_uint8(image_CHW).permute(1, 2, 0).numpy())

@@ -3,6 +3,7 @@
 import math
 import random
 
+import numpy as np
 import pytest
 import scipy.linalg
 import scipy.stats
@@ -10,10 +11,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import poly_mmd
+from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
+from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
 
-from elit.evaluation.metrics import frechet_distance, kernel_distance, mean_and_covariance, rank_correlation
+from elit.evaluation import metrics
+from elit.evaluation.metrics import (
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    kernel_distance_interval,
+    kernel_distance_subsets,
+    mean_and_covariance,
+    precision_recall,
+    rank_correlation,
+)
 from elit.seeding import generator_for
 
 
@@ -98,6 +109,63 @@ def test_frechet_of_fewer_samples_than_features() -> None:
     on_plane[:, 3:5] = features(50, 2, "plane")
     expected = distance_between(on_line[:, 3:5], on_plane[:, 3:5])
     assert distance_between(on_line, on_plane) == pytest.approx(expected, rel=1e-6)
+
+
+def of_spectrum(count: int, width: int, decay: float, *key: int | str) -> Tensor:
+    """The covariance of features whose deviations fall as a power of their rank, turned at random."""
+    generator = generator_for("spectrum", *key)
+    turn = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
+    deviations = torch.arange(1, width + 1).double() ** -decay
+    return torch.cov((torch.randn(count, width, generator=generator, dtype=torch.float64) * deviations @ turn).T)
+
+
+def by_singular_values(a: Tensor, b: Tensor) -> float:
+    """tr(A + B) - 2 |A^1/2 B^1/2|_1 with roots and singular values by NumPy: slow, and exact for singular ones."""
+
+    def root(x: Tensor) -> np.ndarray:
+        values, vectors = np.linalg.eigh(x.numpy())
+        return (vectors * np.sqrt(np.clip(values, 0, None))) @ vectors.T
+
+    return float((a + b).trace()) - 2 * np.linalg.svd(root(a) @ root(b), compute_uv=False).sum()
+
+
+@pytest.mark.parametrize(
+    ("counts", "decay"),
+    [((900, 700), 0.5), ((900, 700), 1.5), ((900, 700), 3), ((60, 900), 0.5), ((900, 60), 1), ((60, 80), 1), ((80, 60), 0)],
+)
+def test_frechet_of_any_spectrum_and_rank(counts: tuple[int, int], decay: float) -> None:
+    """Covariances well-posed, decaying to 1e-13, and singular on either side or on both, to a millionth."""
+    a, b = (of_spectrum(count, 120, decay, i) for i, count in enumerate(counts))
+    zero = torch.zeros(120)
+    distance = frechet_distance(zero, a, zero, b)
+    assert distance == pytest.approx(by_singular_values(a, b), rel=1e-6)
+    assert frechet_distance(zero, b, zero, a) == pytest.approx(distance, rel=1e-6)
+    assert frechet_distance(zero, a, zero, a) == pytest.approx(0, abs=1e-7 * a.trace().item())
+    if min(counts) > 120 and decay < 3:  # where the general root is well-posed
+        root = scipy.linalg.sqrtm((a @ b).numpy()).trace().real
+        assert distance == pytest.approx((a + b).trace().item() - 2 * root, rel=1e-6)
+        assert distance == pytest.approx(_compute_fid(zero, a, zero, b).item(), rel=1e-6)
+
+
+def test_frechet_of_what_never_varies() -> None:
+    """A covariance of zeros, and one with empty rows, of features that are constant."""
+    zero, one, some = torch.zeros(3, 3), torch.eye(3), torch.diag(torch.tensor([4.0, 0, 1]))
+    mean = torch.zeros(3)
+    assert frechet_distance(mean, zero, mean, zero) == 0
+    assert frechet_distance(mean, zero, mean + 2, one) == pytest.approx(12 + 3)
+    assert frechet_distance(mean, one, mean, some) == pytest.approx(1 + 1)
+    assert frechet_distance(mean, some, mean, zero) == pytest.approx(5)
+
+
+def test_means_and_covariances_that_do_not_fit() -> None:
+    mean, covariance = torch.zeros(3), torch.eye(3)
+    for wrong in [(mean, covariance, torch.zeros(4), torch.eye(4)), (mean, covariance[:2], mean, covariance)]:
+        with pytest.raises(ValueError, match="of one width D are compared, and not"):
+            frechet_distance(*wrong)
+    with pytest.raises(ValueError, match="9 of 9 values of the means and covariances are NaN"):
+        frechet_distance(mean, covariance, mean, covariance / 0)
+    with pytest.raises(ValueError, match="at least 2 rows, not 1"):
+        mean_and_covariance(torch.zeros(1, 3))
 
 
 @pytest.mark.parametrize("count", [5, 400])
@@ -185,3 +253,79 @@ def test_rank_correlation_is_scipys(pairs: list[tuple[int, int]]) -> None:
 def test_rank_correlation_of_lists_that_agree_or_oppose() -> None:
     assert rank_correlation(torch.tensor([1.0, 5.0, 3.0]), torch.tensor([10, 99, 12])) == pytest.approx(1)
     assert rank_correlation(torch.tensor([1.0, 5.0, 3.0]), torch.tensor([3, 1, 2])) == pytest.approx(-1)
+
+
+def test_rank_correlation_of_ties_is_scipys() -> None:
+    a, b = [1.0, 2, 2, 3, 3, 3, 0], [5.0, 5, 1, 2, 2, 9, 5]
+    assert rank_correlation(np.array(a), torch.tensor(b)) == pytest.approx(scipy.stats.spearmanr(a, b).statistic)
+    assert math.isnan(rank_correlation(torch.ones(4), torch.arange(4)))
+
+
+@pytest.mark.parametrize("block", [5, 2048])
+def test_kernel_sums_do_not_depend_on_the_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    a, b = features(12, 5, "block", 0), features(23, 5, "block", 1)
+    assert kernel_distance(a, b) == pytest.approx(brute_kernel_distance(a, b), rel=1e-9)
+    assert kernel_distance(a, a.clone()) == pytest.approx(brute_kernel_distance(a, a), rel=1e-9)
+    assert kernel_distance(a, a) == pytest.approx(brute_kernel_distance(a, a), rel=1e-9)
+
+
+def test_kernel_subsets_are_torchmetrics() -> None:
+    """Mean and deviation over subsets, within four standard errors of torchmetrics' own draws."""
+    a, b = features(90, 12, "subsets", 0) / 5, features(70, 12, "subsets", 1) / 5
+    theirs = KernelInceptionDistance(feature=AsTheyAre(), subsets=300, subset_size=40, normalize=True)
+    theirs.set_dtype(torch.float64)
+    theirs.update(a, real=True)
+    theirs.update(b, real=False)
+    torch.manual_seed(0)
+    mean, deviation = (value.item() for value in theirs.compute())
+    ours = kernel_distance_subsets(a, b, subsets=300, size=40)
+    assert ours[0] == pytest.approx(mean, abs=4 * deviation * math.sqrt(2 / 300))
+    assert ours[1] == pytest.approx(deviation, rel=0.25)
+    whole = KernelInceptionDistance(feature=AsTheyAre(), subsets=1, subset_size=70, normalize=True).set_dtype(torch.float64)
+    whole.update(a[:70], real=True)
+    whole.update(b, real=False)
+    assert kernel_distance_subsets(a[:70], b, 1, 70)[0] == pytest.approx(whole.compute()[0].item(), rel=1e-9)
+
+
+MEASURES = {
+    "moments": lambda x, y: [z.tolist() for z in (*mean_and_covariance(x), *mean_and_covariance(y))],
+    "kernel": kernel_distance,
+    "interval": kernel_distance_interval,
+    "subsets": lambda x, y: kernel_distance_subsets(x, y, 3, 6),
+    "precision": precision_recall,
+    "density": metrics.density_coverage,
+    "nearest": lambda x, y: [z.tolist() for z in metrics.nearest(x, y)],
+    "memorisation": lambda x, y: metrics.memorisation(x, y).ratio.tolist(),
+    "inception": lambda x, y: inception_score(x, 2) + inception_score(y, 2),
+}
+
+
+@pytest.mark.parametrize("name", MEASURES)
+def test_arrays_and_tensors_alike(name: str) -> None:
+    """NumPy's arrays, read-only or run backwards, give what tensors give; integers what floats give."""
+    measure = MEASURES[name]
+    a, b = (10 * features(12, 4, "kinds", 0)).round(), (10 * features(9, 4, "kinds", 1)).round()
+    expected = measure(a, b)
+    backwards, frozen = a.flip(0).numpy()[::-1], b.numpy().copy()
+    frozen.flags.writeable = False
+    assert measure(backwards, frozen) == expected
+    assert measure(a.int(), b.numpy().astype(np.int64)) == expected
+
+
+@pytest.mark.parametrize("wrong", [math.nan, math.inf])
+@pytest.mark.parametrize("name", MEASURES)
+def test_features_that_are_not_finite_are_refused(name: str, wrong: float) -> None:
+    a, b = features(12, 4, "nan", 0), features(9, 4, "nan", 1)
+    b[3, 2] = wrong
+    with pytest.raises(ValueError, match="1 of 36 values of the features are NaN or infinite"):
+        MEASURES[name](a, b)
+
+
+def test_features_of_another_shape_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"a row for each image, and not of shape \(3,\)"):
+        mean_and_covariance(torch.zeros(3))
+    with pytest.raises(ValueError, match="of one width are compared, and not 3 with 4"):
+        precision_recall(torch.zeros(9, 3), torch.zeros(9, 4))
+    with pytest.raises(ValueError, match="of one width are compared, and not 3 with 4"):
+        kernel_distance(torch.zeros(9, 3), torch.zeros(9, 4))

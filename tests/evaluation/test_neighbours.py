@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from elit.evaluation import metrics
-from elit.evaluation.metrics import density_coverage, inception_score, nearest, precision_recall
+from elit.evaluation.metrics import (
+    density_coverage,
+    inception_score,
+    memorisation,
+    nearest,
+    neighbours,
+    precision_recall,
+)
 from elit.seeding import generator_for
 
 
@@ -76,6 +83,39 @@ def test_nearest_finds_the_copy() -> None:
     found, index = nearest(reference[[7, 3]] + torch.tensor([[0.0] * 4, [0.003, 0, 0, 0.004]]), reference)
     assert index.tolist() == [7, 3]
     assert found.tolist() == pytest.approx([0, 0.005], abs=1e-6)
+
+
+@pytest.mark.parametrize("block", [7, 2048])
+def test_neighbours_and_ratios_by_their_definitions(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sorted distances, the indices that have them, and the first over the second, which order does not change."""
+    monkeypatch.setattr(metrics, "BLOCK", block)
+    training, samples = points(30, 4, "t"), points(20, 4, "u")
+    found, index = neighbours(samples, training, 3)
+    for i, sample in enumerate(samples):
+        expected = sorted((distance(sample, image), j) for j, image in enumerate(training))[:3]
+        assert found[i].tolist() == pytest.approx([d for d, _ in expected])
+        assert index[i].tolist() == [j for _, j in expected]
+    told = memorisation(samples, training)
+    assert told.ratio.tolist() == pytest.approx((found[:, 0] / found[:, 1]).tolist())
+    assert (told.distance.tolist(), told.index.tolist()) == (found[:, 0].tolist(), index[:, 0].tolist())
+    flipped = memorisation(samples, training.flip(0))
+    assert flipped.ratio.tolist() == pytest.approx(told.ratio.tolist())
+    assert (29 - flipped.index).tolist() == told.index.tolist()
+
+
+def test_copies_are_found_and_come_first() -> None:
+    """Exact copies in single precision, far from the origin, of an image that is there twice too; and a near copy."""
+    training = points(40, 6, "training", shift=100.0).float()
+    training[11] = training[30]
+    samples = torch.cat([points(5, 6, "new", shift=100.0).float(), training[[30, 2]], training[[7]] + 0.001])
+    told = memorisation(samples, training)
+    assert told.distance[5:7].tolist() == told.ratio[5:7].tolist() == [0, 0]
+    assert told.index[6:].tolist() == [2, 7] and int(told.index[5]) in (11, 30)
+    assert set(told.closest(3).tolist()) == {5, 6, 7} and told.closest(3)[2] == 7
+    assert told.share() == pytest.approx(float((told.ratio < 1 / 3).double().mean())) and told.share() >= 3 / 8
+    assert told.share(below=2.0) == 1
+    with pytest.raises(ValueError, match="no 2 nearest of 1 references"):
+        memorisation(samples, training[:1])
 
 
 @given(st.integers(5, 20), st.integers(5, 20), st.integers(0, 10**6))

@@ -9,9 +9,10 @@ import torch
 import elit
 from elit.bundled import Card, SamplingDefaults, load_card, save_card
 from elit.data.images import to_float
-from elit.reports.quality import Judge, Quality, measure, summary, verdict
+from elit.evaluation.metrics import precision_recall
+from elit.reports.quality import Judge, Quality, measure, measure_settings, summary, verdict
 from elit.reports.setting import Setting
-from elit.weights import fingerprint
+from elit.weights import fingerprint, read_tensors
 
 COUNT = 24
 
@@ -66,6 +67,34 @@ def test_measured_figures_are_kept_and_go_on(model: elit.DiT, tmp_path: Path) ->
     assert whole["samples"] == COUNT and whole["seeds"] == [0, 1]
 
 
+def test_a_new_figure_needs_no_new_samples(
+    model: elit.DiT, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Figures of an earlier version, without precision, are measured anew, from what is kept of the samples."""
+    setting = Setting(2, budget=0.5)
+    [whole] = measure_settings(judge, model, [setting], [0], tmp_path)
+    [drawn] = tmp_path.glob("*.safetensors")
+    kept = drawn.with_suffix(".json")
+    values = json.loads(kept.read_text())
+    kept.write_text(json.dumps({**{k: v for k, v in values.items() if k != "precision"}, "frechet": 12345.0}))
+    monkeypatch.setattr(Judge, "draw", lambda *_: pytest.fail("it was drawn again"))
+    assert measure_settings(judge, model, [setting], [0], tmp_path) == [whole]
+    assert json.loads(kept.read_text()) == values
+    images = read_tensors(drawn)["images"]
+    torch.testing.assert_close(judge.extract(to_float(images)), read_tensors(drawn)["features"])
+
+
+def test_precision_and_recall_are_those_of_the_features(judge: Judge) -> None:
+    """Of real pictures against themselves both are 1; noise recalls nothing."""
+    same = judge.score(to_float(judge.data.images[judge.reference]))
+    assert (same.precision, same.recall) == (1, 1)
+    real = judge.extract(to_float(judge.data.images[judge.other]))
+    scored = judge.score_features(real)
+    assert (scored.precision, scored.recall) == precision_recall(judge.features, real, 3)
+    noise = judge.score(torch.randn(COUNT, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
+    assert noise.recall == 0 < scored.recall
+
+
 def test_the_fingerprint_tells_models_apart(model: elit.DiT) -> None:
     before = fingerprint(model)
     with torch.no_grad():
@@ -77,8 +106,9 @@ def test_the_fingerprint_tells_models_apart(model: elit.DiT) -> None:
 
 
 def test_mean_and_spread_over_seeds() -> None:
-    out = summary([Quality(10, 1, 0.5), Quality(14, 3, 0.5)])
+    out = summary([Quality(10, 1, 0.8, 0.2, 0.5), Quality(14, 3, 0.6, 0.4, 0.5)])
     assert (out["frechet"], out["kernel"], out["accuracy"]) == (12, 2, 0.5)
+    assert (out["precision"], out["recall"]) == pytest.approx((0.7, 0.3))
     assert out["frechet_std"] == pytest.approx(8**0.5) and out["accuracy_std"] == 0
 
 

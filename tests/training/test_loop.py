@@ -241,12 +241,12 @@ def test_preview_leaves_the_training_weights_alone(make_config: Make, tmp_path: 
     config = make_config()
     state = make_state(config, CPU)
     state.ema = {name: p + 0.05 for name, p in state.ema.items()}
-    save_preview(config, state, tmp_path / "previews" / "a.png")
+    save_preview(config, state, CPU, tmp_path / "previews" / "a.png")
     with torch.no_grad():
         for p in state.model.parameters():
             p.mul_(3)
     raw = [p.detach().clone() for p in state.model.parameters()]
-    save_preview(config, state, tmp_path / "previews" / "b.png")
+    save_preview(config, state, CPU, tmp_path / "previews" / "b.png")
     assert all(torch.equal(p, kept) for p, kept in zip(state.model.parameters(), raw, strict=True))
     assert (tmp_path / "previews" / "a.png").read_bytes() == (tmp_path / "previews" / "b.png").read_bytes()
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from elit.cli.demo import add_demo
+from elit.cli.evaluate import add_evaluate
 from elit.cli.models import add_export, add_import, add_info
 from elit.cli.prepare import add_prepare
 from elit.cli.report import add_report
@@ -17,7 +18,10 @@ from elit.cli.sample import add_sample
 from elit.cli.train import add_train
 from elit.console import console
 
-COMMANDS = (add_demo, add_report, add_prepare, add_train, add_sample, add_import, add_export, add_info, add_results)
+COMMANDS = (
+    *(add_demo, add_report, add_prepare, add_train, add_sample, add_evaluate),
+    *(add_import, add_export, add_info, add_results),
+)
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
 

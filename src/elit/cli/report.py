@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def add_report(commands: Commands) -> None:
-    command = commands.add_parser("report", help="pictures, figures and one page on what a model does: of four kinds")
+    command = commands.add_parser("report", help="pictures, figures and one page on what a model does: of five kinds")
     kinds = command.add_subparsers(dest="kind", metavar="KIND", required=True)
     budgets = add_kind(kinds, "budgets", "images, GFLOPs, latency and quality at every budget", run_report_budgets)
     budgets.add_argument(
@@ -29,6 +29,10 @@ def add_report(commands: Commands) -> None:
     schedule = add_kind(kinds, "schedule", "whether fewer latents at high noise are free", run_report_schedule)
     schedule.add_argument("--times", default="0.3,0.5,0.7", help="comma-separated; where a schedule changes, 1 is noise")
     schedule.add_argument("--budgets", default="1/4,1/16", help="comma-separated; the low budgets of the schedules")
+    results = kinds.add_parser("results", help="what elit evaluate measured: distances over budget and GFLOPs")
+    results.add_argument("files", nargs="+", metavar="FILE", help="such as evaluations/results.jsonl")
+    results.add_argument("--out", default="report-results", help="folder for the picture, results.json and report.html")
+    results.set_defaults(run=run_report_results)
     for kind in (budgets, guidance, schedule):
         kind.add_argument("--count", type=int, default=128, help="samples that quality is measured on; 0 to leave it out")
     for kind, seeds in ((guidance, 1), (schedule, 2)):
@@ -61,6 +65,12 @@ def run_report(options: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(f"{options.seeds} seeds are too few; give at least 1")
     subject = load_subject(Path(options.model or FOLDER), split_labels(options.labels), options.seed, options.steps)
     finish(options.make(options, subject), Path(options.out))
+
+
+def run_report_results(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.reports.results import report_results
+
+    finish(report_results([Path(file) for file in options.files]), Path(options.out))
 
 
 def run_report_budgets(options: argparse.Namespace, subject: "Subject") -> "Report":

@@ -1,7 +1,9 @@
 """What a forward pass costs: FLOPs and activation memory counted on meta tensors, and time measured."""
 
+import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -70,3 +72,13 @@ def time_forward(run: Callable[[], object], repeats: int = 5, warm_up: int = 1) 
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - start)
     return seconds
+
+
+def cpu_name() -> str:
+    """The processor as the system names it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()

@@ -37,7 +37,9 @@ def efficientnet_features(
     and normalised by ImageNet's mean and deviation. `done` is told the images finished after each batch.
     """
     network = load_efficientnet() if network is None else network
-    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (
+        torch.tensor(values, device=images_NCHW.device).view(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD)
+    )
     features = []
     for batch in images_NCHW.split(batch_size):
         pixels = ((batch.float() + 1) * 127.5).round().clamp(0, 255) / 255

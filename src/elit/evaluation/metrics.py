@@ -1,68 +1,185 @@
 """Measures of sets of features, as pure functions; in float64 where nothing else is said.
 
-Shapes: N and M rows, D features.
+Features are NumPy arrays or tensors; a value that is not finite is a ValueError. docs/evaluation.md says how each
+measure differs from the figures that others publish under its name. Shapes: N and M rows, D features.
 """
 
 import math
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-
-def mean_and_covariance(features_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D), float64."""
-    x = features_ND.double()
-    return x.mean(0), torch.atleast_2d(torch.cov(x.T))
-
-
-def frechet_distance(mean_a: Tensor, cov_a: Tensor, mean_b: Tensor, cov_b: Tensor) -> float:
-    """|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) (Dowson and Landau, 1982; Heusel et al., 2017).
-
-    The last trace is the nuclear norm of A^1/2 B^1/2, with roots by symmetric eigen-decomposition: always real, exact to
-    rounding, and finite for singular covariances, whose rank is at most the count of samples less one.
-    """
-    mean_a, cov_a, mean_b, cov_b = (torch.as_tensor(x).double() for x in (mean_a, cov_a, mean_b, cov_b))
-    cross = torch.linalg.svdvals(symmetric_root(cov_a) @ symmetric_root(cov_b)).sum()
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
-
-
-def symmetric_root(matrix_DD: Tensor) -> Tensor:
-    """The square root of a symmetric positive semi-definite matrix; eigenvalues below zero are rounding, and zero."""
-    values, vectors = torch.linalg.eigh(matrix_DD)
-    return (vectors * values.clamp(min=0).sqrt()) @ vectors.T
-
-
-def kernel_distance(a_ND: Tensor, b_MD: Tensor) -> float:
-    """KID, the unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al., 2018).
-
-    Unbiased at any count of samples, so it may come out slightly below zero for equal distributions.
-    """
-    a, b = a_ND.double(), b_MD.double()
-    n, m, d = len(a), len(b), a.shape[1]
-    if min(n, m) < 2:
-        raise ValueError(f"the kernel distance needs at least 2 samples on each side, not {n} and {m}")
-
-    def kernel(x: Tensor, y: Tensor) -> Tensor:
-        return (x @ y.T / d + 1) ** 3
-
-    k_aa, k_bb = kernel(a, a), kernel(b, b)
-    within = (k_aa.sum() - k_aa.trace()) / (n * (n - 1)) + (k_bb.sum() - k_bb.trace()) / (m * (m - 1))
-    return float(within - 2 * kernel(a, b).mean())
-
-
-def rank_correlation(a: Tensor, b: Tensor) -> float:
-    """Spearman's rank correlation of two lists without ties."""
-
-    def ranks(x: Tensor) -> Tensor:
-        return x.argsort().argsort().double()
-
-    return float(torch.corrcoef(torch.stack([ranks(torch.as_tensor(a)), ranks(torch.as_tensor(b))]))[0, 1])
-
+from elit.evaluation.intervals import Array, Estimate, normal_interval, to_tensor
+from elit.seeding import generator_for
 
 BLOCK = 2048  # rows compared at a time: a block of distances to 10,000 others takes 80 MB in float32
 
 
-def precision_recall(reference_ND: Tensor, samples_MD: Tensor, k: int = 3) -> tuple[float, float]:
+def as_features(features_ND: Array) -> Tensor:
+    """The features as a matrix of float32 or float64. Raises ValueError for another shape, or values that are not finite."""
+    x = to_tensor(features_ND)
+    if x.dtype not in (torch.float32, torch.float64):
+        x = x.float() if x.is_floating_point() else x.double()
+    if x.ndim != 2:
+        raise ValueError(f"features are a matrix, a row for each image, and not of shape {tuple(x.shape)}")
+    _check_finite(x, "the features")
+    return x
+
+
+def _of_one_width(a_ND: Array, b_MD: Array) -> tuple[Tensor, Tensor]:
+    a, b = as_features(a_ND), as_features(b_MD)
+    if a.shape[1] != b.shape[1]:
+        raise ValueError(f"features of one width are compared, and not {a.shape[1]} with {b.shape[1]}")
+    return a, b
+
+
+def _check_finite(x: Tensor, name: str) -> None:
+    finite = x.isfinite()
+    if not finite.all():
+        count = int((~finite).sum())
+        raise ValueError(f"{count} of {x.numel()} values of {name} are NaN or infinite; look at the images they come from")
+
+
+def mean_and_covariance(features_ND: Array) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and unbiased covariance (D, D), float64. Raises ValueError for fewer than 2 rows."""
+    x = as_features(features_ND).double()
+    if len(x) < 2:
+        raise ValueError(f"a covariance needs at least 2 rows, not {len(x)}")
+    return x.mean(0), torch.atleast_2d(torch.cov(x.T))
+
+
+def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -> float:
+    """|mean_a - mean_b|^2 + tr(A + B - 2 (A^1/2 B A^1/2)^1/2) (Dowson and Landau, 1982; Heusel et al., 2017).
+
+    For any factor F F^T = A, the last trace is the sum of the roots of the eigenvalues of F^T B F: always real. F is
+    Cholesky's where both are positive definite. A singular covariance (its rank is below the count of samples) is factored
+    by its eigenvectors, with those left out whose eigenvalue is rounding. Raises ValueError for shapes that do not agree
+    and for values that are not finite.
+    """
+    mean_a, cov_a, mean_b, cov_b = (to_tensor(x).double() for x in (mean_a, cov_a, mean_b, cov_b))
+    (width,) = mean_a.shape if mean_a.ndim == 1 else (-1,)
+    if mean_b.shape != (width,) or cov_a.shape != (width, width) or cov_b.shape != (width, width):
+        shapes = ", ".join(str(tuple(x.shape)) for x in (mean_a, cov_a, mean_b, cov_b))
+        raise ValueError(f"means (D,) and covariances (D, D) of one width D are compared, and not {shapes}")
+    for x in (mean_a, cov_a, mean_b, cov_b):
+        _check_finite(x, "the means and covariances")
+    factor, other = _factor_of_one(cov_a, cov_b)
+    cross = torch.linalg.eigvalsh(factor.T @ other @ factor).clamp(min=0).sqrt().sum()
+    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
+
+
+def _factor_of_one(a_DD: Tensor, b_DD: Tensor) -> tuple[Tensor, Tensor]:
+    """F (D, R) with F F^T one of two covariances, a singular one if there is, and the other covariance."""
+    for one, other in ((a_DD, b_DD), (b_DD, a_DD)):
+        cholesky, failed = torch.linalg.cholesky_ex(one)
+        if failed:
+            values, vectors = torch.linalg.eigh(one)
+            kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+            return vectors[:, kept] * values[kept].sqrt(), other
+    return cholesky, a_DD
+
+
+class _KernelSums(NamedTuple):
+    """Sums of k(x, y) = (x.y / D + 1)^3 for every row of a set: over its own set without itself, and over the other.
+
+    Of a over a and b: aa, ab (N,); of b: bb, ba (M,).
+    """
+
+    aa: Tensor
+    bb: Tensor
+    ab: Tensor
+    ba: Tensor
+
+    def squared_discrepancy(self) -> float:
+        """The unbiased squared maximum mean discrepancy (Gretton et al., 2012, equation 3)."""
+        n, m = len(self.aa), len(self.bb)
+        within = self.aa.sum() / (n * (n - 1)) + self.bb.sum() / (m * (m - 1))
+        return float(within - 2 * self.ab.sum() / (n * m))
+
+    def left_out(self) -> tuple[Tensor, Tensor]:
+        """(N,) and (M,): the discrepancy without each row of a, and without each row of b; at least 3 rows each."""
+
+        def one_set(own: Tensor, cross: Tensor, other: Tensor) -> Tensor:
+            n, m = len(own), len(other)
+            within = (own.sum() - 2 * own) / ((n - 1) * (n - 2)) + other.sum() / (m * (m - 1))
+            return within - 2 * (cross.sum() - cross) / ((n - 1) * m)
+
+        return one_set(self.aa, self.ab, self.bb), one_set(self.bb, self.ba, self.aa)
+
+
+def _kernel_sums(a_ND: Array, b_MD: Array, least: int = 2) -> _KernelSums:
+    a, b = _of_one_width(a_ND, b_MD)
+    if min(len(a), len(b)) < least:
+        raise ValueError(f"the kernel distance needs at least {least} samples on each side, not {len(a)} and {len(b)}")
+
+    def sums(x: Tensor, y: Tensor, without_itself: bool = False) -> tuple[Tensor, Tensor]:
+        """Over the kernels of each row and of each column."""
+        rows, columns = (torch.zeros(len(z), dtype=torch.float64, device=z.device) for z in (x, y))
+        for i in range(0, len(x), BLOCK):
+            some = x[i : i + BLOCK].double() / x.shape[1]
+            for j in range(0, len(y), BLOCK):
+                base = (some @ y[j : j + BLOCK].double().T).add_(1)
+                kernel = base.square().mul_(base)
+                if without_itself and i == j:
+                    kernel.fill_diagonal_(0)
+                rows[i : i + BLOCK] += kernel.sum(1)
+                columns[j : j + BLOCK] += kernel.sum(0)
+        return rows, columns
+
+    return _KernelSums(sums(a, a, without_itself=True)[0], sums(b, b, without_itself=True)[0], *sums(a, b))
+
+
+def kernel_distance(a_ND: Array, b_MD: Array) -> float:
+    """KID, the unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al., 2018).
+
+    Unbiased at any count of samples, so it may come out slightly below zero for equal distributions. Of all rows at once:
+    most publish `kernel_distance_subsets`. Raises ValueError for fewer than 2 rows.
+    """
+    return _kernel_sums(a_ND, b_MD).squared_discrepancy()
+
+
+def kernel_distance_interval(a_ND: Array, b_MD: Array, confidence: float = 0.95) -> Estimate:
+    """`kernel_distance` of all rows, with the normal interval of its two-sample jackknife standard error.
+
+    The error is that of drawing both sets anew. For equal distributions the estimate is not normal, and the interval is
+    wide rather than exact. Raises ValueError for fewer than 3 rows.
+    """
+    sums = _kernel_sums(a_ND, b_MD, least=3)
+    variance = sum((len(x) - 1) * x.var(correction=0) for x in sums.left_out())  # (n - 1) / n times the sum of squares
+    return normal_interval(sums.squared_discrepancy(), math.sqrt(float(variance)), confidence)
+
+
+def kernel_distance_subsets(
+    a_ND: Array, b_MD: Array, subsets: int = 100, size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """KID as its authors publish it: mean and deviation over `subsets` of `size` rows of each side.
+
+    A subset's rows are drawn without replacement; subsets overlap, so the deviation (over N, not N - 1) is that of KID on
+    `size` rows and no error of the mean. Raises ValueError where a side has fewer rows than a subset.
+    """
+    a, b = _of_one_width(a_ND, b_MD)
+    if subsets < 1 or not 2 <= size <= min(len(a), len(b)):
+        raise ValueError(f"{subsets} subsets of {size} rows cannot be drawn of {len(a)} and {len(b)}; give a smaller size")
+    generator = generator_for("kernel distance", seed)
+    values = torch.tensor(
+        [kernel_distance(*(x[torch.randperm(len(x), generator=generator)[:size]] for x in (a, b))) for _ in range(subsets)],
+        dtype=torch.float64,
+    )
+    return float(values.mean()), float(values.std(correction=0))
+
+
+def rank_correlation(a: Array, b: Array) -> float:
+    """Spearman's rank correlation of two lists; equal values share their mean rank. NaN where all of a list are equal."""
+
+    def ranks(x: Tensor) -> Tensor:
+        return (x[:, None] > x).sum(1) + 0.5 * (x[:, None] == x).sum(1)
+
+    return float(torch.corrcoef(torch.stack([ranks(to_tensor(x)).double() for x in (a, b)]))[0, 1])
+
+
+def precision_recall(reference_ND: Array, samples_MD: Array, k: int = 3) -> tuple[float, float]:
     """Improved precision and recall (Kynkäänniemi et al., 2019), both in [0, 1].
 
     A ball around every point of a set reaches to its k-th nearest neighbour in that set. Precision is the share of samples
@@ -79,7 +196,7 @@ def precision_recall(reference_ND: Tensor, samples_MD: Tensor, k: int = 3) -> tu
     return inside / len(samples), float(covered.double().mean())
 
 
-def density_coverage(reference_ND: Tensor, samples_MD: Tensor, k: int = 5) -> tuple[float, float]:
+def density_coverage(reference_ND: Array, samples_MD: Array, k: int = 5) -> tuple[float, float]:
     """Density, at least 0, and coverage, in [0, 1] (Naeem et al., 2020), of balls as in `precision_recall`.
 
     Density is the mean count of reference balls that a sample is in, over k; coverage the share of reference balls with a
@@ -95,39 +212,93 @@ def density_coverage(reference_ND: Tensor, samples_MD: Tensor, k: int = 5) -> tu
     return count / (k * len(samples)), float(covered.double().mean())
 
 
-def nearest(samples_MD: Tensor, reference_ND: Tensor) -> tuple[Tensor, Tensor]:
-    """The distance (M,) of every sample to its nearest reference, and that one's index (M,): what was memorised."""
+def neighbours(samples_MD: Array, reference_ND: Array, k: int) -> tuple[Tensor, Tensor]:
+    """The distances (M, k) of every sample to its k nearest references, rising, and their indices (M, k).
+
+    They are found block by block and then measured as differences, so that a copy is at distance zero. Raises ValueError
+    for fewer than k references.
+    """
+    if k > len(reference_ND):
+        raise ValueError(f"there are no {k} nearest of {len(reference_ND)} references; give more references")
     reference, samples = _centred(reference_ND, samples_MD, 0)
-    found = [_squared_distances(some, reference).min(1) for some in samples.split(BLOCK)]
-    return torch.cat([near.values for near in found]).sqrt(), torch.cat([near.indices for near in found])
+    distances, indices = [], []
+    for some in samples.split(BLOCK):
+        index = _squared_distances(some, reference).topk(k, dim=1, largest=False).indices
+        exact = torch.cat([(some - reference[near]).norm(dim=1)[:, None] for near in index.T], dim=1).sort(
+            stable=True, dim=1
+        )
+        distances.append(exact.values)
+        indices.append(index.gather(1, exact.indices))
+    return torch.cat(distances), torch.cat(indices)
 
 
-def inception_score(logits_NK: Tensor, splits: int = 10) -> tuple[float, float]:
+def nearest(samples_MD: Array, reference_ND: Array) -> tuple[Tensor, Tensor]:
+    """The distance (M,) of every sample to its nearest reference, and that one's index (M,)."""
+    distance, index = neighbours(samples_MD, reference_ND, 1)
+    return distance[:, 0], index[:, 0]
+
+
+@dataclass(frozen=True)
+class Memorisation:
+    """Of every sample, (M,): the distance to its nearest training image, that one's index, and the distance's ratio.
+
+    The ratio is that to the distance of the second nearest (see `memorisation`).
+    """
+
+    distance: Tensor
+    index: Tensor
+    ratio: Tensor
+
+    def share(self, below: float = 1 / 3) -> float:
+        """The share of samples whose ratio is below a bound: copies, by the rule of Yoon et al. (2023)."""
+        return float((self.ratio < below).double().mean())
+
+    def closest(self, count: int) -> Tensor:
+        """The samples of the smallest ratios, the nearest to a copy first."""
+        return self.ratio.argsort(stable=True)[:count]
+
+
+def memorisation(samples_MD: Array, training_ND: Array) -> Memorisation:
+    """How near samples are to single training images: the distance to the nearest over that to the second nearest.
+
+    In [0, 1]: near 0 for a copy, near 1 for an image that is no nearer to one than to another; 0 for an exact copy, even
+    of an image that is there twice. Near copies **in** the training set hide copies of them: look at the pairs. Features or
+    flattened pixels will do. Raises ValueError for fewer than 2 training images.
+    """
+    distance, index = neighbours(samples_MD, training_ND, 2)
+    ratio = torch.where(distance[:, 0] > 0, distance[:, 0] / distance[:, 1], 0.0)
+    return Memorisation(distance[:, 0], index[:, 0], ratio)
+
+
+def inception_score(logits_NK: Array, splits: int = 10) -> tuple[float, float]:
     """exp of the mean KL divergence of p(y | x) from p(y) (Salimans et al., 2016): mean and deviation over the splits.
 
     The splits are runs of N / splits rows in the order given, as in the original. Raises ValueError for fewer rows.
     """
-    if not 1 <= splits <= len(logits_NK):
-        raise ValueError(f"{len(logits_NK)} rows cannot be cut into {splits} splits")
+    logits = as_features(logits_NK).double()
+    if not 1 <= splits <= len(logits):
+        raise ValueError(f"{len(logits)} rows cannot be cut into {splits} splits")
     scores = []
-    for some in logits_NK.double().log_softmax(1).tensor_split(splits):
+    for some in logits.log_softmax(1).tensor_split(splits):
         marginal = some.logsumexp(0) - math.log(len(some))
         scores.append((some.exp() * (some - marginal)).sum(1).mean().exp())
     values = torch.stack(scores)
     return float(values.mean()), float(values.std(correction=0))
 
 
-def _centred(reference_ND: Tensor, samples_MD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Both without the reference's mean, which keeps the products of their distances small."""
-    least = min(len(reference_ND), len(samples_MD))
+def _centred(reference_ND: Array, samples_MD: Array, k: int) -> tuple[Tensor, Tensor]:
+    """Both in one dtype without the reference's mean, which keeps the products of their distances small."""
+    reference, samples = _of_one_width(reference_ND, samples_MD)
+    least = min(len(reference), len(samples))
     if least <= k or k < 0:
         raise ValueError(f"the {k}-th nearest neighbour needs more than {k} rows on each side, not {least}")
-    mean = reference_ND.mean(0)
-    return reference_ND - mean, samples_MD - mean
+    dtype, mean = torch.promote_types(reference.dtype, samples.dtype), reference.mean(0)
+    return (reference - mean).to(dtype), (samples - mean).to(dtype)
 
 
 def _squared_distances(a_ND: Tensor, b_MD: Tensor) -> Tensor:
-    return torch.addmm(a_ND.square().sum(1)[:, None] + b_MD.square().sum(1), a_ND, b_MD.T, alpha=-2).clamp_(min=0)
+    products = torch.addmm(b_MD.square().sum(1), a_ND, b_MD.T, alpha=-2)
+    return products.add_(a_ND.square().sum(1)[:, None]).clamp_(min=0)
 
 
 def _squared_radii(x_ND: Tensor, k: int) -> Tensor:

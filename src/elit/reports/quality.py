@@ -14,30 +14,48 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from elit.backbones.dit import DiT
 from elit.bundled import SamplingDefaults
 from elit.console import progress_bar
 from elit.data.emoji import Emoji, load_emoji
-from elit.data.images import to_float
+from elit.data.images import to_float, to_uint8
 from elit.evaluation.features import LinearProbe, efficientnet_features, load_efficientnet
-from elit.evaluation.metrics import frechet_distance, kernel_distance, mean_and_covariance, rank_correlation
+from elit.evaluation.metrics import (
+    frechet_distance,
+    kernel_distance,
+    mean_and_covariance,
+    precision_recall,
+    rank_correlation,
+)
 from elit.reports.setting import Setting
 from elit.sampling import image_noise
 from elit.seeding import generator_for
-from elit.weights import fingerprint, write_whole
+from elit.weights import fingerprint, read_tensors, write_whole, written_whole
 
+NEIGHBOURS = 3  # precision's and recall's k
 BATCH = 13  # 949 samples are 73 whole batches, whose activations stay in the caches
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Of one set of images: Fréchet distance, kernel distance (KID, times 1000), share in the asked category."""
+    """Of one set of images: Fréchet distance, KID times 1000, precision, recall, share in the asked category."""
 
     frechet: float
     kernel: float
+    precision: float
+    recall: float
     accuracy: float
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn at one setting and seed: images (N, 3, H, W) uint8, and their features (N, D) float32."""
+
+    images: Tensor
+    features: Tensor
 
 
 class Judge:
@@ -63,10 +81,16 @@ class Judge:
 
     def score(self, images: Tensor) -> Quality:
         """Of images that stand for the other half, one for one."""
-        features = self.extract(images)
+        return self.score_features(self.extract(images))
+
+    def score_features(self, features: Tensor) -> Quality:
+        """Of images with these features."""
+        precision, recall = precision_recall(self.features, features, NEIGHBOURS)
         return Quality(
             frechet=frechet_distance(*self.statistics, *mean_and_covariance(features)),
             kernel=1000 * kernel_distance(features, self.features),
+            precision=precision,
+            recall=recall,
             accuracy=self.probe.accuracy(features, self.data.categories[self.other]),
         )
 
@@ -93,7 +117,8 @@ class Judge:
     def describe(self) -> dict[str, Any]:
         """What the figures stand on, and the score of the other half of the real images, the yardstick."""
         features, dtype = "EfficientNet-Lite0, 1280 wide", "bfloat16 products"
-        return {"features": features, "dtype": dtype, "samples": self.count, "real": asdict(self.yardstick())}
+        known = {"features": features, "dtype": dtype, "samples": self.count, "neighbours": NEIGHBOURS}
+        return {**known, "real": asdict(self.yardstick())}
 
 
 def measure(
@@ -103,13 +128,14 @@ def measure(
     sampling: SamplingDefaults,
     work: Path | None = None,
     count: int | None = None,
+    judge: Judge | None = None,
 ) -> dict[str, Any]:
     """The quality at each budget and seed, as the card holds it.
 
     `work`: a folder that keeps every finished (budget, seed), so that an interrupted measurement goes on. `count`: fewer
-    samples than the 949 that half of the real pictures allow.
+    samples than the 949 that half of the real pictures allow. `judge`: one of that count that is there already.
     """
-    judge = Judge(count)
+    judge = judge or Judge(count)
     settings = [Setting(sampling.steps, sampling.guidance, budget) for budget in budgets]
     scores = measure_settings(judge, model, settings, seeds, work)
     rows = [{"budget": budget, **score} for budget, score in zip(budgets, scores, strict=True)]
@@ -122,7 +148,8 @@ def measure_settings(
 ) -> list[dict[str, float]]:
     """The `summary` over the seeds of each setting's quality; equal settings are measured once.
 
-    `work`: a folder that keeps every finished (setting, seed), so that an interrupted measurement goes on.
+    `work`: a folder that keeps every finished (setting, seed), so that an interrupted measurement goes on: its figures, and
+    the images and features that they are of, so that a new figure needs no new samples.
     """
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
@@ -149,14 +176,43 @@ def measured_rows(
 
 
 def _one(judge: Judge, model: DiT, setting: Setting, seed: int, kept: Path | None, done: Callable[[int], None]) -> Quality:
-    if kept is not None and kept.is_file():
+    if kept is not None and (found := _kept_figures(kept)) is not None:
         done(judge.count)
-        values = json.loads(kept.read_text(encoding="utf8"))
-        return Quality(**{field.name: values[field.name] for field in fields(Quality)})
-    quality = judge.score(judge.draw(model, setting, seed, done))
+        return found
+    quality = judge.score_features(drawn_once(judge, model, setting, seed, kept, done).features)
     if kept is not None:  # the name is a hash, so the file says of what
         write_whole(kept, json.dumps({**asdict(quality), "setting": repr(setting)}) + "\n")
     return quality
+
+
+def _kept_figures(kept: Path) -> Quality | None:
+    """The figures of a work folder's file; None where it is not there, or lacks figures that are measured now."""
+    if not kept.is_file():
+        return None
+    values = json.loads(kept.read_text(encoding="utf8"))
+    names = [field.name for field in fields(Quality)]
+    return Quality(**{name: values[name] for name in names}) if set(names) <= values.keys() else None
+
+
+def drawn_once(
+    judge: Judge,
+    model: DiT,
+    setting: Setting,
+    seed: int,
+    kept: Path | None,
+    done: Callable[[int], None] = lambda count: None,
+) -> Drawn:
+    """The judge's samples of a setting and their features; kept beside the figures `kept`, and read where they are there."""
+    file = None if kept is None else kept.with_suffix(".safetensors")
+    if file is not None and file.is_file():
+        done(judge.count)
+        return Drawn(**read_tensors(file))
+    images = to_uint8(judge.draw(model, setting, seed, done))
+    drawn = Drawn(images, judge.extract(to_float(images)))
+    if file is not None:
+        with written_whole(file) as part:
+            save_file({"images": drawn.images.contiguous(), "features": drawn.features}, part)
+    return drawn
 
 
 def kept_name(weights: str, setting: Setting, count: int, seed: int) -> str:
@@ -167,7 +223,7 @@ def kept_name(weights: str, setting: Setting, count: int, seed: int) -> str:
 def summary(scores: Sequence[Quality]) -> dict[str, float]:
     """Mean and, of more than one seed, standard deviation of each figure."""
     out = {}
-    for name in ("frechet", "kernel", "accuracy"):
+    for name in (field.name for field in fields(Quality)):
         values = [getattr(score, name) for score in scores]
         out[name] = statistics.fmean(values)
         if len(values) > 1:

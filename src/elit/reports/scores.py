@@ -1,7 +1,7 @@
 """Measured quality as people read it: cells of tables, notes below them, and panels of curves.
 
-A row is a dict that holds "frechet", "kernel" and "accuracy" where they were measured, and each with "_std" where that was
-over several seeds (see `reports.quality`).
+A row is a dict that holds the figures of FIGURES where they were measured, and each with "_std" where that was over
+several seeds (see `reports.quality`).
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,14 @@ from typing import Any
 
 from elit.reports.drawing import Panel, Point
 
-QUALITY_COLUMNS = ("Fréchet", "KID x 1000", "category")
+FIGURES = {  # name: the column of a table, digits
+    "frechet": ("Fréchet", 1),
+    "kernel": ("KID x 1000", 1),
+    "precision": ("precision", 3),
+    "recall": ("recall", 3),
+    "accuracy": ("category", 3),
+}
+QUALITY_COLUMNS = tuple(column for column, _ in FIGURES.values())
 PANELS = (
     ("frechet", "Fréchet distance (lower is better)"),
     ("kernel", "KID x 1000 (lower is better)"),
@@ -27,7 +34,7 @@ def figure_text(row: Mapping[str, Any], name: str, digits: int) -> str:
 
 def quality_cells(row: Mapping[str, Any]) -> list[str]:
     """The cells of a row under QUALITY_COLUMNS."""
-    return [figure_text(row, name, digits) for name, digits in (("frechet", 1), ("kernel", 1), ("accuracy", 3))]
+    return [figure_text(row, name, digits) for name, (_, digits) in FIGURES.items()]
 
 
 def quality_note(quality: Mapping[str, Any]) -> str:

@@ -87,6 +87,21 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True)
+class EvaluateConfig:
+    """every: steps between Fréchet distances of the averaged weights' samples (0: none), at each of `budgets`.
+
+    count: samples; with a few hundred the figures are biased and say how a run goes, not how good it is. reference: "data",
+    the run's own; or as `elit evaluate --reference` has it. features: as `elit evaluate --features`.
+    """
+
+    every: int = 0
+    count: int = 256
+    budgets: tuple[float, ...] = (0.0625, 1.0)
+    reference: str = "data"
+    features: str = "efficientnet-lite0"
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run. out: its folder. seed: of weights, batches, noise, times and budgets.
 
@@ -115,6 +130,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     log: LogConfig = field(default_factory=LogConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "skip_limit"):
@@ -122,6 +138,8 @@ class TrainConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.flow.label_dropout <= 1:
             raise ValueError(f"flow.label_dropout is {self.flow.label_dropout}; it is a chance, 0 to 1")
+        if self.evaluate.every and (self.evaluate.count < 2 or self.evaluate.every < 0):
+            raise ValueError(f"evaluate.count is {self.evaluate.count}; a Fréchet distance needs at least 2 samples")
         for name in ("lr", "muon_lr"):
             if not getattr(self.optimizer, name) > 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self.optimizer, name)}; it must be above 0")

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +19,6 @@ from elit.distributed import (
     is_main,
     local_device,
     mesh_size,
-    own_part,
     own_share,
     process_group,
     together,
@@ -32,7 +31,8 @@ from elit.training.batch import Batch, draw_batch, drawn_ahead
 from elit.training.checkpoint import Saver, checkpoints, load_checkpoint, locked, open_run, remove_unfinished
 from elit.training.config import TrainConfig
 from elit.training.dry_run import dry_run
-from elit.training.step import TrainState, autocast, make_state, train_step
+from elit.training.evaluation import evaluate_ema
+from elit.training.step import TrainState, autocast, averaged_model, make_state, train_step
 
 __all__ = ["Batch", "draw_batch", "dry_run", "load_data", "make_state", "save_preview", "train", "train_step"]
 
@@ -98,7 +98,14 @@ def train_in(run: Path, config: TrainConfig, data: LabelledImages, device: torch
     share = own_share(config.batch_size)
     batches = drawn_ahead(lambda step: draw_batch(config, data, step, share), state.step, config.steps)
     with Log(config, run, state.step) as log, closing(batches):
-        stopped = take_steps(config, state, batches, device, log, saver, stop)
+
+        def look(last: bool) -> None:
+            if config.log.preview_every and (last or state.step % config.log.preview_every == 0):
+                save_preview(config, state, device, run / "previews" / f"step_{state.step:08d}.png")
+            if config.evaluate.every and (last or state.step % config.evaluate.every == 0):
+                log.distances(state, evaluate_ema(config, state, data, device))
+
+        stopped = take_steps(config, state, batches, device, log, saver, stop, look)
     saver.wait()
     return tell_end(config, run, state, stopped)
 
@@ -111,8 +118,11 @@ def take_steps(
     log: "Log",
     saver: Saver,
     stop: threading.Event,
+    look: Callable[[bool], None],
 ) -> bool:
     """A step per batch, with what is due after it, until they end, a rank is asked to stop, or a checkpoint fails.
+
+    look: previews and the like, told whether this was the last step.
 
     Returns whether it was asked to stop.
     """
@@ -127,8 +137,8 @@ def take_steps(
         due = config.log.checkpoint_every and state.step % config.log.checkpoint_every == 0
         if last or (due and not state.skipped_in_row):
             saver.save(state)
-        if config.log.preview_every and not stopped and (last or state.step % config.log.preview_every == 0):
-            save_preview(config, state, saver.run / "previews" / f"step_{state.step:08d}.png")
+        if not stopped:
+            look(last)
         if last:
             return stopped
     return False
@@ -198,6 +208,15 @@ class Log:
             self.first, self.started = state.step, time.perf_counter()
         self.bar.update(self.task, completed=state.step)
 
+    def distances(self, state: TrainState, distances: dict[str, float]) -> None:
+        """Writes Fréchet distances by name to tensorboard and to the terminal."""
+        if not is_main():
+            return
+        for name, value in distances.items():
+            self.writer.add_scalar(name, value, state.step)
+        told = ", ".join(f"{name} {value:.2f}" for name, value in distances.items())
+        console.print(f"step {state.step}: {told}", markup=False, soft_wrap=True)
+
     def report(self, state: TrainState, loss: float, rate: float) -> None:
         scalars = {
             "loss": loss,
@@ -230,21 +249,14 @@ def load_data(config: TrainConfig) -> LabelledImages:
 
 
 @torch.no_grad()
-def save_preview(config: TrainConfig, state: TrainState, file: Path, columns: int = 12) -> None:
-    """Samples of the EMA weights: a row per budget, the same noise and labels down a column. All ranks compute them."""
-    raw = {name: own_part(p.detach()).clone() for name, p in state.model.named_parameters()}
-    put_weights(state, {name: own_part(tensor) for name, tensor in state.ema.items()})
+def save_preview(config: TrainConfig, state: TrainState, device: torch.device, file: Path, columns: int = 12) -> None:
+    """Samples of the EMA weights: a row per budget, the same noise and labels down a column. All ranks call this."""
+    model = averaged_model(state, device)
+    if not is_main():
+        return
     labels = spread(columns, config.model.num_classes)
     budgets = config.log.preview_budgets if config.model.window is not None else (1.0,)
-    with autocast(config, local_device(config.device)):
-        rows = [sample(state.model, labels, steps=20, budget=budget, path=config.flow.path) for budget in budgets]
-    put_weights(state, raw)
-    if is_main():
-        file.parent.mkdir(exist_ok=True)
-        save_png(tile(torch.cat(rows).cpu(), columns=len(labels), scale=2), file)
-
-
-def put_weights(state: TrainState, parts: dict[str, torch.Tensor]) -> None:
-    """Copies what every rank holds of some weights into the model."""
-    for name, p in state.model.named_parameters():
-        own_part(p.detach()).copy_(parts[name])
+    with autocast(config, device):
+        rows = [sample(model, labels, steps=20, budget=budget, path=config.flow.path) for budget in budgets]
+    file.parent.mkdir(exist_ok=True)
+    save_png(tile(torch.cat(rows).cpu(), columns=len(labels), scale=2), file)

@@ -19,6 +19,7 @@ from elit.flow import flow_loss
 from elit.training.batch import Batch
 from elit.training.config import TrainConfig
 from elit.training.optimizer import lr_scale, make_optimizers
+from elit.weights import empty_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -66,6 +67,13 @@ def make_state(config: TrainConfig, device: torch.device) -> TrainState:
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
     scaler = GradScaler(device.type, enabled=config.dtype == "fp16")
     return TrainState(model, ema, make_optimizers(model, config.optimizer), scaler=scaler)
+
+
+def averaged_model(state: TrainState, device: torch.device) -> DiT:
+    """A model of its own with the averaged weights, whole in every process, in eval mode. All ranks call this."""
+    model = empty_model(state.model.config)
+    model.load_state_dict({name: gathered(tensor).cpu() for name, tensor in state.ema.items()})
+    return model.to(device).eval()
 
 
 def units(model: DiT) -> Iterable[torch.nn.Module]:

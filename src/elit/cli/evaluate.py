@@ -1,0 +1,161 @@
+"""`elit evaluate`: the worth of images, or of a model's samples at several budgets, beside a reference."""
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elit.cli.parsing import Commands, parse_budgets, torch_dtype
+from elit.cli.sample import add_sampling, make_recipe
+from elit.console import console, output
+
+if TYPE_CHECKING:
+    from elit.evaluation.evaluate import Candidate
+    from elit.evaluation.extractors import Extractor
+
+WORTHWHILE = 50_000  # samples that published figures stand on
+
+
+def add_evaluate(commands: Commands) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="FID and other measures of images, or of a model's samples at several budgets; the same under torchrun",
+        usage="elit evaluate SAMPLES --reference REFERENCE [options]\n       elit evaluate stats DATA --out STATS.npz",
+    )
+    command.add_argument(
+        "samples",
+        nargs="+",
+        metavar="SAMPLES",
+        help="a folder of images, an .npz with arr_0, a model folder or hub id, or bundled; or the word stats and DATA",
+    )
+    command.add_argument(
+        "--reference",
+        help="a folder, an .npz of images or statistics (ours, ADM's, EDM's), EDM2's .pkl, or emoji",
+    )
+    command.add_argument("--features", default="efficientnet-lite0", help="or inception, dinov2, or a transformers model")
+    command.add_argument("--weights", help="file of the Inception weights; torch hub's cache if none is given")
+    command.add_argument("--features-dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of their products")
+    command.add_argument("--metrics", default="fd", help="comma-separated: fd,kid,is,pr,dc,memorisation")
+    command.add_argument("--out", help="folder for the results (evaluations); of stats, the file to write")
+    command.add_argument("--count", type=int, help="images; all there are, or of a model as many as of the reference")
+    command.add_argument("--size", type=int, help="resize the central squares of image files to it; the emoji too")
+    command.add_argument("--batch", type=int, default=16, help="images in one call of the network; changes last bits")
+    command.add_argument("--device", default="auto")
+    model = command.add_argument_group("of a model, which is sampled on the fly")
+    model.add_argument("--budgets", default="1", help="comma-separated, such as 1/16,1/4,1")
+    model.add_argument("--seeds", type=int, default=1, help="how many seeds, from --seed on")
+    add_sampling(model)
+    command.set_defaults(run=run_evaluate)
+
+
+def run_evaluate(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.distributed import is_main, local_device, process_group
+    from elit.evaluation.evaluate import evaluate, open_reference, write_results
+    from elit.evaluation.extractors import load_extractor
+
+    makes_statistics = options.samples[0] == "stats" and len(options.samples) == 2
+    if not makes_statistics and len(options.samples) > 1:
+        raise ValueError(f"one set of samples is evaluated at a time, not {len(options.samples)}; give {options.samples[0]}")
+    if not makes_statistics and options.reference is None:
+        raise ValueError("elit evaluate compares with something: give --reference, such as --reference emoji")
+    weights = None if options.weights is None else Path(options.weights)
+    device = local_device(options.device)
+    extractor = load_extractor(options.features, device, torch_dtype(options.features_dtype), weights)
+    with process_group():
+        if makes_statistics:
+            make_statistics(options, extractor)
+            return
+        candidates = open_candidates(options)
+        reference = open_reference(options.reference, extractor, candidates[0].source.size, options.size)
+        candidates = counted(candidates, options.count, reference.count)
+        out = Path(options.out or "evaluations")
+        measures = [name.strip() for name in options.metrics.split(",") if name.strip()]
+        rows = evaluate(candidates, reference, extractor, measures, out, options.batch)
+    if is_main():
+        from elit.reports.report import terminal_table
+        from elit.reports.results import results_sheets
+
+        file = write_results(rows, out)
+        for sheet in results_sheets(rows):
+            output.print(terminal_table(sheet))
+        console.print(
+            f"the figures are in {file} and {file.with_suffix('.csv').name}, and appended to {out / 'results.jsonl'}",
+            soft_wrap=True,
+        )
+
+
+def make_statistics(options: argparse.Namespace, extractor: "Extractor") -> None:
+    """Writes reference statistics of images. Raises ValueError where no file, or one that is there, is named for them."""
+    from elit.distributed import is_main
+    from elit.evaluation.measure import measure_features
+    from elit.evaluation.sources import open_images
+    from elit.evaluation.statistics import save_statistics
+
+    data = options.samples[1]
+    if options.out is None or Path(options.out).suffix != ".npz":
+        raise ValueError("statistics are written to an .npz: give --out STATS.npz")
+    out = Path(options.out)
+    if out.exists():
+        raise ValueError(f"{out} is there already; remove it, or give another --out")
+    source = open_images(data, options.size, options.count)
+    statistics = measure_features(source, extractor, options.batch, out, text=f"{extractor.name} of {data}").statistics
+    if is_main():
+        save_statistics(statistics, out)
+        for note in source.notes():
+            console.print(f"{data}: {note}", markup=False, soft_wrap=True)
+        output.print(f"{out}: {statistics.provenance}", markup=False, soft_wrap=True)
+
+
+def open_candidates(options: argparse.Namespace) -> "list[Candidate]":
+    """The set that was named; of a model, one for each budget and seed (their counts are settled later)."""
+    from elit.bundled import FOLDER
+    from elit.evaluation.evaluate import Candidate
+    from elit.evaluation.sources import open_images
+    from elit.hub import model_folder
+    from elit.weights import CONFIG_FILE
+
+    name = options.samples[0]
+    folder = FOLDER if name == "bundled" else Path(name)
+    if not folder.exists() and name != "emoji":
+        folder = model_folder(name)
+    if folder.is_dir() and (folder / CONFIG_FILE).is_file():
+        return model_candidates(options, folder)
+    return [Candidate(open_images(name, options.size, options.count))]
+
+
+def model_candidates(options: argparse.Namespace, folder: Path) -> "list[Candidate]":
+    from elit.bundled import load_card
+    from elit.codec import load_codec
+    from elit.distributed import local_device
+    from elit.evaluation.cost import count_flops
+    from elit.evaluation.evaluate import Candidate
+    from elit.evaluation.sources import Sampled
+    from elit.weights import fingerprint, load_model
+
+    if options.seeds < 1:
+        raise ValueError(f"{options.seeds} seeds are too few; give at least 1")
+    device = local_device(options.device)
+    model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
+    codec = load_codec(options.codec, model.config.in_channels, device)
+    recipe = make_recipe(options, model, load_card(folder))
+    weights = fingerprint(model)
+    candidates = []
+    for budget in parse_budgets(options.budgets):
+        told = {"model": weights, "budget": budget, "gflops": count_flops(model, budget) / 1e9}
+        told |= {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance.scale}
+        for seed in range(options.seed, options.seed + options.seeds):
+            source = Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), codec, 1)
+            candidates.append(Candidate(source, {**told, "seed": seed}))
+    return candidates
+
+
+def counted(candidates: "list[Candidate]", count: int | None, reference: int | None) -> "list[Candidate]":
+    """The candidates with the count of samples of models settled."""
+    from elit.evaluation.sources import Sampled
+
+    for candidate in candidates:
+        if isinstance(candidate.source, Sampled):
+            candidate.source.count = count or min(reference or WORTHWHILE, WORTHWHILE)
+            if candidate.source.count < 2:
+                raise ValueError(f"{count} samples are too few; give --count 2 or more")
+    return candidates

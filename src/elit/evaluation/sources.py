@@ -1,0 +1,298 @@
+"""Images to evaluate, read by number as uint8: a folder, an .npz, the emoji, tensors, or a model that is sampled on the fly.
+
+A picture is RGB. Grey ones are repeated over the three channels and transparent ones laid on white, as training reads them;
+`notes` says how many were. Nothing is resized unless a size is asked for: then the central square is, by Lanczos.
+"""
+
+import json
+import zipfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elit.backbones.dit import DiT
+from elit.codec import Codec
+from elit.data.images import SUFFIXES, as_tensor, load_square, on_white, to_uint8
+from elit.evaluation.statistics import npz_members
+from elit.generation import LABELS_FILE, SETTINGS_FILE, SHEET_FILE, Recipe
+from elit.pictures import spread
+
+READERS, AHEAD = 2, 4  # threads that decode, and batches decoded before they are asked for
+
+
+class Source(Protocol):
+    """`count` images of one `size` (height, width). grain: they are best read in runs of a multiple of this.
+
+    in_memory: reading takes no time, or the time of the device that the features take too, so that nothing is prefetched.
+    """
+
+    name: str
+    grain: int
+    in_memory: bool
+
+    @property
+    def count(self) -> int: ...
+
+    @property
+    def size(self) -> tuple[int, int]: ...
+
+    def read(self, first: int, last: int) -> Tensor:
+        """(last - first, 3, H, W) uint8, on the CPU."""
+        ...
+
+    def label(self, index: int) -> str:
+        """What image a number is, for a message."""
+        ...
+
+    def notes(self) -> list[str]:
+        """What was done to images that a reader of the figures should know."""
+        ...
+
+
+@dataclass
+class Images:
+    """(N, 3, H, W) uint8 in memory."""
+
+    name: str
+    images: Tensor
+    grain = 1
+    in_memory = True
+
+    @property
+    def count(self) -> int:
+        return len(self.images)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.images.shape[2], self.images.shape[3]
+
+    def read(self, first: int, last: int) -> Tensor:
+        return self.images[first:last]
+
+    def label(self, index: int) -> str:
+        return f"image {index} of {self.name}"
+
+    def notes(self) -> list[str]:
+        return []
+
+
+@dataclass
+class Pictures:
+    """Image files of one size. square: resize them to that instead, after cutting out the central square."""
+
+    name: str
+    files: Sequence[Path]
+    square: int | None = None
+    converted: Counter[str] = field(default_factory=Counter)
+    grain = 1
+    in_memory = False
+
+    def __post_init__(self) -> None:
+        self.count = len(self.files)
+        side = self.square
+        self.size: tuple[int, int] = (side, side) if side else self._open(self.files[0])[1]
+
+    def read(self, first: int, last: int) -> Tensor:
+        return torch.stack([self._read(file) for file in self.files[first:last]])
+
+    def _read(self, file: Path) -> Tensor:
+        if self.square:
+            return load_square(file, self.square)
+        pixels, size = self._open(file)
+        if size != self.size:
+            raise ValueError(
+                f"{file} is {size[1]} x {size[0]}, and {self.files[0].name} is {self.size[1]} x {self.size[0]}: images of"
+                " one set have one size; give --size N to resize their central squares"
+            )
+        return pixels
+
+    def _open(self, file: Path) -> tuple[Tensor, tuple[int, int]]:
+        try:
+            with Image.open(file) as image:
+                if image.mode != "RGB":
+                    self.converted["with transparency" if image.has_transparency_data else "grey or of a palette"] += 1
+                pixels = as_tensor(image if image.mode == "RGB" else on_white(image))
+        except (OSError, SyntaxError) as error:  # SyntaxError: what PIL raises for a broken PNG chunk
+            raise ValueError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
+        return pixels, (pixels.shape[1], pixels.shape[2])
+
+    def label(self, index: int) -> str:
+        return str(self.files[index])
+
+    def notes(self) -> list[str]:
+        return [f"{count} images {kind} were made RGB, transparency on white" for kind, count in self.converted.items()]
+
+
+@dataclass
+class Array:
+    """`arr_0` of an .npz, (N, H, W, 3) uint8, mapped from the disk where it is not compressed. rows: which are taken."""
+
+    name: str
+    array: np.ndarray[Any, Any]
+    rows: Sequence[int]
+    grain = 1
+    in_memory = False
+
+    def __post_init__(self) -> None:
+        self.count = len(self.rows)
+        self.size = (self.array.shape[1], self.array.shape[2])
+
+    def read(self, first: int, last: int) -> Tensor:
+        return torch.from_numpy(self.array[list(self.rows[first:last])]).permute(0, 3, 1, 2).contiguous()
+
+    def label(self, index: int) -> str:
+        return f"image {self.rows[index]} of {self.name}"
+
+    def notes(self) -> list[str]:
+        return []
+
+
+@dataclass
+class Sampled:
+    """The images 0 .. count - 1 that `elit sample` would make of a model, made when they are read, and kept nowhere."""
+
+    name: str
+    model: DiT
+    recipe: Recipe
+    codec: Codec
+    count: int
+    in_memory = True
+
+    def __post_init__(self) -> None:
+        self.grain = self.recipe.tile
+        parameter = next(self.model.parameters())
+        blank = torch.zeros(1, self.model.config.in_channels, *self.model.input_shape, device=parameter.device)
+        height, width = self.codec.decode(blank).shape[2:]
+        self.size: tuple[int, int] = (height, width)
+
+    def read(self, first: int, last: int) -> Tensor:
+        tiles = range(first // self.grain, -(-last // self.grain))
+        images = torch.cat([to_uint8(self.recipe.images(self.model, self.codec, tile)) for tile in tiles])
+        start = tiles.start * self.grain
+        return images[first - start : last - start]
+
+    def label(self, index: int) -> str:
+        return f"sample {index} of {self.name}"
+
+    def notes(self) -> list[str]:
+        return []
+
+
+def open_images(
+    name: str, square: int | None = None, count: int | None = None, like: tuple[int, int] | None = None
+) -> Source:
+    """The images of "emoji", a folder (with all below it), or an .npz with `arr_0`.
+
+    square: resize to it. count: take so many, spread evenly over all in their order. like: the size that is wanted, which
+    the emoji are then made in. Raises ValueError for what holds no images, or fewer than asked.
+    """
+    if name == "emoji":
+        from elit.data.emoji import load_emoji
+
+        side = square or (like or (32, 32))[0]
+        images = load_emoji(side).images
+        return Images("emoji", images[list(_rows(count, len(images), name))])
+    path = Path(name)
+    if path.is_dir():
+        files = image_files(path)
+        return Pictures(name, [files[i] for i in _rows(count, len(files), name)], square)
+    if path.suffix == ".npz":
+        if square:
+            raise ValueError(f"--size resizes files of a folder, and not the array in {name}")
+        array = open_array(path)
+        return Array(name, array, _rows(count, len(array), name))
+    raise ValueError(f"there are no images at {name}; give a folder, an .npz with arr_0, or emoji")
+
+
+def _rows(count: int | None, total: int, name: str) -> Sequence[int]:
+    if count is not None and not 1 <= count <= total:
+        raise ValueError(f"{name} holds {total} images, so {count} cannot be taken; give another --count")
+    return spread(total if count is None else count, total)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The image files below a folder, sorted; of a folder of `elit sample`, those that its dataset.json lists."""
+    listed = folder / LABELS_FILE
+    if listed.is_file():
+        try:
+            names = [str(name) for name, *_ in json.loads(listed.read_text(encoding="utf8"))["labels"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{listed} does not list images ({error}); mend or remove it") from error
+        files = [folder / name for name in names]
+    else:
+        several = sorted(folder.glob(f"*/{SETTINGS_FILE}"))
+        if len(several) > 1:
+            raise ValueError(
+                f"{folder} holds {len(several)} samples of different settings; give one, such as {several[0].parent}"
+            )
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name != SHEET_FILE)
+        files = [p for p in files if not p.name.startswith(".")]
+    if not files:
+        raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+    return files
+
+
+def open_array(file: Path) -> np.ndarray[Any, Any]:
+    """(N, H, W, 3) uint8: `arr_0` of an .npz. Raises ValueError for another shape or type, saying how to mend it."""
+    if "arr_0" not in npz_members(file):
+        raise ValueError(f"{file} holds no images: it has {', '.join(npz_members(file))} and no arr_0")
+    try:
+        array = map_array(file, "arr_0.npy")
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"arr_0 of {file} cannot be read ({error}); fetch or make it again") from error
+    if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not len(array):
+        raise ValueError(
+            f"arr_0 of {file} is {array.shape} {array.dtype}; images are (N, H, W, 3) uint8, RGB: convert them before"
+        )
+    return array
+
+
+def map_array(file: Path, member: str) -> np.ndarray[Any, Any]:
+    """An array of an .npz, mapped from the disk; read into memory where it is compressed."""
+    with zipfile.ZipFile(file) as archive, archive.open(member) as stream:
+        entry = archive.getinfo(member)
+        if entry.compress_type != zipfile.ZIP_STORED:
+            array: np.ndarray[Any, Any] = np.lib.format.read_array(stream, allow_pickle=False)
+            return array
+        version = np.lib.format.read_magic(stream)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, fortran, dtype = read(stream)
+        inside = stream.tell()
+    if dtype.hasobject:
+        raise ValueError("it holds Python objects")
+    with file.open("rb") as raw:  # the file's own header, of a length that it tells, is before the array
+        raw.seek(entry.header_offset + 26)
+        name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
+    start = entry.header_offset + 30 + name + extra + inside
+    return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
+
+
+def prefetched(
+    read: Callable[[int, int], Tensor], runs: Iterable[tuple[int, int]], in_memory: bool
+) -> Iterator[tuple[int, Tensor]]:
+    """(first, read(first, last)) of every run, in their order; threads of their own decode the next ones meanwhile."""
+    if in_memory:
+        yield from ((first, read(first, last)) for first, last in runs)
+        return
+    pending: deque[tuple[int, Future[Tensor]]] = deque()
+    with ThreadPoolExecutor(READERS) as pool:
+        try:
+            for first, last in runs:
+                pending.append((first, pool.submit(read, first, last)))
+                if len(pending) > AHEAD:
+                    start, future = pending.popleft()
+                    yield start, future.result()
+            while pending:
+                start, future = pending.popleft()
+                yield start, future.result()
+        finally:
+            for _, future in pending:
+                future.cancel()

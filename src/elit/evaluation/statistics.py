@@ -1,0 +1,168 @@
+"""Files of reference statistics: mean and covariance of features, with what they are of. Ours, ADM's and EDM's are read.
+
+A file of ours is an .npz that ADM's and EDM's tools read too: `mu` and `sigma`, of Inception also `mu_s` and `sigma_s` (of
+sFID), float64; and `provenance`, a JSON text: the fields of `Provenance` and a hash of the arrays.
+"""
+
+import hashlib
+import json
+import zipfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from elit.evaluation.extractors import Extractor
+from elit.evaluation.moments import Moments
+from elit.pickles import read_arrays
+from elit.weights import written_whole
+
+KEYS = ("mu", "sigma", "mu_s", "sigma_s")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What statistics are of. source, count: the images. size: (height, width) before `resize`. features, fingerprint:
+    the network's name and hash. None where a file of others does not say."""
+
+    source: str
+    features: str
+    count: int | None = None
+    size: tuple[int, int] | None = None
+    fingerprint: str | None = None
+    resize: str | None = None
+
+    def __str__(self) -> str:
+        count = "an unknown number of" if self.count is None else f"{self.count:,}"
+        size = "" if self.size is None else f" of {self.size[1]} x {self.size[0]}"
+        return f"{self.source}: {count} images{size}, {self.features} ({self.fingerprint or 'not said which'})"
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Moments of the pooled features and, where the network has them, of the spatial ones, with what they are of."""
+
+    pooled: Moments
+    provenance: Provenance
+    spatial: Moments | None = None
+
+    def arrays(self) -> dict[str, np.ndarray[Any, Any]]:
+        both = [self.pooled] if self.spatial is None else [self.pooled, self.spatial]
+        parts = [part.cpu().numpy() for moments in both for part in (moments.mean, moments.covariance)]
+        return dict(zip(KEYS, parts, strict=False))
+
+    @property
+    def hash(self) -> str:
+        """Of the arrays."""
+        digest = hashlib.sha256()
+        for name, array in self.arrays().items():
+            digest.update(name.encode() + np.ascontiguousarray(array, dtype="<f8").tobytes())
+        return digest.hexdigest()[:12]
+
+
+def save_statistics(statistics: Statistics, file: Path) -> None:
+    """Writes the .npz, whole or not at all."""
+    told = json.dumps({**asdict(statistics.provenance), "hash": statistics.hash})
+    arrays: dict[str, Any] = {**statistics.arrays(), "provenance": np.array(told)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(file) as part, part.open("wb") as stream:
+        np.savez(stream, **arrays)
+
+
+def load_statistics(file: Path, extractor: Extractor) -> Statistics:
+    """The statistics in an .npz of ours, of ADM (mu, sigma, mu_s, sigma_s) or EDM, or a .pkl of EDM2, for an extractor.
+
+    Files of others do not name their network: mu and sigma are taken for Inception's, and of EDM2's the entry `fid` or
+    `fd_dinov2` for Inception's or DINOv2's. Nothing is unpickled. Raises ValueError for statistics of other features than
+    the extractor's, and for a file that is damaged or holds none.
+    """
+    arrays, told = (_read_pickled(file, extractor), None) if file.suffix == ".pkl" else _read_npz(file)
+    if "mu" not in arrays or "sigma" not in arrays:
+        raise ValueError(f"{file} holds no statistics (mu and sigma); it holds {', '.join(sorted(arrays)) or 'nothing'}")
+    provenance = _provenance(file, told, extractor)
+    pooled = _moments(file, arrays, "")
+    if pooled.width != extractor.width:
+        raise ValueError(
+            f"{file} holds statistics of {pooled.width} features, and {extractor.name} has {extractor.width};"
+            " make them anew with elit evaluate stats"
+        )
+    spatial = _moments(file, arrays, "_s") if {"mu_s", "sigma_s"} <= arrays.keys() else None
+    found = Statistics(pooled, provenance, spatial)
+    if told is not None and told.get("hash") != found.hash:
+        raise ValueError(f"{file} is damaged: its arrays are not those that were written; make it anew")
+    return found
+
+
+def npz_members(file: Path) -> list[str]:
+    """The names of an .npz's arrays. Raises ValueError for a file that is none."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            return [name.removesuffix(".npy") for name in archive.namelist()]
+    except (OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{file} is not an .npz ({error}); fetch or make it again") from error
+
+
+def _read_npz(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    names = npz_members(file)
+    try:
+        with np.load(file, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in KEYS if name in names}
+            if "provenance" not in names:
+                return arrays, None
+            told = json.loads(str(archive["provenance"]))
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{file} cannot be read ({error}); fetch or make it again") from error
+    if not isinstance(told, dict):
+        raise ValueError(f"the provenance in {file} cannot be read; make it anew with elit evaluate stats")
+    return arrays, told
+
+
+def _read_pickled(file: Path, extractor: Extractor) -> dict[str, Any]:
+    found = read_arrays(file)
+    if not isinstance(found, dict):
+        raise ValueError(f"{file} holds no statistics; an .npz or a .pkl of EDM2 is expected")
+    if "mu" in found:
+        return found
+    key = {"inception": "fid", "dinov2": "fd_dinov2"}.get(extractor.name)
+    if not isinstance(found.get(key), dict):
+        raise ValueError(f"{file} holds statistics of {', '.join(map(str, found))}, and none of {extractor.name}")
+    inner: dict[str, Any] = found[key]
+    return inner
+
+
+def _provenance(file: Path, told: dict[str, Any] | None, extractor: Extractor) -> Provenance:
+    if told is None:
+        theirs = ("inception", "dinov2") if file.suffix == ".pkl" else ("inception",)
+        if extractor.name not in theirs:
+            raise ValueError(
+                f"{file} does not say of which features it is; such files are of inception, not of {extractor.name}:"
+                " give --features inception, or make statistics with elit evaluate stats"
+            )
+        return Provenance(str(file), extractor.name)
+    try:
+        size = None if told["size"] is None else (int(told["size"][0]), int(told["size"][1]))
+        found = Provenance(
+            str(told["source"]), str(told["features"]), told["count"], size, told["fingerprint"], told["resize"]
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(f"the provenance in {file} cannot be read ({error!r}); make it anew") from error
+    if found.features != extractor.name or found.fingerprint != extractor.fingerprint:
+        raise ValueError(
+            f"{file} is of the features {found.features} ({found.fingerprint}), not {extractor.name}"
+            f" ({extractor.fingerprint}); make it anew with elit evaluate stats --features {extractor.name}"
+        )
+    return found
+
+
+def _moments(file: Path, arrays: dict[str, Any], suffix: str) -> Moments:
+    mean, covariance = arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"]
+    for array in (mean, covariance):
+        if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or not np.isfinite(array).all():
+            raise ValueError(f"mu{suffix} and sigma{suffix} in {file} are not arrays of finite numbers")
+    if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
+        raise ValueError(
+            f"mu{suffix} and sigma{suffix} in {file} are {mean.shape} and {covariance.shape}, not (D,) and (D, D)"
+        )
+    return Moments(torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64)))

@@ -1,0 +1,213 @@
+"""A model's measured results: quality and latency per budget, its dense twin beside it, what it copies; as card and table.
+
+The README's table is `results_block` of the bundled model's card, and nothing else.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elit.backbones.dit import DiT
+from elit.bundled import Card, SamplingDefaults
+from elit.data.images import to_float
+from elit.elastic.budget import level_of
+from elit.evaluation.cost import count_flops, cpu_name
+from elit.evaluation.metrics import memorisation, neighbours
+from elit.pictures import pairs
+from elit.reports.budgets import cost_rows, measure_latency, with_quality
+from elit.reports.drawing import Panel
+from elit.reports.quality import Judge, drawn_once, kept_name, measure, measure_settings
+from elit.reports.scores import FIGURES, figure_text, quality_panels
+from elit.reports.setting import Setting
+from elit.reports.subject import known_data
+from elit.weights import fingerprint, load_model, write_whole
+
+BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
+COPY = 1 / 3  # a sample this much nearer to one real picture than to the next is called a copy (Yoon et al., 2023)
+SHOWN = 48  # pairs of the picture
+NAMES = {
+    "frechet": "Fréchet distance",
+    "kernel": "KID x 1000",
+    "precision": "precision",
+    "recall": "recall",
+    "accuracy": "in the asked category",
+}
+assert NAMES.keys() == FIGURES.keys()
+
+
+@dataclass(frozen=True)
+class Scorecard:
+    """quality: what the card holds. pairs: samples beside the real pictures they are nearest to."""
+
+    quality: dict[str, Any]
+    pairs: Image.Image
+
+
+def measure_results(
+    model: DiT,
+    card: Card,
+    budgets: Sequence[float],
+    seeds: Sequence[int],
+    work: Path,
+    dense: Path | None = None,
+    count: int | None = None,
+) -> Scorecard:
+    """Quality at every budget and seed, latency, the dense twin in the folder `dense`, and how much is copied.
+
+    Without `dense`, the twin's figures that the card has are kept if they were measured alike. `work` and `count` are as in
+    `reports.quality.measure`.
+    """
+    twin = None if dense is None else load_dense(dense)
+    judge = Judge(count)
+    quality = measure(model, budgets, seeds, card.sampling, work, judge=judge)
+    before = (card.quality or {}).get("dense")
+    if dense is not None and twin is not None:
+        quality["dense"] = {**measure_dense(judge, twin, card.sampling, seeds, work), "provenance": provenance(twin, dense)}
+    elif before is not None and all(before.get(key) == quality[key] for key in ("samples", "seeds", "sampling")):
+        quality["dense"] = before
+    quality["latency"] = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "budgets": latency_rows(model, budgets)}
+    full = Setting(card.sampling.steps, card.sampling.guidance, max(budgets))
+    kept = work / kept_name(fingerprint(model), full, judge.count, seeds[0])
+    drawn = drawn_once(judge, model, full, seeds[0], kept)
+    quality["copies"], picture = copies(judge, to_float(drawn.images), drawn.features)
+    return Scorecard(quality, picture)
+
+
+def load_dense(folder: Path) -> DiT:
+    """A dense model of the emoji. Raises ValueError for another."""
+    model = load_model(folder)
+    if model.core is not None or known_data(model) is None:
+        raise ValueError(f"{folder} holds no dense model of the emoji; train one with configs/emoji-tiny-dense.yaml")
+    return model
+
+
+def measure_dense(judge: Judge, model: DiT, sampling: SamplingDefaults, seeds: Sequence[int], work: Path) -> dict[str, Any]:
+    """The quality of a dense model sampled alike, and what it costs."""
+    [score] = measure_settings(judge, model, [Setting(sampling.steps, sampling.guidance)], seeds, work)
+    known = {"samples": judge.count, "seeds": list(seeds), "sampling": asdict(sampling)}
+    return {**score, "gflops": count_flops(model) / 1e9, **measure_latency(model, [1.0])[0], **known}
+
+
+def provenance(model: DiT, folder: Path) -> dict[str, Any]:
+    """Which weights these are and, of a checkpoint of `elit train`, what its training took."""
+    out: dict[str, Any] = {"weights": fingerprint(model), "parameters": sum(p.numel() for p in model.parameters())}
+    state, config = folder / "training.json", folder.parent.parent / "config.json"
+    if state.is_file() and config.is_file():
+        steps = json.loads(state.read_text(encoding="utf8"))["step"]
+        batch = json.loads(config.read_text(encoding="utf8"))["batch_size"]
+        out |= {"steps": steps, "batch_size": batch, "training_pflops": 3 * steps * batch * count_flops(model) / 1e15}
+    return out
+
+
+def latency_rows(model: DiT, budgets: Sequence[float]) -> list[dict[str, float]]:
+    """Each budget with its milliseconds, median and quartiles."""
+    return [{"budget": b, **row} for b, row in zip(budgets, measure_latency(model, budgets), strict=True)]
+
+
+def copies(judge: Judge, images: Tensor, features: Tensor) -> tuple[dict[str, float], Image.Image]:
+    """The shares of samples, and of real pictures among the others, that are nearly one real picture; and the pairs.
+
+    The real pictures are all there are, which the bundled model was trained on: both halves.
+    """
+    rows = torch.cat([judge.reference, judge.other])
+    other = judge.extract(to_float(judge.data.images[judge.other]))
+    real = torch.cat([judge.features, other])
+    told = memorisation(features, real)
+    itself = leave_one_out_share(real)
+    order = told.closest(SHOWN)
+    near = to_float(judge.data.images[rows[told.index[order]]])
+    return {"bound": COPY, "share": told.share(COPY), "real": itself}, pairs(images[order], near, columns=8, scale=2)
+
+
+def leave_one_out_share(real_ND: Tensor) -> float:
+    """The share of rows that are nearly one other row: at a ratio, among the other rows, below COPY."""
+    distance = neighbours(real_ND, real_ND, 3)[0]  # the first is itself
+    return float((distance[:, 1] < COPY * distance[:, 2]).double().mean())
+
+
+def rows_of(model: DiT, quality: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row for each measured budget, lowest first: cost, latency where it was measured, and figures."""
+    budgets = sorted(row["budget"] for row in quality["budgets"])
+    latency = {row["budget"]: row for row in quality.get("latency", {}).get("budgets", [])}
+    return [{**row, **latency.get(row["budget"], {})} for row in with_quality(cost_rows(model, budgets), quality)]
+
+
+def results_table(model: DiT, quality: dict[str, Any]) -> str:
+    """Markdown: a row for each budget, the dense twin and the real pictures; columns that nobody measured are left out."""
+    names = {"budget": "budget", "latents": "latents per window", "gflops": "GFLOPs", "latency_ms": "latency (ms)", **NAMES}
+    digits = {"gflops": 2, "latency_ms": 1, **{name: places for name, (_, places) in FIGURES.items()}}
+    rows = [
+        {**row, "budget": f"{level_of(row['budget'], model.latents)}/{model.latents}", "latents": row["latents_per_group"]}
+        for row in rows_of(model, quality)
+    ]
+    if "dense" in quality:
+        rows.append({"budget": "dense twin", **quality["dense"]})
+    rows.append({"budget": "real pictures", **quality["real"]})
+    names = {name: title for name, title in names.items() if any(name in row for row in rows)}
+    lines = ["| " + " | ".join(names.values()) + " |", "|" + "---|" * len(names)]
+    for row in rows:
+        cells = [figure_text(row, name, digits[name]) if name in digits else str(row.get(name, "-")) for name in names]
+        lines.append("| " + " | ".join("" if cell == "-" else cell for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def results_block(model: DiT, card: Card) -> str:
+    """How it was measured, what came of it, and the table, as in the README. Raises ValueError for an empty card."""
+    quality = card.quality
+    if quality is None:
+        raise ValueError("the model's card holds no measured quality; measure it with elit results")
+    sampling = quality["sampling"]
+    said = [
+        f"{quality['samples']} samples a budget and seed, {sampling['steps']} steps, guidance"
+        f" {sampling['guidance_scale']:g}; ± is the standard deviation over {len(quality['seeds'])} sampling seeds."
+    ]
+    if "rank_correlation" in quality:
+        said.append(f"Rank correlation of budget and Fréchet distance: {quality['rank_correlation']:.2f}.")
+    if "separation" in quality:
+        said.append(f"The lowest budget is {quality['separation']:.0f} deviations from the full one.")
+    if "latency" in quality:
+        latency = quality["latency"]
+        said.append(f"Latency: one forward at batch 1, {latency['threads']} threads, {latency['cpu']}.")
+    if "dense" in quality:
+        said.append(against_dense(rows_of(model, quality)[-1], quality["dense"]))
+    if "copies" in quality:
+        told = quality["copies"]
+        said.append(
+            f"Of the full budget's samples {told['share']:.1%} are less than {told['bound']:.2f} times as far from one real"
+            f" picture as from the next; of the real pictures themselves {told['real']:.1%} are."
+        )
+    return "\n".join([*said, "", results_table(model, quality)])
+
+
+def against_dense(full: dict[str, Any], dense: dict[str, Any]) -> str:
+    """A sentence: the full budget's Fréchet distance beside the dense twin's, in deviations over the seeds."""
+    difference = full["frechet"] - dense["frechet"]
+    training = dense["provenance"].get("training_pflops")
+    cost = f" (trained for {training:,.0f} PFLOPs)" if training else ""
+    out = f"The full budget's Fréchet distance is {abs(difference):.1f} {'above' if difference > 0 else 'below'}"
+    out += f" that of the dense twin{cost}"
+    spread = (full.get("frechet_std", 0.0) ** 2 + dense.get("frechet_std", 0.0) ** 2) ** 0.5
+    return f"{out}, {abs(difference) / spread:.1f} deviations of their difference." if spread else f"{out}."
+
+
+def results_panels(model: DiT, quality: dict[str, Any]) -> list[Panel]:
+    """Quality over the GFLOPs of a forward, with the deviation over seeds: the budgets, and the dense twin."""
+    curves = {"elastic": rows_of(model, quality)}
+    if "dense" in quality:
+        curves["dense twin"] = [quality["dense"]]
+    return quality_panels(curves, "gflops", "GFLOPs of one forward")
+
+
+def write_block(file: Path, block: str) -> None:
+    """Puts the block between the marks of a Markdown file. Raises ValueError where they are not there, once each."""
+    text = file.read_text(encoding="utf8")
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{file} has no one place for the table; put the lines {BEGIN} and {END} where it shall stand")
+    before, rest = text.split(BEGIN)
+    write_whole(file, f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}")

@@ -1,0 +1,311 @@
+"""Evaluation end to end: figures against measures computed apart, one process and two, and what is refused."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from extractors_for_tests import tiny_extractor
+from PIL import Image
+from torch import Tensor
+
+from elit import DiT
+from elit.cli import main
+from elit.codec import PixelCodec
+from elit.data.images import to_float, to_uint8
+from elit.evaluation import evaluate as module
+from elit.evaluation.evaluate import Candidate, evaluate, open_reference, write_results
+from elit.evaluation.extractors import Extractor
+from elit.evaluation.features import efficientnet_features
+from elit.evaluation.measure import measure_features
+from elit.evaluation.metrics import (
+    density_coverage,
+    frechet_distance,
+    inception_score,
+    kernel_distance,
+    mean_and_covariance,
+    memorisation,
+    precision_recall,
+)
+from elit.evaluation.sources import Images, open_images
+from elit.evaluation.statistics import save_statistics
+from elit.generation import Recipe
+from elit.labels import LabelRule
+from elit.seeding import generator_for
+from elit.weights import save_weights
+
+SIDE = 8
+
+
+def pictures(count: int, seed: int = 0) -> Tensor:
+    coarse = torch.randn(count, 3, 3, 3, generator=generator_for("evaluate test", seed))
+    return to_uint8(torch.nn.functional.interpolate(coarse, (SIDE, SIDE), mode="bicubic").tanh())
+
+
+def write_pictures(folder: Path, images: Tensor) -> Path:
+    folder.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{i:04d}.png")
+    return folder
+
+
+@pytest.fixture
+def tiny_features(monkeypatch: pytest.MonkeyPatch) -> Extractor:
+    """What the command line loads in place of a network."""
+    made = tiny_extractor(logits=True)
+    monkeypatch.setattr("elit.evaluation.extractors.load_extractor", lambda name, *_: replace(made, name=name))
+    return made
+
+
+@pytest.fixture
+def model_folder(tiny: DiT, tmp_path: Path) -> Path:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_weights(tiny, folder)
+    return folder
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+    """Runs a command that must fail; returns the one sentence it says."""
+    assert main(["evaluate", *map(str, arguments)]) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("elit: ") and len(said.splitlines()) == 1, said
+    return said
+
+
+def test_every_measure_is_that_of_the_features(tmp_path: Path) -> None:
+    """Read from files in batches, against the measures on all features at once."""
+    extractor = tiny_extractor(logits=True)
+    ours, theirs = pictures(50), pictures(60, seed=1)
+    source = open_images(str(write_pictures(tmp_path / "ours", ours)))
+    reference = open_reference(str(write_pictures(tmp_path / "theirs", theirs)), extractor, (SIDE, SIDE))
+    (row,) = evaluate([Candidate(source)], reference, extractor, module.MEASURES, tmp_path / "out", batch=7)
+    a, b = extractor(ours), extractor(theirs).pooled
+    precision, recall = precision_recall(b, a.pooled)
+    density, coverage = density_coverage(b, a.pooled)
+    memory = memorisation(a.pooled, b)
+    score, deviation = inception_score(a.logits if a.logits is not None else a.pooled)
+    expected = {
+        "FD": frechet_distance(*mean_and_covariance(a.pooled), *mean_and_covariance(b)),
+        "KID x 1000": 1000 * kernel_distance(a.pooled, b),
+        "precision": precision,
+        "recall": recall,
+        "density": density,
+        "coverage": coverage,
+        "copies": memory.share(),
+        "median distance": float(memory.distance.median()),
+        "IS": score,
+        "IS deviation": deviation,
+    }
+    found = row["metrics"]
+    assert found["KID low"] < found["KID x 1000"] < found["KID high"]
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-9)
+    assert (row["count"], row["features"], row["notes"]) == (50, "tiny", [])
+    assert row["reference"] == f"{tmp_path / 'theirs'}: 60 images of 8 x 8, tiny (tiny-made)"
+    assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_samples_equal_to_the_reference_are_at_no_distance(tmp_path: Path) -> None:
+    extractor = tiny_extractor()
+    reference = open_reference(str(write_pictures(tmp_path / "a", pictures(40))), extractor, (SIDE, SIDE))
+    (row,) = evaluate([Candidate(Images("same", pictures(40)))], reference, extractor, ["fd", "memorisation"], tmp_path)
+    assert row["metrics"]["FD"] == pytest.approx(0, abs=1e-9)
+    assert row["metrics"]["copies"] == 1.0
+
+
+def test_statistics_from_a_file_give_what_the_images_give(tmp_path: Path) -> None:
+    """Bit for bit; and a reference batch as ADM has it gives mu and sigma to the distance and its images to the rest."""
+    extractor = tiny_extractor("inception", "FID")
+    images = Images("theirs", pictures(60, seed=1))
+    statistics = measure_features(images, extractor, 16, tmp_path / "w").statistics
+    save_statistics(statistics, tmp_path / "theirs.npz")
+    np.savez(tmp_path / "theirs-images.npz", arr_0=images.images.permute(0, 2, 3, 1).numpy())
+    shifted = statistics.pooled.mean.numpy() + 1
+    adm = {"mu": shifted, "sigma": statistics.pooled.covariance.numpy()}
+    np.savez(tmp_path / "adm.npz", arr_0=images.images.permute(0, 2, 3, 1).numpy(), **adm)
+    found = {}
+    for name in ("theirs.npz", "theirs-images.npz", "adm.npz"):
+        reference = open_reference(str(tmp_path / name), extractor, (SIDE, SIDE))
+        measures = ["fd"] if name == "theirs.npz" else ["fd", "pr"]
+        (row,) = evaluate([Candidate(Images("ours", pictures(50)))], reference, extractor, measures, tmp_path / "out")
+        found[name] = row["metrics"]
+    assert found["theirs.npz"]["FID"] == found["theirs-images.npz"]["FID"]
+    assert found["adm.npz"]["FID"] != found["theirs.npz"]["FID"]
+    assert found["adm.npz"]["recall"] == found["theirs-images.npz"]["recall"]
+
+
+def arguments(samples: Path | str, reference: Path | str, out: Path, *more: str) -> list[str]:
+    return ["evaluate", str(samples), "--reference", str(reference), "--out", str(out), *more]
+
+
+def test_a_model_is_measured_at_several_budgets_and_seeds(
+    tiny_features: Extractor, model_folder: Path, tiny: DiT, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each figure is that of the images that the recipe makes; the table, the .json, the .csv and the line agree; what was
+    measured is not measured again."""
+    reference, out = write_pictures(tmp_path / "reference", pictures(30)), tmp_path / "results"
+    more = ["--budgets", "1/4,1", "--seeds", "2", "--count", "10", "--steps", "2", "--tile", "4", "--metrics", "fd,kid"]
+    assert main(arguments(model_folder, reference, out, *more)) == 0
+    said = capsys.readouterr()
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [(line["budget"], line["seed"], line["count"]) for line in lines] == [
+        (0.25, 0, 10), (0.25, 1, 10), (1.0, 0, 10), (1.0, 1, 10)
+    ]  # fmt: skip
+    real = mean_and_covariance(tiny_features(pictures(30)).pooled)
+    for line in lines:
+        recipe = Recipe(LabelRule("uniform", 7), steps=2, budget=line["budget"], seed=line["seed"], tile=4)
+        recipe = replace(recipe, guidance=replace(recipe.guidance, scale=2.0))  # of a folder without a card
+        images = torch.cat([to_uint8(recipe.images(tiny, PixelCodec(), tile)) for tile in range(3)])[:10]
+        expected = frechet_distance(*mean_and_covariance(tiny_features(images).pooled), *real)
+        assert line["metrics"]["FD"] == pytest.approx(expected, rel=1e-6)
+    assert lines[0]["gflops"] < lines[2]["gflops"]
+    mean = (lines[0]["metrics"]["FD"] + lines[1]["metrics"]["FD"]) / 2
+    assert f"{mean:.3f} ±" in said.out
+    assert "reference: 30 images of 8 x 8" in " ".join(said.out.split())
+    (file,) = out.glob("*.json")
+    assert [row["metrics"] for row in json.loads(file.read_text())] == [line["metrics"] for line in lines]
+    with file.with_suffix(".csv").open() as stream:
+        table = list(csv.DictReader(stream))
+    assert [float(row["FD"]) for row in table] == [line["metrics"]["FD"] for line in lines]
+    kept = {p: p.stat().st_mtime_ns for p in (out / "kept").iterdir()}
+    assert main(arguments(model_folder, reference, out, *more)) == 0
+    assert "measured before" in capsys.readouterr().err
+    assert {p: p.stat().st_mtime_ns for p in (out / "kept").iterdir()} == kept
+    assert len((out / "results.jsonl").read_text().splitlines()) == 8
+    assert main(arguments(model_folder, reference, out, *more[:-1], "fd", "--guidance.scale", "1")) == 0
+    assert "measured before" not in capsys.readouterr().err
+
+
+def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+    """Of files and of a model, with rows on disk: statistics and figures are the same bits."""
+    own, launcher = Path(__file__).with_name("evaluate_in_processes.py"), ["-m", "torch.distributed.run", "--standalone"]
+    write_pictures(tmp_path / "ours", pictures(37))
+    write_pictures(tmp_path / "theirs", pictures(30, seed=1))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    commands = {
+        "one": [sys.executable, str(own)],
+        "two": [sys.executable, *launcher, "--nproc-per-node=2", str(own)],
+    }
+    processes = {
+        name: subprocess.Popen([*command, str(tmp_path), name], env=environment, stderr=subprocess.PIPE)
+        for name, command in commands.items()
+    }
+    for process in processes.values():
+        _, error = process.communicate(timeout=300)
+        assert process.returncode == 0, error.decode()
+    one, two = ((tmp_path / name / "rows.json").read_text() for name in ("one", "two"))
+    assert one == two
+    assert len(json.loads(one)) == 3
+    assert (tmp_path / "one" / "s.npz").read_bytes() == (tmp_path / "two" / "s.npz").read_bytes()
+
+
+def test_statistics_are_made_of_ones_own_data(
+    tiny_features: Extractor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are those of all features, say what they are of, and are never overwritten; and serve as the reference."""
+    folder, out = write_pictures(tmp_path / "data", pictures(30)), tmp_path / "new" / "stats.npz"
+    assert main(["evaluate", "stats", str(folder), "--out", str(out)]) == 0
+    assert f"{folder}: 30 images of 8 x 8, efficientnet-lite0 (tiny-made)" in capsys.readouterr().out
+    mean, covariance = mean_and_covariance(tiny_features(pictures(30)).pooled)
+    with np.load(out) as archive:
+        torch.testing.assert_close(torch.from_numpy(archive["mu"]), mean, rtol=0, atol=1e-7)
+        torch.testing.assert_close(torch.from_numpy(archive["sigma"]), covariance, rtol=0, atol=1e-7)
+    before = out.read_bytes()
+    assert "is there already" in refused(capsys, "stats", folder, "--out", out)
+    assert out.read_bytes() == before
+    assert ".npz: give --out STATS.npz" in refused(capsys, "stats", folder)
+    assert main(arguments(folder, out, tmp_path / "results")) == 0
+    assert json.loads((tmp_path / "results" / "results.jsonl").read_text())["metrics"]["FD"] == pytest.approx(0, abs=1e-6)
+
+
+def test_the_embedded_network_measures_the_emoji(tmp_path: Path) -> None:
+    """No stand-in: the command's figure is the Fréchet distance of `efficientnet_features`."""
+    images = open_images("emoji", count=12).read(0, 12)
+    folder = write_pictures(tmp_path / "some", images)
+    np.savez(tmp_path / "others.npz", arr_0=images[4:].permute(0, 2, 3, 1).numpy())
+    assert main(arguments(folder, tmp_path / "others.npz", tmp_path / "out")) == 0
+    features = efficientnet_features(to_float(images))
+    expected = frechet_distance(*mean_and_covariance(features), *mean_and_covariance(features[4:]))
+    row = json.loads((tmp_path / "out" / "results.jsonl").read_text())
+    assert row["metrics"]["FD (EfficientNet-Lite0)"] == pytest.approx(expected, rel=1e-4)
+    (note,) = row["notes"]
+    assert note.startswith("there are no more samples and reference images than the 1,280 dimensions of the features")
+
+
+def test_what_cannot_be_measured_is_refused(
+    tiny_features: Extractor, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unknown metrics, missing references, other sizes, other types, empty folders: one sentence each."""
+    folder = write_pictures(tmp_path / "a", pictures(12))
+    out = ["--out", tmp_path / "out"]
+    assert "there is no metric 'fid'; known: fd, kid" in refused(
+        capsys, folder, "--reference", folder, "--metrics", "fid", *out
+    )
+    assert "no metric was asked for" in refused(capsys, folder, "--reference", folder, "--metrics", ",", *out)
+    assert "compares with something: give --reference" in refused(capsys, folder)
+    assert "one set of samples is evaluated at a time, not 2" in refused(capsys, folder, folder, "--reference", folder)
+    large = tmp_path / "large"
+    large.mkdir()
+    Image.new("RGB", (9, 8)).save(large / "0.png")
+    said = refused(capsys, folder, "--reference", large, *out)
+    assert "the samples are 8 x 8 and those of" in said and "9 x 8" in said
+    assert main(["evaluate", "stats", str(folder), "--out", str(tmp_path / "s.npz")]) == 0
+    assert "the samples are 9 x 8 and those of" in refused(capsys, large, "--reference", tmp_path / "s.npz", *out)
+    said = refused(capsys, folder, "--reference", tmp_path / "s.npz", "--metrics", "fd,pr", *out)
+    assert "pr compares single images, and" in said and "holds statistics alone" in said
+    np.savez(tmp_path / "floats.npz", arr_0=np.zeros((5, 8, 8, 3), dtype=np.float32))
+    assert "float32; images are (N, H, W, 3) uint8" in refused(capsys, tmp_path / "floats.npz", "--reference", folder)
+    (tmp_path / "empty").mkdir()
+    assert "holds no images" in refused(capsys, tmp_path / "empty", "--reference", folder)
+    assert "there are no images at nowhere" in refused(capsys, "nowhere", "--reference", folder)
+    (folder / "0003.png").write_bytes(b"broken")
+    assert "0003.png cannot be read as an image" in refused(capsys, folder, "--reference", tmp_path / "s.npz", *out)
+    assert "12 images, so 13 cannot be taken" in refused(capsys, folder, "--reference", folder, "--count", "13")
+    assert "a batch holds at least 1 image" in refused(capsys, large, "--reference", large, "--batch", "0", *out)
+    assert "at least 2 images, not 1" in refused(capsys, large, "--reference", large, *out)
+    assert not (tmp_path / "out" / "results.jsonl").exists()
+    assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_the_inception_score_needs_logits(tmp_path: Path) -> None:
+    extractor = tiny_extractor()
+    reference = open_reference(str(write_pictures(tmp_path / "a", pictures(12))), extractor, (SIDE, SIDE))
+    with pytest.raises(ValueError, match="needs logits, which tiny has not; give --features inception"):
+        evaluate([Candidate(Images("a", pictures(12)))], reference, extractor, ["is"], tmp_path)
+
+
+def test_features_that_are_not_finite_name_their_image(tmp_path: Path) -> None:
+    """And the rows that were being written are removed."""
+    extractor = tiny_extractor()
+
+    def broken(pixels: Tensor) -> Any:
+        out = extractor.forward(pixels)
+        out.pooled[pixels.flatten(1).float().mean(1) == 0] = torch.nan
+        return out
+
+    images = pictures(12)
+    images[9] = 0
+    source = open_images(str(write_pictures(tmp_path / "a", images)))
+    with pytest.raises(ValueError, match=r"a/0009\.png has features that are not finite"):
+        measure_features(source, replace(extractor, forward=broken), 4, tmp_path / "work", rows=True)
+    assert not list(tmp_path.glob("work*"))
+
+
+def test_what_was_done_to_the_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    extractor = tiny_extractor()
+    folder = write_pictures(tmp_path / "a", pictures(12))
+    Image.new("L", (SIDE, SIDE), 9).save(folder / "0002.png")
+    reference = open_reference(str(folder), extractor, (SIDE, SIDE))
+    (row,) = evaluate([Candidate(open_images(str(folder)))], reference, extractor, ["fd"], tmp_path / "out")
+    assert row["notes"] == ["1 images grey or of a palette were made RGB, transparency on white"]
+    assert "1 images grey" in capsys.readouterr().err
+    file = write_results([row], tmp_path / "out")
+    assert write_results([row], tmp_path / "out") == file
+    assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 2

@@ -1,0 +1,165 @@
+"""Images to evaluate: read as they are, in their order, from every kind of source; and refused with the reason."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from elit import DiT
+from elit.codec import PixelCodec
+from elit.data.images import to_uint8
+from elit.evaluation.sources import Sampled, image_files, open_images, prefetched
+from elit.generation import Recipe, generate
+from elit.labels import LabelRule
+
+
+def pixels_of(seed: int, height: int = 6, width: int = 9) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Ten pictures of 9 x 6 in two folders."""
+    for i in range(10):
+        file = tmp_path / "pictures" / "ab"[i // 5] / f"{i}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels_of(i)).save(file)
+    return tmp_path / "pictures"
+
+
+def test_folders_and_arrays_hold_the_same_images(folder: Path, tmp_path: Path) -> None:
+    """All below a folder in order of names; `arr_0` from the disk, compressed or not, in either order of memory."""
+    expected = torch.from_numpy(np.stack([pixels_of(i) for i in range(10)])).permute(0, 3, 1, 2)
+    array = expected.permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "plain.npz", arr_0=array, arr_1=np.arange(10))
+    np.savez_compressed(tmp_path / "packed.npz", arr_0=array)
+    np.savez(tmp_path / "fortran.npz", arr_0=np.asfortranarray(array))
+    for name in (folder, tmp_path / "plain.npz", tmp_path / "packed.npz", tmp_path / "fortran.npz"):
+        source = open_images(str(name))
+        assert (source.count, source.size, source.notes()) == (10, (6, 9), [])
+        assert torch.equal(source.read(0, 10), expected)
+        assert torch.equal(source.read(7, 9), expected[7:9])
+        few = open_images(str(name), count=4)
+        assert torch.equal(few.read(0, 4), expected[[0, 2, 5, 7]])  # spread over both folders
+        with pytest.raises(ValueError, match=r"holds 10 images, so 11 cannot be taken"):
+            open_images(str(name), count=11)
+    assert isinstance(np.load(tmp_path / "plain.npz")["arr_0"], np.ndarray)
+
+
+def test_grey_and_transparent_pictures_are_made_rgb_and_told(folder: Path) -> None:
+    """Grey is repeated; what is transparent lies on white; the notes count both."""
+    grey = pixels_of(20)[:, :, 0]
+    Image.fromarray(grey).save(folder / "a" / "1.png")
+    rgba = np.concatenate([pixels_of(21), np.zeros((6, 9, 1), dtype=np.uint8)], axis=2)
+    rgba[:, 4:, 3] = 255
+    Image.fromarray(rgba).save(folder / "a" / "2.png")
+    source = open_images(str(folder))
+    images = source.read(0, 10)
+    assert torch.equal(images[1], torch.from_numpy(grey).expand(3, -1, -1))
+    assert bool((images[2, :, :, :4] == 255).all())
+    assert torch.equal(images[2, :, :, 4:], torch.from_numpy(rgba[:, 4:, :3]).permute(2, 0, 1))
+    assert source.notes() == [
+        "1 images grey or of a palette were made RGB, transparency on white",
+        "1 images with transparency were made RGB, transparency on white",
+    ]
+
+
+def test_pictures_of_another_size_are_refused_or_resized(folder: Path) -> None:
+    Image.fromarray(pixels_of(30, 12, 8)).save(folder / "b" / "7.png")
+    source = open_images(str(folder))
+    with pytest.raises(ValueError, match=r"b/7\.png is 8 x 12, and 0\.png is 9 x 6: .* give --size N"):
+        source.read(5, 9)
+    resized = open_images(str(folder), square=4)
+    assert resized.size == (4, 4)
+    assert resized.read(5, 9).shape == (4, 3, 4, 4)
+
+
+def test_a_sample_folder_lists_its_images(tiny: DiT, tmp_path: Path) -> None:
+    """The sheet is none of them; the folder above is taken where it holds one sample, and refused where it holds several."""
+    recipe = Recipe(LabelRule("uniform", 7), steps=2, tile=4)
+    folder = generate(tiny, recipe, 6, tmp_path)
+    source = open_images(str(folder))
+    assert (source.count, source.size) == (6, (8, 8))
+    assert image_files(tmp_path) == image_files(folder)
+    sampled = Sampled("m", tiny, recipe, PixelCodec(), 6)
+    assert (sampled.grain, sampled.size) == (4, (8, 8))
+    assert torch.equal(sampled.read(0, 6), source.read(0, 6))
+    assert torch.equal(sampled.read(3, 5), source.read(3, 5))
+    generate(tiny, Recipe(LabelRule("uniform", 7), steps=3, tile=4), 2, tmp_path)
+    with pytest.raises(ValueError, match="holds 2 samples of different settings; give one, such as"):
+        open_images(str(tmp_path))
+
+
+def test_the_emoji_come_in_the_size_of_the_samples() -> None:
+    source = open_images("emoji", count=5, like=(16, 16))
+    assert (source.count, source.size, source.read(0, 5).dtype) == (5, (16, 16), torch.uint8)
+
+
+def test_a_corrupt_picture_is_named(folder: Path) -> None:
+    """Cut short, or with a broken chunk; also where a thread of its own reads it."""
+    whole = (folder / "b" / "6.png").read_bytes()
+    for broken in (whole[:60], whole[:30] + b"\xff" * 8 + whole[38:], b""):
+        (folder / "b" / "6.png").write_bytes(broken)
+        source = open_images(str(folder))
+        with pytest.raises(ValueError, match=r"b/6\.png cannot be read as an image .*; mend or remove it"):
+            list(prefetched(source.read, [(0, 4), (4, 8), (8, 10)], False))
+
+
+def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty holds no images \(\.png"):
+        open_images(str(tmp_path / "empty"))
+    with pytest.raises(ValueError, match=r"there are no images at nowhere; give a folder, an \.npz with arr_0, or emoji"):
+        open_images("nowhere")
+    file = tmp_path / "x.npz"
+    for array, said in (
+        (np.zeros((2, 4, 4, 3)), r"is \(2, 4, 4, 3\) float64; images are \(N, H, W, 3\) uint8"),
+        (np.zeros((2, 4, 4, 1), dtype=np.uint8), r"is \(2, 4, 4, 1\) uint8; images are"),
+        (np.zeros((0, 4, 4, 3), dtype=np.uint8), r"is \(0, 4, 4, 3\) uint8; images are"),
+        (np.array([None, {}]), "cannot be read .*Python objects"),
+    ):
+        np.savez(file, arr_0=array)
+        with pytest.raises(ValueError, match=said):
+            open_images(str(file))
+    np.savez(file, images=np.zeros(3))
+    with pytest.raises(ValueError, match="holds no images: it has images and no arr_0"):
+        open_images(str(file))
+    file.write_bytes(b"nothing")
+    with pytest.raises(ValueError, match=r"is not an \.npz"):
+        open_images(str(file))
+
+
+def test_prefetching_keeps_the_order_and_reads_ahead() -> None:
+    """Whatever run is read first; the next ones are read before they are asked for, and not all at once."""
+    release, started = threading.Event(), []
+
+    def read(first: int, last: int) -> torch.Tensor:
+        started.append(first)
+        if first == 0:
+            assert release.wait(10)
+        return torch.arange(first, last)
+
+    def runs() -> Iterator[tuple[int, int]]:
+        for first in range(0, 60, 2):
+            if first == 8:
+                release.set()
+            yield first, first + 2
+
+    found = prefetched(read, runs(), False)
+    first, values = next(found)
+    assert (first, values.tolist()) == (0, [0, 1])
+    assert 1 < len(started) < 12
+    rest = list(found)
+    assert [first for first, _ in rest] == list(range(2, 60, 2))
+    assert torch.cat([values, *(v for _, v in rest)]).tolist() == list(range(60))
+
+
+def test_samples_are_rounded_as_files_are(tiny: DiT) -> None:
+    recipe = Recipe(LabelRule("uniform", 7), steps=2, tile=2)
+    assert torch.equal(
+        Sampled("m", tiny, recipe, PixelCodec(), 4).read(2, 4), to_uint8(recipe.images(tiny, PixelCodec(), 1))
+    )

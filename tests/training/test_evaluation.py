@@ -1,0 +1,84 @@
+"""Fréchet distances during training: of the averaged weights, at every budget asked for, and without a trace in the run."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from elit.backbones.dit import DiT
+from elit.codec import PixelCodec
+from elit.data.images import to_float, to_uint8
+from elit.evaluation.features import efficientnet_features
+from elit.evaluation.metrics import frechet_distance, mean_and_covariance
+from elit.generation import Recipe
+from elit.labels import LabelRule
+from elit.training.config import TrainConfig
+from elit.training.evaluation import evaluate_ema
+from elit.training.loop import load_data, make_state, train
+from elit.weights import load_model, read_tensors
+
+CPU = torch.device("cpu")
+MakeConfig = Callable[..., TrainConfig]
+TOLD = {"evaluate__every": 2, "evaluate__count": 6, "evaluate__budgets": "[0.25, 1.0]"}
+NAME = "FD (EfficientNet-Lite0) at "
+
+
+def expected_distance(config: TrainConfig, model: DiT, budget: float) -> float:
+    """From scratch: balanced labels, 20 steps, the noise of the run's seed; beside all images of the run."""
+    recipe = Recipe(LabelRule("balanced", 2), steps=20, budget=budget, seed=config.seed)
+    images = to_uint8(torch.cat([recipe.images(model, PixelCodec(), tile) for tile in range(1)]))[:6]
+    real = load_data(config).images
+    both = (mean_and_covariance(efficientnet_features(to_float(some))) for some in (images, real))
+    (mean_a, cov_a), (mean_b, cov_b) = both
+    return frechet_distance(mean_a, cov_a, mean_b, cov_b)
+
+
+def test_a_run_logs_the_distances_of_its_averaged_weights(make_config: MakeConfig) -> None:
+    """At every second step and the last, those of the checkpoint's weights, which are the averaged ones; the run's weights
+    are those of a run that measures nothing."""
+    config = make_config(steps=3, **TOLD)
+    final = train(config)
+    events = EventAccumulator(str(Path(config.out) / "tensorboard"))
+    events.Reload()
+    for budget in (0.25, 1.0):
+        logged = events.Scalars(f"{NAME}{budget:g}")
+        assert [event.step for event in logged] == [2, 3]
+        assert logged[1].value == pytest.approx(expected_distance(config, load_model(final), budget), rel=1e-3)
+        assert logged[0].value != logged[1].value
+    plain = train(make_config(steps=3, out=Path(config.out).with_name("plain")))
+    for file in sorted(plain.glob("*.safetensors")):
+        ours, theirs = read_tensors(final / file.name), read_tensors(file)
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_state_is_left_as_it_was_and_the_reference_kept(make_config: MakeConfig) -> None:
+    """Weights, mode and random numbers; the reference's statistics are made once, and a file serves in their place."""
+    config = make_config(**TOLD)
+    Path(config.out).mkdir()
+    data, state = load_data(config), make_state(config, CPU)
+    for name in state.ema:
+        state.ema[name] += 0.1
+    state.model.train()
+    before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+    random = torch.random.get_rng_state()
+    found = evaluate_ema(config, state, data, CPU)
+    assert list(found) == [f"{NAME}0.25", f"{NAME}1"]
+    assert state.model.training
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
+    kept = Path(config.out) / "reference.npz"
+    when = kept.stat().st_mtime_ns
+    assert evaluate_ema(config, state, data, CPU) == found
+    assert kept.stat().st_mtime_ns == when
+    other = make_config(**TOLD, evaluate__reference=kept, out=Path(config.out).with_name("other"))
+    assert evaluate_ema(other, state, data, CPU) == found
+
+
+def test_what_cannot_be_measured_is_refused(make_config: MakeConfig) -> None:
+    with pytest.raises(ValueError, match=r"evaluate\.count is 1; a Fréchet distance needs at least 2 samples"):
+        make_config(**{**TOLD, "evaluate__count": 1})
+    latent = make_config(**TOLD, model__in_channels=4)
+    with pytest.raises(ValueError, match=r"evaluate\.every measures models of pixels"):
+        evaluate_ema(latent, make_state(latent, CPU), load_data(make_config()), CPU)
