@@ -223,8 +223,8 @@ def few_samples(count: int, statistics: Statistics, measures: Sequence[str]) -> 
     if not few:
         return []
     return [
-        f"{' and '.join(few)} are no more than the features' {width:,} dimensions: the covariance is singular and the Fréchet"
-        " distance biased upwards; compare it only with figures of the same counts"
+        f"{' and '.join(few)} are no more than the features' {width:,} dimensions: the covariance is singular and"
+        " the Fréchet distance biased upwards; compare it only with figures of the same counts"
     ]
 
 
