@@ -236,7 +236,7 @@ def test_the_embedded_network_measures_the_emoji(tmp_path: Path) -> None:
     row = json.loads((tmp_path / "out" / "results.jsonl").read_text())
     assert row["metrics"]["FD (EfficientNet-Lite0)"] == pytest.approx(expected, rel=1e-4)
     (note,) = row["notes"]
-    assert note.startswith("there are no more samples and reference images than the 1,280 dimensions of the features")
+    assert note.startswith("12 samples and 8 reference images are no more than the features' 1,280 dimensions")
 
 
 def test_what_cannot_be_measured_is_refused(
@@ -272,6 +272,19 @@ def test_what_cannot_be_measured_is_refused(
     assert "at least 2 images, not 1" in refused(capsys, large, "--reference", large, *out)
     assert not (tmp_path / "out" / "results.jsonl").exists()
     assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_a_models_counts_that_cannot_be_are_refused(
+    tiny_features: Extractor, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reference = write_pictures(tmp_path / "a", pictures(12))
+    for more, said in (
+        (["--count", "0"], "0 samples are too few; give --count 2 or more"),
+        (["--seeds", "0"], "0 seeds are too few; give at least 1"),
+        (["--budgets", "2"], "budget 2 is not in (0, 1]"),
+        (["--labels", "7"], "there is no label '7'"),
+    ):
+        assert said in refused(capsys, model_folder, "--reference", reference, *more)
 
 
 def test_the_inception_score_needs_logits(tmp_path: Path) -> None:

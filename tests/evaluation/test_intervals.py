@@ -125,6 +125,8 @@ def test_kernel_subsets_are_drawn_anew_without_repeats() -> None:
     a, b = normal(40, 3, "sa"), normal(40, 3, "sb") + 0.5
     whole = kernel_distance(a, b)
     assert kernel_distance_subsets(a, b, subsets=3, size=40) == pytest.approx((whole, 0), rel=1e-9, abs=1e-9)
+    (first, _), (both, apart) = (kernel_distance_subsets(a, b, subsets, 20, seed=3) for subsets in (1, 2))
+    assert apart == pytest.approx(abs(both - first), rel=1e-9), "half the difference of two: the deviation over N"
     many, deviation = kernel_distance_subsets(a, b, subsets=400, size=20)
     assert many == pytest.approx(whole, abs=4 * deviation / math.sqrt(400))
     assert deviation > kernel_distance_subsets(a, b, subsets=400, size=35)[1] > 0

@@ -265,6 +265,11 @@ def test_rank_correlation_of_ties_is_scipys() -> None:
 def test_kernel_sums_do_not_depend_on_the_block(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "BLOCK", block)
     a, b = features(12, 5, "block", 0), features(23, 5, "block", 1)
+    halves = [(e.high - e.low) / 2 for e in (kernel_distance_interval(a, b), kernel_distance_interval(b, a))]
+    monkeypatch.setattr(metrics, "BLOCK", 100)
+    whole = kernel_distance_interval(a, b)
+    assert halves == pytest.approx([(whole.high - whole.low) / 2] * 2, rel=1e-9)
+    monkeypatch.setattr(metrics, "BLOCK", block)
     assert kernel_distance(a, b) == pytest.approx(brute_kernel_distance(a, b), rel=1e-9)
     assert kernel_distance(a, a.clone()) == pytest.approx(brute_kernel_distance(a, a), rel=1e-9)
     assert kernel_distance(a, a) == pytest.approx(brute_kernel_distance(a, a), rel=1e-9)

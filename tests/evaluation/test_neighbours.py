@@ -103,6 +103,15 @@ def test_neighbours_and_ratios_by_their_definitions(block: int, monkeypatch: pyt
     assert (29 - flipped.index).tolist() == told.index.tolist()
 
 
+def test_neighbours_nearer_to_each_other_than_products_can_tell() -> None:
+    """In single precision, 1,000 deviations from the mean: 2 |x|^2 is 4e6, and the squared distances are below 1e-4."""
+    cluster = 1000 + 0.001 * torch.arange(1, 9)
+    reference = torch.cat([cluster, -cluster])[torch.randperm(16, generator=generator_for("cluster"))][:, None]
+    found, index = neighbours(torch.tensor([[1000.0], [-1000.0]]), reference, 3)
+    assert reference[index][..., 0].tolist() == [cluster[:3].tolist(), (-cluster[:3]).tolist()]
+    assert found.tolist() == [pytest.approx([0.001, 0.002, 0.003], rel=0.1)] * 2
+
+
 def test_copies_are_found_and_come_first() -> None:
     """Exact copies in single precision, far from the origin, of an image that is there twice too; and a near copy."""
     training = points(40, 6, "training", shift=100.0).float()

@@ -155,7 +155,7 @@ def counted(candidates: "list[Candidate]", count: int | None, reference: int | N
 
     for candidate in candidates:
         if isinstance(candidate.source, Sampled):
-            candidate.source.count = count or min(reference or WORTHWHILE, WORTHWHILE)
+            candidate.source.count = min(reference or WORTHWHILE, WORTHWHILE) if count is None else count
             if candidate.source.count < 2:
-                raise ValueError(f"{count} samples are too few; give --count 2 or more")
+                raise ValueError(f"{candidate.source.count} samples are too few; give --count 2 or more")
     return candidates

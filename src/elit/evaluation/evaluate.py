@@ -218,12 +218,13 @@ def few_samples(count: int, statistics: Statistics, measures: Sequence[str]) -> 
     if "fd" not in measures:
         return []
     width, theirs = statistics.pooled.width, statistics.provenance.count
-    few = [text for text, n in (("samples", count), ("reference images", theirs)) if n is not None and n <= width]
+    counts = ((count, "samples"), (theirs, "reference images"))
+    few = [f"{n:,} {name}" for n, name in counts if n is not None and n <= width]
     if not few:
         return []
     return [
-        f"there are no more {' and '.join(few)} than the {width:,} dimensions of the features: the covariance is singular"
-        " and the Fréchet distance is biased upwards; compare it only with figures of the same counts"
+        f"{' and '.join(few)} are no more than the features' {width:,} dimensions: the covariance is singular and"
+        " the Fréchet distance biased upwards; compare it only with figures of the same counts"
     ]
 
 

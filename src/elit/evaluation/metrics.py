@@ -15,6 +15,7 @@ from elit.evaluation.intervals import Array, Estimate, normal_interval, to_tenso
 from elit.seeding import generator_for
 
 BLOCK = 2048  # rows compared at a time: a block of distances to 10,000 others takes 80 MB in float32
+SPARE = 8  # neighbours more than asked for that are measured exactly
 
 
 def as_features(features_ND: Array) -> Tensor:
@@ -215,20 +216,19 @@ def density_coverage(reference_ND: Array, samples_MD: Array, k: int = 5) -> tupl
 def neighbours(samples_MD: Array, reference_ND: Array, k: int) -> tuple[Tensor, Tensor]:
     """The distances (M, k) of every sample to its k nearest references, rising, and their indices (M, k).
 
-    They are found block by block and then measured as differences, so that a copy is at distance zero. Raises ValueError
-    for fewer than k references.
+    k + SPARE are found by products, block by block, and then measured as differences: a copy is at distance zero, and
+    references that are equally near up to the products' rounding are told apart. Raises ValueError for fewer than k.
     """
     if k > len(reference_ND):
         raise ValueError(f"there are no {k} nearest of {len(reference_ND)} references; give more references")
     reference, samples = _centred(reference_ND, samples_MD, 0)
     distances, indices = [], []
     for some in samples.split(BLOCK):
-        index = _squared_distances(some, reference).topk(k, dim=1, largest=False).indices
-        exact = torch.cat([(some - reference[near]).norm(dim=1)[:, None] for near in index.T], dim=1).sort(
-            stable=True, dim=1
-        )
-        distances.append(exact.values)
-        indices.append(index.gather(1, exact.indices))
+        found = _squared_distances(some, reference).topk(min(k + SPARE, len(reference)), dim=1, largest=False).indices
+        columns = [(some - reference[near]).norm(dim=1) for near in found.T]
+        exact = torch.stack(columns, dim=1).sort(stable=True, dim=1)
+        distances.append(exact.values[:, :k])
+        indices.append(found.gather(1, exact.indices[:, :k]))
     return torch.cat(distances), torch.cat(indices)
 
 
