@@ -77,6 +77,7 @@ class _Files:
     """
 
     name: str
+    suffixes = SUFFIXES
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "table"}  # workers read pictures, not labels
@@ -179,7 +180,7 @@ class FolderSource(_Files):
         for entry in entries:
             base = entry["name"].rstrip("/").rsplit("/", 1)[-1]
             is_folder = entry["type"] == "directory"
-            if not base.startswith(".") and (is_folder or base.lower().endswith(SUFFIXES)):
+            if not base.startswith(".") and (is_folder or base.lower().endswith(self.suffixes)):
                 found.append((base, is_folder))
         for base, is_folder in sorted(found):
             if is_folder:

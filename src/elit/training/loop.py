@@ -10,8 +10,8 @@ from torch import Tensor
 from elit.backbones.dit import DiT
 from elit.bundled import Card
 from elit.console import console, progress_bar
-from elit.data.images import LabelledImages, load_images
-from elit.data.loader import rows_of_step, sample_generators
+from elit.data.loader import Data, rows_of_step, sample_generators
+from elit.data.opening import check_fit, open_data
 from elit.distributed import local_device
 from elit.elastic.budget import draw_budget
 from elit.evaluation.cost import activation_bytes, count_flops
@@ -41,16 +41,16 @@ class Batch:
     budget: float | None
 
 
-def draw_batch(config: TrainConfig, data: LabelledImages, step: int) -> Batch:
+def draw_batch(config: TrainConfig, data: Data, step: int) -> Batch:
     """The batch of a step, from (seed, step) alone. Images come in a new random order each epoch."""
-    rows = rows_of_step(config.seed, len(data), config.batch_size, step)
+    rows = rows_of_step(config.seed, len(data), config.batch_size, step, data.members)
     generator = generator_for("batch", config.seed, step)
     path = FlowPath(config.flow.path)
     t = TimeLaw(config.flow.time_law).draw(config.batch_size, path, generator)
     x, kept = data.read(rows, sample_generators("data", config.seed, step, 0, len(rows)))
     noise = torch.randn(x.shape, generator=generator)
     dropped = torch.rand(config.batch_size, generator=generator) < config.flow.label_dropout
-    labels = torch.where(dropped, config.model.num_classes, kept)
+    labels = torch.where(dropped | (kept < 0), config.model.num_classes, kept)
     budget = None
     if config.model.window is not None:
         budget = draw_budget(config.seed, step, config.budget.lowest, config.budget.highest, config.model.window.size)
@@ -154,20 +154,12 @@ def _report(writer: object, state: TrainState, loss: float, rate: float) -> None
         console.print(f"step {state.step}  loss {loss:.4f}  {rate:.1f} images/s")
 
 
-def load_data(config: TrainConfig) -> LabelledImages:
-    """The run's images, checked against its model."""
-    data = load_images(config.data.source, config.data.size)
+def load_data(config: TrainConfig) -> Data:
+    """The run's data, checked against its model."""
+    data = open_data(config.data.source, config.data.size)
     model = config.model
-    if model.in_channels != 3 or (config.data.size, config.data.size) != (
-        model.grid.height * model.patch_size,
-        model.grid.width * model.patch_size,
-    ):
-        raise ValueError(
-            f"the images are 3 x {config.data.size} x {config.data.size};"
-            f" set model.in_channels 3 and model.input_size {config.data.size}"
-        )
-    if int(data.labels.max()) >= model.num_classes:
-        raise ValueError(f"labels go up to {int(data.labels.max())}; set model.num_classes {len(data.label_names)}")
+    shape = (model.in_channels, model.grid.height * model.patch_size, model.grid.width * model.patch_size)
+    check_fit(data, shape, model.num_classes, any_size=model.rope)
     return data
 
 
