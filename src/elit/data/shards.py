@@ -117,7 +117,7 @@ class Preparation:
             notes = list(self.notes(parts))
             skipped = [entry for note in notes for entry in note["skipped"]]
             write_whole(self.out / SKIPPED_FILE, json.dumps(skipped, indent=1, ensure_ascii=False) + "\n")
-            plan = {"count": sum(n["rows"] for n in notes), "shards": plan_shards([n["bytes"] for n in notes])}
+            plan = {"count": sum(n["rows"] for n in notes), "shards": plan_shards([n["bytes"] for n in notes], SHARD_BYTES)}
             write_whole(plan_file, json.dumps(plan) + "\n")
         plan = json.loads(plan_file.read_text(encoding="utf8"))
         if not plan["count"]:
@@ -191,7 +191,7 @@ def larger(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(held)
 
 
-def plan_shards(sizes: Sequence[int], shard_bytes: int = SHARD_BYTES) -> list[tuple[int, int]]:
+def plan_shards(sizes: Sequence[int], shard_bytes: int) -> list[tuple[int, int]]:
     """(first, last + 1) of the parts of each shard: consecutive parts until the next would go over `shard_bytes`."""
     shards: list[tuple[int, int]] = []
     first, total = 0, 0

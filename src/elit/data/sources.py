@@ -47,7 +47,7 @@ def open_source(name: str, options: SourceOptions = SourceOptions()) -> Source:
         return EmojiSource()
     path = Path(name)
     if "://" not in name and not path.exists():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not name.lower().endswith(".zip"):
             return DatasetSource(name, options)
         raise ValueError(
             f"there is no {name}; give a folder of class folders, a zip file, or a data set's id such as user/name"
