@@ -129,6 +129,7 @@ def test_a_kill_while_parts_are_joined_loses_nothing(photos: Path, tmp_path: Pat
     class CutError(Exception):
         pass
 
+    original_write, original_join = shards.write_whole, Preparation._join
     for allowed in range(40):
         steps = iter(range(allowed))
 
@@ -136,14 +137,18 @@ def test_a_kill_while_parts_are_joined_loses_nothing(photos: Path, tmp_path: Pat
             if next(steps, None) is None:  # type: ignore[call-overload]
                 raise CutError
 
+        def join(self: Preparation, *arguments: object, cut: object = cut) -> None:
+            cut()  # type: ignore[operator]
+            original_join(self, *arguments)  # type: ignore[arg-type]
+
+        def write(file: Path, text: str, cut: object = cut) -> None:
+            if file.parent.name != "parts":
+                cut()  # type: ignore[operator]
+            original_write(file, text)
+
         with pytest.MonkeyPatch.context() as patch:
-            write_whole, join = shards.write_whole, Preparation._join
-            patch.setattr(Preparation, "_join", lambda *a, join=join, cut=cut: (cut(), join(*a)))
-            patch.setattr(
-                shards,
-                "write_whole",
-                lambda *a, cut=cut, write_whole=write_whole: (a[0].parent.name != "parts" and cut(), write_whole(*a)),
-            )
+            patch.setattr(Preparation, "_join", join)
+            patch.setattr(shards, "write_whole", write)
             try:
                 prepare_images(settings, tmp_path / "cut", workers=1)
             except CutError:

@@ -1,7 +1,7 @@
 """Latents of prepared pictures: what `elit prepare latents` writes, and whose codec decodes them.
 
-The codec and the encoders always run on whole tiles of one size, the last filled up with its own first picture, since sums
-differ in the last bit with the batch's size. So the bytes are the same for any number of processes on a kind of device.
+The codec and the encoders always run on the same tiles of pictures, since sums differ in the last bit with the batch's size.
+So the bytes are the same for any number of processes, and after any interruption, on the same kind of device.
 """
 
 import dataclasses
@@ -146,13 +146,14 @@ def settled_tile(source: PreparedData, encoding: Encoding, out: Path) -> int:
         return int(json.loads((out / SETTINGS_FILE).read_text(encoding="utf8"))["tile"])
     except (OSError, ValueError, KeyError, TypeError):  # not begun, or another's: Preparation says so
         tile = probe_tile(encoding.columns, largest_image(source))
-        console.print(f"a tile of {tile} pictures is the fastest that fits; --tile {tile} repeats these bytes elsewhere")
+        text = f"a tile of {tile} pictures is the fastest that fits; --tile {tile} repeats these bytes elsewhere"
+        console.print(text, soft_wrap=True)
         return tile
 
 
 def largest_image(source: PreparedData) -> Tensor:
     """(3, H, W): a picture of the size that takes the most memory."""
-    if source.buckets is None:
+    if source.info.size is not None:
         return source.image(0)
     areas = torch.tensor([height * width for height, width in source.info.buckets])
     return source.image(int(areas[source.buckets].argmax()))
@@ -221,9 +222,8 @@ def poor(psnr: float) -> str | None:
 
 
 def tiles_of(source: PreparedData, rows: range, tile: int, pool: ThreadPoolExecutor) -> Iterator[tuple[list[int], Tensor]]:
-    """(rows, their images filled up to a whole tile), tile by tile, each of one size; the next is read meanwhile."""
-    buckets = source.buckets
-    sizes = [0] * len(rows) if buckets is None else buckets[rows.start : rows.stop].tolist()
+    """(rows, their images), tile by tile, each of pictures of one size; the next is read meanwhile."""
+    sizes = [0] * len(rows) if source.info.size is not None else source.buckets[rows.start : rows.stop].tolist()
     groups = [[row for row, size in zip(rows, sizes, strict=True) if size == wanted] for wanted in sorted(set(sizes))]
     tiles = [group[first : first + tile] for group in groups for first in range(0, len(group), tile)]
 
@@ -233,15 +233,14 @@ def tiles_of(source: PreparedData, rows: range, tile: int, pool: ThreadPoolExecu
     ahead = read(tiles[0])
     for i, chosen in enumerate(tiles):
         waiting, ahead = ahead, read(tiles[i + 1]) if i + 1 < len(tiles) else []
-        images = [future.result() for future in waiting]
-        yield chosen, torch.stack(images + images[:1] * (tile - len(images)))
+        yield chosen, torch.stack([future.result() for future in waiting])
 
 
 def to_float16(columns: Columns, rows: Sequence[int], source: PreparedData) -> dict[str, np.ndarray[Any, Any]]:
     """The rows of a tile as they are stored, flat; ValueError, naming the picture, for what float16 cannot hold."""
     out = {}
     for name, values in columns.items():
-        flat = values[: len(rows)].flatten(1)
+        flat = values.flatten(1)
         wrong = ~(flat.abs() <= FLOAT16_MAX).all(1)  # a NaN compares as false
         if wrong.any():
             first = int(wrong.nonzero()[0])

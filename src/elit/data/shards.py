@@ -23,6 +23,7 @@ from elit.data.dataset import INFO_FILE, SETTINGS_FILE, SKIPPED_FILE, DataInfo
 from elit.weights import write_whole, written_whole
 
 SHARD_BYTES, BATCH_BYTES = 500_000_000, 64_000_000
+PLAN_FILE = "shards.json"  # there from the moment that parts are joined until the folder is finished
 
 
 class Preparation:
@@ -52,6 +53,8 @@ class Preparation:
                 write_whole(file, json.dumps(self.settings, indent=2) + "\n")
             if not self.is_finished:
                 self.parts.mkdir(exist_ok=True)
+            elif self.exclusive:
+                (self.out / PLAN_FILE).unlink(missing_ok=True)
         except BaseException:
             self._release_lock()
             raise
@@ -86,7 +89,7 @@ class Preparation:
 
     def has(self, part: int) -> bool:
         """Whether a part is written, or already joined into a shard."""
-        return (self.out / "shards.json").is_file() or self._note(part).is_file()
+        return (self.out / PLAN_FILE).is_file() or self._note(part).is_file()
 
     def write(
         self, part: int, info: DataInfo, columns: dict[str, Any], skipped: Sequence[tuple[str, str]] = (), **notes: Any
@@ -103,7 +106,10 @@ class Preparation:
         write_whole(self._note(part), json.dumps(note) + "\n")
 
     def notes(self, count: int) -> Iterator[dict[str, Any]]:
-        """What was written beside each of the first `count` parts: rows, bytes, skipped and further notes."""
+        """What was written beside each of the first `count` parts: rows, bytes and further notes."""
+        if (self.out / PLAN_FILE).is_file():
+            yield from json.loads((self.out / PLAN_FILE).read_text(encoding="utf8"))["notes"]
+            return
         for part in range(count):
             yield json.loads(self._note(part).read_text(encoding="utf8"))
 
@@ -112,16 +118,20 @@ class Preparation:
 
         Raises ValueError where no part has a row.
         """
-        plan_file = self.out / "shards.json"
+        plan_file = self.out / PLAN_FILE
         if not plan_file.is_file():
             notes = list(self.notes(parts))
-            skipped = [entry for note in notes for entry in note["skipped"]]
+            skipped = [entry for note in notes for entry in note.pop("skipped")]
             write_whole(self.out / SKIPPED_FILE, json.dumps(skipped, indent=1, ensure_ascii=False) + "\n")
-            plan = {"count": sum(n["rows"] for n in notes), "shards": plan_shards([n["bytes"] for n in notes], SHARD_BYTES)}
+            shards = plan_shards([note["bytes"] for note in notes], SHARD_BYTES)
+            plan = {"count": sum(note["rows"] for note in notes), "shards": shards, "notes": notes}
             write_whole(plan_file, json.dumps(plan) + "\n")
         plan = json.loads(plan_file.read_text(encoding="utf8"))
         if not plan["count"]:
-            raise ValueError(f"none of the pictures could be read; {self.out / SKIPPED_FILE} says why of each")
+            raise ValueError(
+                f"none of the pictures could be read; {self.out / SKIPPED_FILE} says why of each:"
+                " mend them, and give another --out"
+            )
         shards = plan["shards"]
         names = [f"data-{i:05d}-of-{len(shards):05d}.arrow" for i in range(len(shards))]
         for name, (first, last) in zip(names, shards, strict=True):
@@ -153,7 +163,7 @@ class Preparation:
 
         DatasetInfo(features=info.columns()).write_to_directory(str(self.out))
         identity = hashlib.sha256(json.dumps([self.settings, info.to_json()], sort_keys=True).encode()).hexdigest()
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": identity[:16],
             "_format_columns": None,
