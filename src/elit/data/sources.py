@@ -119,7 +119,8 @@ class _Files:
     def label_names(self) -> tuple[str, ...]:
         if self.read_labels() is not None:
             return () if not self.table else tuple(str(i) for i in range(max(self.table.values()) + 1))
-        folders, first, loose = [], None, None
+        folders: list[str] = []
+        first = loose = None
         for path in self.walk():
             first = first or path
             folder, inside, _ = path.partition("/")
