@@ -18,8 +18,9 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from elit.data.loader import read_ahead
 from elit.distributed import local_device
-from elit.training.batch import Batch, draw_batch, drawn_ahead
+from elit.training.batch import Batch, draw_batch
 from elit.training.checkpoint import Saver
 from elit.training.config import LogConfig, TrainConfig, load_config
 from elit.training.loop import Log, load_data, take_steps
@@ -79,7 +80,7 @@ def main() -> None:
         def loop(_: object) -> None:
             looped.step = 0
             with Log(config, Path(folder), 0) as log:
-                ahead = drawn_ahead(lambda step: draw_batch(config, data, step), 0, args.steps)
+                ahead = read_ahead(lambda step: draw_batch(config, data, step), range(args.steps), config.data.workers)
                 take_steps(config, looped, ahead, device, log, saver, threading.Event())
 
         variants = {"loop": Variant(loop), "bare": Variant(lambda _: bare_steps(config, bare, batches, device))}

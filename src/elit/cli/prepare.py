@@ -65,12 +65,14 @@ def run_images(options: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(f"{options.publish} exists; give another folder with --publish")
     info = prepare_images(settings, out, options.workers)
     skipped = json.loads((out / SKIPPED_FILE).read_text(encoding="utf8"))
-    console.print(f"{info.count} pictures of {len(info.label_names)} classes are in {out}", markup=False)
+    console.print(f"{info.count} pictures of {len(info.label_names)} classes are in {out}", markup=False, soft_wrap=True)
     if skipped:
-        console.print(f"{len(skipped)} could not be read and are left out: see {out / SKIPPED_FILE}", markup=False)
+        console.print(
+            f"{len(skipped)} could not be read and are left out: see {out / SKIPPED_FILE}", markup=False, soft_wrap=True
+        )
     if options.publish is not None:
         publish(out, Path(options.publish))
-        console.print(f"Parquet files and a card are in {options.publish}", markup=False)
+        console.print(f"Parquet files and a card are in {options.publish}", markup=False, soft_wrap=True)
 
 
 def parse_buckets(text: str) -> tuple[tuple[int, int], ...]:
@@ -101,4 +103,4 @@ def run_folder(options: argparse.Namespace, rest: list[str]) -> None:
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
     source = open_source(options.source, SourceOptions(options.split))
     count = write_folder(source, Path(options.out), labels, options.count)
-    console.print(f"{count} pictures are in {options.out}", markup=False)
+    console.print(f"{count} pictures are in {options.out}", markup=False, soft_wrap=True)

@@ -1,6 +1,7 @@
 """From a picture file's bytes to RGB, and from RGB to the size that a model takes."""
 
 import io
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -10,7 +11,7 @@ from elit.data.images import on_white
 from elit.seeding import generator_for
 
 CROPS = ("center-crop-adm", "center-crop", "random-crop", "wide", "buckets")
-MOST_PIXELS = 2**28  # of an enlarged picture; longer and thinner ones are refused
+MOST_PIXELS = 2**26  # of an enlarged picture; longer and thinner ones are refused
 Box = tuple[float, float, float, float]
 
 
@@ -20,7 +21,7 @@ def decode(content: bytes) -> Image.Image:
     Raises ValueError for what cannot be read to the end as a picture, saying why.
     """
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:  # what matters is raised
             return on_white(ImageOps.exif_transpose(image))
     except MemoryError:
         raise

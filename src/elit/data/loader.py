@@ -6,7 +6,7 @@ All are functions of (seed, step, index) alone: any number of ranks and workers,
 import bisect
 import functools
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -66,7 +66,7 @@ def batches(data: Data, seed: int, batch_size: int, steps: range, part: range, w
     return read_ahead(load, steps, workers)
 
 
-def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Iterator[T]:
+def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Generator[T, None, None]:
     """load(step) of each step, in order, made ahead by `workers` threads, two each; by this thread when asked if 0.
 
     Threads and not processes: what costs (copies, draws, decoding) runs outside Python's lock, and nothing is pickled.

@@ -123,12 +123,15 @@ class Preparation:
             notes = list(self.notes(parts))
             skipped = [entry for note in notes for entry in note.pop("skipped")]
             write_whole(self.out / SKIPPED_FILE, json.dumps(skipped, indent=1, ensure_ascii=False) + "\n")
-            shards = plan_shards([note["bytes"] for note in notes])
+            shards = plan_shards([note["bytes"] for note in notes], SHARD_BYTES)
             plan = {"count": sum(note["rows"] for note in notes), "shards": shards, "notes": notes}
             write_whole(plan_file, json.dumps(plan) + "\n")
         plan = json.loads(plan_file.read_text(encoding="utf8"))
         if not plan["count"]:
-            raise ValueError(f"none of the pictures could be read; {self.out / SKIPPED_FILE} says why of each")
+            raise ValueError(
+                f"none of the pictures could be read; {self.out / SKIPPED_FILE} says why of each:"
+                " mend them, and give another --out"
+            )
         shards = plan["shards"]
         names = [f"data-{i:05d}-of-{len(shards):05d}.arrow" for i in range(len(shards))]
         for name, (first, last) in zip(names, shards, strict=True):
@@ -198,7 +201,7 @@ def larger(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         yield pa.concat_batches(held)
 
 
-def plan_shards(sizes: Sequence[int], shard_bytes: int = SHARD_BYTES) -> list[tuple[int, int]]:
+def plan_shards(sizes: Sequence[int], shard_bytes: int) -> list[tuple[int, int]]:
     """(first, last + 1) of the parts of each shard: consecutive parts until the next would go over `shard_bytes`."""
     shards: list[tuple[int, int]] = []
     first, total = 0, 0

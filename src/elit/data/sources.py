@@ -47,7 +47,7 @@ def open_source(name: str, options: SourceOptions = SourceOptions()) -> Source:
         return EmojiSource()
     path = Path(name)
     if "://" not in name and not path.exists():
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not name.lower().endswith(".zip"):
             return DatasetSource(name, options)
         raise ValueError(
             f"there is no {name}; give a folder of class folders, a zip file, or a data set's id such as user/name"
@@ -77,6 +77,7 @@ class _Files:
     """
 
     name: str
+    suffixes = SUFFIXES
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "table"}  # workers read pictures, not labels
@@ -118,7 +119,8 @@ class _Files:
     def label_names(self) -> tuple[str, ...]:
         if self.read_labels() is not None:
             return () if not self.table else tuple(str(i) for i in range(max(self.table.values()) + 1))
-        folders, first, loose = [], None, None
+        folders: list[str] = []
+        first = loose = None
         for path in self.walk():
             first = first or path
             folder, inside, _ = path.partition("/")
@@ -179,7 +181,7 @@ class FolderSource(_Files):
         for entry in entries:
             base = entry["name"].rstrip("/").rsplit("/", 1)[-1]
             is_folder = entry["type"] == "directory"
-            if not base.startswith(".") and (is_folder or base.lower().endswith(SUFFIXES)):
+            if not base.startswith(".") and (is_folder or base.lower().endswith(self.suffixes)):
                 found.append((base, is_folder))
         for base, is_folder in sorted(found):
             if is_folder:

@@ -16,10 +16,13 @@ from elit.elastic.budget import draw_budget
 
 @dataclass(frozen=True)
 class DataConfig:
-    """source: "emoji", the embedded images, or a folder of class folders. size: pixels of a side."""
+    """source: "emoji", the embedded images; a folder that `elit prepare` wrote; the published layout; or a folder of class
+    folders. size: pixels of a side, for the first and the last. workers: threads that read batches ahead.
+    """
 
     source: str = "emoji"
     size: int = 32
+    workers: int = 1
 
 
 @dataclass(frozen=True)

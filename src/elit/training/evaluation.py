@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from elit.codec import PixelCodec
-from elit.data.images import LabelledImages, to_uint8
-from elit.data.loader import sample_generators
+from elit.data.images import to_uint8
+from elit.data.loader import Data, sample_generators
 from elit.distributed import is_main
 from elit.evaluation.evaluate import Reference, open_reference
 from elit.evaluation.extractors import Extractor, load_extractor
@@ -25,7 +25,7 @@ from elit.training.step import TrainState, autocast, averaged_model
 BATCH, STEPS, LARGEST_REFERENCE = 16, 20, 50_000
 
 
-def evaluate_ema(config: TrainConfig, state: TrainState, data: LabelledImages, device: torch.device) -> dict[str, float]:
+def evaluate_ema(config: TrainConfig, state: TrainState, data: Data, device: torch.device) -> dict[str, float]:
     """The Fréchet distance at each of `config.evaluate.budgets`, by a name such as "FID at 0.25".
 
     The same `count` images each time: 20 Euler steps without guidance, balanced labels, the noise of the run's seed. A
@@ -51,7 +51,7 @@ def evaluate_ema(config: TrainConfig, state: TrainState, data: LabelledImages, d
     return found
 
 
-def reference_statistics(config: TrainConfig, data: LabelledImages, extractor: Extractor) -> Statistics:
+def reference_statistics(config: TrainConfig, data: Data, extractor: Extractor) -> Statistics:
     """Those of `config.evaluate.reference`: read from a file, or made once and kept in the run's folder."""
     kept = Path(config.out) / "reference.npz"
     if kept.is_file():
@@ -76,7 +76,7 @@ class RunImages:
     """The images that a run trains on, at most 50,000 of them, spread evenly."""
 
     name: str
-    data: LabelledImages
+    data: Data
     seed: int
     grain = 1
     in_memory = True

@@ -12,7 +12,8 @@ import torch
 
 from elit.bundled import Card
 from elit.console import console, progress_bar
-from elit.data.images import LabelledImages, load_images
+from elit.data.loader import Data, read_ahead
+from elit.data.opening import check_fit, open_data
 from elit.distributed import (
     anywhere,
     barrier,
@@ -27,7 +28,7 @@ from elit.distributed import (
 from elit.flow import Path as FlowPath
 from elit.pictures import save_png, spread, tile
 from elit.sampling import sample
-from elit.training.batch import Batch, draw_batch, drawn_ahead
+from elit.training.batch import Batch, draw_batch
 from elit.training.checkpoint import Saver, checkpoints, load_checkpoint, locked, open_run, remove_unfinished
 from elit.training.config import TrainConfig
 from elit.training.dry_run import dry_run
@@ -79,7 +80,7 @@ def asked_to_stop() -> Iterator[threading.Event]:
         signal.signal(signal.SIGTERM, before)
 
 
-def train_in(run: Path, config: TrainConfig, data: LabelledImages, device: torch.device, stop: threading.Event) -> Path:
+def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, stop: threading.Event) -> Path:
     """`train`, in a run's folder that is ours."""
     state = make_state(config, device)
     if is_main():
@@ -96,7 +97,8 @@ def train_in(run: Path, config: TrainConfig, data: LabelledImages, device: torch
     card = Card(path=FlowPath(config.flow.path), label_names=data.label_names)
     saver = Saver(run, config.log.keep, card)
     share = own_share(config.batch_size)
-    batches = drawn_ahead(lambda step: draw_batch(config, data, step, share), state.step, config.steps)
+    steps = range(state.step, config.steps)
+    batches = read_ahead(lambda step: draw_batch(config, data, step, share), steps, config.data.workers)
     with Log(config, run, state.step) as log, closing(batches):
 
         def look(last: bool) -> None:
@@ -231,20 +233,12 @@ class Log:
             console.print(f"step {state.step}  loss {loss:.4f}  {rate:.1f} images/s")
 
 
-def load_data(config: TrainConfig) -> LabelledImages:
-    """The run's images, checked against its model."""
-    data = load_images(config.data.source, config.data.size)
+def load_data(config: TrainConfig) -> Data:
+    """The run's data, checked against its model."""
+    data = open_data(config.data.source, config.data.size)
     model = config.model
-    if model.in_channels != 3 or (config.data.size, config.data.size) != (
-        model.grid.height * model.patch_size,
-        model.grid.width * model.patch_size,
-    ):
-        raise ValueError(
-            f"the images are 3 x {config.data.size} x {config.data.size};"
-            f" set model.in_channels 3 and model.input_size {config.data.size}"
-        )
-    if int(data.labels.max()) >= model.num_classes:
-        raise ValueError(f"labels go up to {int(data.labels.max())}; set model.num_classes {len(data.label_names)}")
+    shape = (model.in_channels, model.grid.height * model.patch_size, model.grid.width * model.patch_size)
+    check_fit(data, shape, model.num_classes, any_size=model.rope)
     return data
 
 

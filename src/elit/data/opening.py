@@ -1,0 +1,43 @@
+"""The data of a run, whatever keeps them."""
+
+from pathlib import Path
+
+from elit.data.dataset import INFO_FILE, SETTINGS_FILE, PreparedData
+from elit.data.images import load_images
+from elit.data.loader import Data
+from elit.data.published_layout import FOLDER, PublishedLatents
+
+
+def open_data(source: str, size: int) -> Data:
+    """The data that training and evaluation read.
+
+    source: "emoji", the embedded images; a folder that `elit prepare` wrote; the published layout, a folder with vae-sd/;
+    or a folder of class folders, which is read into memory, fit for a few thousand images. size: pixels of a side, for the
+    first and the last; prepared data have their own. Raises ValueError for a source that is none of these.
+    """
+    folder = Path(source)
+    if "://" in source:
+        raise ValueError(f"training reads data on this machine; bring {source} here with elit prepare images")
+    if (folder / INFO_FILE).is_file() or (folder / SETTINGS_FILE).is_file():
+        return PreparedData(folder)
+    if (folder / FOLDER).is_dir():
+        return PublishedLatents(folder)
+    return load_images(source, size)
+
+
+def check_fit(data: Data, shape: tuple[int, int, int], num_classes: int, any_size: bool = False) -> None:
+    """Raises ValueError, with the keys to set, where data do not fit a model of inputs (C, H, W) and so many classes.
+
+    any_size: whether the model takes any height and width, as one with rotary positions does; data in buckets need that.
+    """
+    channels, height, width = data.shape
+    if len(data.members) > 1 and not any_size:
+        raise ValueError("the data have several sizes; set model.rope true, or prepare them with another --crop")
+    if channels != shape[0] or (not data.members and data.shape != shape):
+        size = height if height == width else f"[{height},{width}]"
+        raise ValueError(
+            f"the data are {channels} x {height} x {width} and the model takes {' x '.join(map(str, shape))};"
+            f" set model.in_channels {channels} and model.input_size {size}"
+        )
+    if int(data.labels.max()) >= num_classes:
+        raise ValueError(f"labels go up to {int(data.labels.max())}; set model.num_classes {len(data.label_names)}")

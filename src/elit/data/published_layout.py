@@ -1,0 +1,95 @@
+"""The layout in which the authors' tools keep latents, read for training without touching the pictures.
+
+DIR/vae-sd/00000/img-mean-std-00000000.npy   float32 (8, h, w): four channels of mean, four of standard deviation, unscaled
+DIR/vae-sd/dataset.json                      {"labels": [["00000/img-mean-std-00000000.npy", 6], ...]}, or null
+DIR/images/                                  the pictures, with a dataset.json of their own; only its labels are read, and
+                                             only where vae-sd/ has none: files pair by folder and trailing digits
+Without any dataset.json, labels are the sorted names of the folders in vae-sd/.
+"""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from elit.data.dataset import latent_input
+from elit.data.sources import FolderSource
+
+FOLDER = "vae-sd"
+SCALE = 0.18215  # of the Stable Diffusion codecs, whose latents these are
+
+
+class LatentFiles(FolderSource):
+    """The .npy files of a folder, with their labels."""
+
+    suffixes = (".npy",)
+
+
+class PublishedLatents:
+    """Latents of the published layout; a model input is 0.18215 (mean + standard deviation x noise).
+
+    Raises ValueError for a folder without latents, for labels that fit no file, and for a file of another shape.
+    """
+
+    exact = True
+    members: tuple[Tensor, ...] = ()
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        source = LatentFiles(str(self.folder / FOLDER))
+        listed = list(source.listing())
+        if not listed:
+            raise ValueError(f"{self.folder / FOLDER} holds no .npy files; write them with the tool that made the pictures")
+        self.files = [key for key, _ in listed]
+        self.label_names = source.label_names
+        labels = [label for _, label in listed]
+        pictures = self.folder / "images"
+        if source.read_labels() is None and (pictures / "dataset.json").is_file():
+            paired = FolderSource(str(pictures))
+            self.label_names, labels = paired.label_names, paired_labels(self.files, paired.table, str(self.folder))
+        self.labels = torch.tensor([-1 if label is None else label for label in labels])
+        channels, height, width = self.stored(0).shape
+        self.shape = (channels // 2, height, width)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def stored(self, row: int) -> np.ndarray:
+        """(8, h, w) float32 of one file: means, then standard deviations."""
+        file = self.folder / FOLDER / self.files[row]
+        try:
+            array = np.load(file, allow_pickle=False)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"{file} is not a whole .npy file ({error}); write it again") from error
+        shape = self.shape if row else (array.shape[0] // 2, *array.shape[1:]) if array.ndim == 3 else ()
+        if array.dtype not in (np.float32, np.float16) or len(shape) != 3 or array.shape != (2 * shape[0], *shape[1:]):
+            raise ValueError(f"{file} is {array.dtype} {array.shape} and not float32 (8, h, w) as the first; write it again")
+        return array
+
+    def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """x (B, 4, h, w) float32 and labels (B,) int64, -1 where there is none; row i draws noise from generators[i]."""
+        x = torch.empty(len(rows), *self.shape)
+        for i, (row, generator) in enumerate(zip(rows.tolist(), generators, strict=True)):
+            x[i] = latent_input(self.stored(row), self.shape, "mean-std", SCALE, 0.0, generator)
+        return x, self.labels[rows]
+
+
+def paired_labels(files: Sequence[str], table: dict[str, int] | None, name: str) -> list[int | None]:
+    """The label of each file, by its picture's: the one in the same folder whose name ends in the same digits."""
+    if table is None:
+        return [None] * len(files)
+    by_place = {place(path): label for path, label in table.items()}
+    missing = [file for file in files if place(file) not in by_place]
+    if missing:
+        raise ValueError(f"{name}/images/dataset.json has no label for the picture of {missing[0]}; write it again")
+    return [by_place[place(file)] for file in files]
+
+
+def place(path: str) -> tuple[str, str]:
+    """A path's folder, and the digits at the end of its name."""
+    folder, _, base = path.rpartition("/")
+    digits = re.search(r"(\d*)$", base.rpartition(".")[0])
+    return folder, digits[1] if digits else ""

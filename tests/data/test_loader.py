@@ -1,0 +1,112 @@
+"""Which rows a step trains on, and batches read ahead: the same for any number of ranks and workers."""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from elit.data.images import LabelledImages
+from elit.data.loader import batches, read_ahead, rows_of_step, sample_generators
+from elit.seeding import generator_for
+
+
+class Noisy(LabelledImages):
+    """Rows that draw: x is the row's number and a draw from its generator."""
+
+    def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        draws = torch.stack([torch.rand((), generator=g) for g in generators])
+        return torch.stack([rows.float(), draws], dim=1), self.labels[rows]
+
+
+DATA = Noisy(torch.zeros(10, 3, 2, 2, dtype=torch.uint8), torch.arange(10), ())
+
+
+def test_an_epoch_has_every_row_once_and_epochs_differ() -> None:
+    """Batches of 4 from 10 rows: each ten places in a row, whatever batch they fall in, are a permutation."""
+    rows = torch.cat([rows_of_step(3, 10, 4, step) for step in range(10)])
+    epochs = rows.view(4, 10)
+    assert all(sorted(epoch.tolist()) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch.tolist()) for epoch in epochs}) == 4
+    assert not torch.equal(rows, torch.cat([rows_of_step(4, 10, 4, step) for step in range(10)]))
+    assert torch.equal(rows_of_step(3, 10, 25, 1)[:5], torch.cat([rows_of_step(3, 10, 5, step) for step in range(5, 6)]))
+
+
+MEMBERS = (torch.arange(0, 13), torch.arange(13, 14), torch.arange(14, 20))
+
+
+def test_batches_of_buckets_are_of_one_bucket_and_take_every_row_equally_often() -> None:
+    """Buckets of 13, 1 and 6 rows, batches of 4: in four epochs (20 batches) each row comes four times."""
+    steps = [rows_of_step(0, 20, 4, step, MEMBERS) for step in range(20)]
+    bucket = torch.tensor([0] * 13 + [1] + [2] * 6)
+    assert all(len(bucket[rows].unique()) == 1 for rows in steps)
+    assert Counter(torch.cat(steps).tolist()) == dict.fromkeys(range(20), 4)
+    order = [int(bucket[rows[0]]) for rows in steps]
+    assert order.count(1) == 1 and order != sorted(order)
+
+
+def test_batches_of_buckets_stay_even_for_long() -> None:
+    """At any step, rows have come nearly equally often: no bucket is ahead by more than a batch and an epoch."""
+    counts = torch.zeros(20)
+    for step in range(301):
+        counts += torch.bincount(rows_of_step(7, 20, 4, step, MEMBERS), minlength=20)
+        if step > 20:
+            share = torch.stack([counts[rows].mean() for rows in MEMBERS]) / (4 * (step + 1) / 20)
+            assert ((share - 1).abs() * 4 * (step + 1) / 20 <= 5).all()
+    assert abs(counts.mean() - 60.2) < 1e-4
+
+
+def test_one_bucket_is_the_same_as_none() -> None:
+    assert torch.equal(rows_of_step(0, 20, 4, 9, [torch.arange(20)]), rows_of_step(0, 20, 4, 9))
+
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_ranks_and_workers_share_one_batch(workers: int) -> None:
+    """Two ranks' parts together are the batch of one, in order, from any step on; each sample draws from its place."""
+    whole = [(batch.x, batch.labels) for batch in batches(DATA, 5, 6, range(2, 9), range(6))]
+    parts = [list(batches(DATA, 5, 6, range(2, 9), part, workers)) for part in (range(0, 2), range(2, 6))]
+    assert [batch.step for batch in parts[1]] == list(range(2, 9)) and parts[1][0].first == 2
+    for (x, labels), first, second in zip(whole, *parts, strict=True):
+        assert torch.equal(torch.cat([first.x, second.x]), x)
+        assert torch.equal(torch.cat([first.labels, second.labels]), labels)
+        assert torch.equal(x[:, 0].long(), labels)
+    assert float(whole[1][0][4, 1]) == float(torch.rand((), generator=generator_for("data", 5, 3, 4)))
+
+
+def test_generators_of_a_share_are_those_of_the_whole() -> None:
+    whole = [torch.rand((), generator=g).item() for g in sample_generators("data", 0, 1, 0, 6)]
+    assert [torch.rand((), generator=g).item() for g in sample_generators("data", 0, 1, 2, 5)] == whole[2:5]
+    assert len(set(whole)) == 6
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_reading_ahead_keeps_the_order_and_a_bound(workers: int) -> None:
+    """However long a step takes; no more than two a worker, and the one in use, are made before they are asked for."""
+    made: list[int] = []
+
+    def load(step: int) -> int:
+        threading.Event().wait(0.01 if step % 3 == 0 else 0)
+        made.append(step)
+        return step
+
+    taken = []
+    for step in read_ahead(load, range(3, 23), workers):
+        assert len(made) - len(taken) <= 2 * workers + 1
+        taken.append(step)
+    assert taken == list(range(3, 23))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_error_comes_at_its_step_and_ends_the_threads(workers: int) -> None:
+    def load(step: int) -> int:
+        if step == 4:
+            raise ValueError("row 4 is broken")
+        return step
+
+    before, taken = threading.active_count(), []
+    with pytest.raises(ValueError, match="row 4 is broken"):
+        for step in read_ahead(load, range(10), workers):
+            taken.append(step)
+    assert taken == [0, 1, 2, 3] and threading.active_count() == before
