@@ -74,7 +74,7 @@ def test_stopped_and_killed_runs_go_on_exactly(tmp_path: Path, arguments: Argume
     assert "going on from" in (tmp_path / "killed [0, 1]").read_text()
 
     last = checkpoints(run)[-1]
-    processes = start(straight, "straight")
+    processes = start(straight, "alone")
     wait_until((straight / "checkpoints" / last.name / "training.json").is_file)
     os.kill(processes[0], signal.SIGTERM)
     assert wait_for(processes) == [0, 0]

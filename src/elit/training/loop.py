@@ -89,7 +89,8 @@ def train_in(run: Path, config: TrainConfig, data: LabelledImages, device: torch
     barrier()  # nobody begins to write before all have looked
     if found:
         together(lambda: load_checkpoint(found[-1], state))
-        say(f"going on from {found[-1]}")
+        inexact = "" if data.exact else "; its data is a stream, which begins anew: this is not the run it would have been"
+        say(f"going on from {found[-1]}{inexact}")
     if config.compile:
         state.model.compile_blocks()
     state.model.train()
