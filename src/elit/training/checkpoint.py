@@ -147,6 +147,7 @@ class Saver:
 
         Raises OSError where that one could not be written.
         """
+        from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
         self.wait()
@@ -182,6 +183,8 @@ class Saver:
         written = async_save(
             state_tensors(state),
             storage_writer=_writer(part, finish),
+            # replicas leave the writing to the first of them: as many files to open as there are shards
+            planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True),
             process_group=self.group,
             no_dist=self.group is None,
         )

@@ -15,6 +15,7 @@ from elit.console import console, progress_bar
 from elit.data.loader import Data, read_ahead
 from elit.data.opening import check_fit, open_data
 from elit.distributed import (
+    OneRankError,
     anywhere,
     barrier,
     is_main,
@@ -22,6 +23,7 @@ from elit.distributed import (
     mesh_size,
     own_share,
     process_group,
+    rank,
     together,
     world_size,
 )
@@ -90,7 +92,8 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
     barrier()  # nobody begins to write before all have looked
     if found:
         together(lambda: load_checkpoint(found[-1], state))
-        say(f"going on from {found[-1]}")
+        inexact = "" if data.exact else "; its data is a stream, which begins anew: this is not the run it would have been"
+        say(f"going on from {found[-1]}{inexact}")
     if config.compile:
         state.model.compile_blocks()
     state.model.train()
@@ -98,7 +101,7 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
     saver = Saver(run, config.log.keep, card)
     share = own_share(config.batch_size)
     steps = range(state.step, config.steps)
-    batches = read_ahead(lambda step: draw_batch(config, data, step, share), steps, config.data.workers)
+    batches = read_ahead(lambda step: draw_own(config, data, step, share), steps, config.data.workers)
     with Log(config, run, state.step) as log, closing(batches):
 
         def look(last: bool) -> None:
@@ -110,6 +113,16 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
         stopped = take_steps(config, state, batches, device, log, saver, stop, look)
     saver.wait()
     return tell_end(config, run, state, stopped)
+
+
+def draw_own(config: TrainConfig, data: Data, step: int, share: range) -> Batch:
+    """`draw_batch`, whose errors name the process where there are several: the others have read something else."""
+    try:
+        return draw_batch(config, data, step, share)
+    except (ValueError, OSError) as error:
+        if world_size() == 1:
+            raise
+        raise OneRankError(f"rank {rank()}: {error}") from error
 
 
 def take_steps(
