@@ -230,6 +230,7 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> None:
     table.add_row("forward of one image, lowest budget", f"{cost['forward_gflops_lowest']:.2f} GFLOPs")
     table.add_row("forward of one image, highest budget", f"{cost['forward_gflops_highest']:.2f} GFLOPs")
     table.add_row("step of a batch, highest budget", f"{cost['step_gflops_highest'] / 1e3:.2f} TFLOPs")
+    table.add_row("step of a batch, on average", f"{cost['step_gflops_mean'] / 1e3:.2f} TFLOPs")
     table.add_row("weights, gradients, moments, EMA", f"{cost['state_bytes'] / 2**20:.0f} MiB")
     table.add_row("activations of a batch, highest budget", f"{cost['activation_bytes_highest'] / 2**20:.0f} MiB")
     output.print(table)

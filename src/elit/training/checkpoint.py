@@ -10,7 +10,8 @@ Every random number of a run is a function of (seed, step), so there is no gener
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from elit.backbones.dit import DiT
 from elit.bundled import Card, save_card
 from elit.training.config import TrainConfig, flat
+from elit.training.objective import Objective
 from elit.training.optimizer import MOMENTS
 from elit.weights import WEIGHTS_FILE, read_tensors, remove_folder, save_weights, whole_folder, write_whole
 
@@ -28,12 +30,22 @@ STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
 
 @dataclass
 class TrainState:
-    """What training changes: the model, the EMA of its weights by name, the optimisers, and the number of steps done."""
+    """What training changes: the model, the EMA of its weights by name, the optimisers, and the number of steps done.
+
+    objective: what is minimised; it may have a projector, which learns too.
+    """
 
     model: DiT
     ema: dict[str, Tensor]
     optimizers: tuple[torch.optim.Optimizer, ...]
+    objective: Objective = field(default_factory=Objective)
     step: int = 0
+
+    def trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that learns, by name: the model's parameters, then those of alignment's projector."""
+        yield from self.model.named_parameters()
+        if self.objective.projector is not None:
+            yield from self.objective.projector.named_parameters(prefix="projector")
 
     @property
     def optimizer_of(self) -> dict[Tensor, torch.optim.Optimizer]:
@@ -90,9 +102,9 @@ def save_checkpoint(run: Path, state: TrainState, keep: int, card: Card | None =
     with whole_folder(folder) as part:
         save_weights(state.model, part, state.ema)
         save_card(card or Card(), part)
-        tensors = {f"model.{name}": p.detach().cpu().contiguous() for name, p in state.model.named_parameters()}
+        tensors = {f"model.{name}": p.detach().cpu().contiguous() for name, p in state.trained()}
         optimizer_of = state.optimizer_of
-        for name, p in state.model.named_parameters():
+        for name, p in state.trained():
             for key, value in optimizer_of[p].state[p].items():
                 tensors[f"optimizer.{key}.{name}"] = value.detach().cpu().contiguous()
         save_file(tensors, part / TENSORS_FILE)
@@ -109,9 +121,10 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     optimizer_of = state.optimizer_of
     try:
         with torch.no_grad():
-            for name, p in state.model.named_parameters():
+            for name, average in state.ema.items():
+                average.copy_(ema[name])
+            for name, p in state.trained():
                 p.copy_(tensors[f"model.{name}"])
-                state.ema[name].copy_(ema[name])
                 optimizer = optimizer_of[p]
                 moments = {key: tensors[f"optimizer.{key}.{name}"] for key in MOMENTS[type(optimizer)]}
                 optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in moments.items()}

@@ -12,13 +12,13 @@ from elit.bundled import Card
 from elit.console import console, progress_bar
 from elit.data.images import LabelledImages, load_images, to_float
 from elit.distributed import local_device
-from elit.elastic.budget import draw_budget
 from elit.evaluation.cost import activation_bytes, count_flops
-from elit.flow import FlowSample, TimeLaw, flow_loss, interpolate
+from elit.flow import FlowSample, TimeLaw, interpolate
 from elit.flow import Path as FlowPath
 from elit.pictures import save_png, spread, tile
 from elit.sampling import sample
 from elit.seeding import generator_for
+from elit.training.budgets import mean_flops, step_budget
 from elit.training.checkpoint import (
     TrainState,
     checkpoints,
@@ -28,16 +28,22 @@ from elit.training.checkpoint import (
     save_checkpoint,
 )
 from elit.training.config import TrainConfig
+from elit.training.finetune import hold_all_but_interface, prime, start_from
+from elit.training.objective import make_objective
 from elit.training.optimizer import hidden_matrices, lr_scale, make_optimizers
 
 
 @dataclass(frozen=True)
 class Batch:
-    """What one step trains on: points on paths, labels (B,) with some dropped to the null class, and the budget."""
+    """What one step trains on: points on paths, labels (B,) with some dropped to the null class, and budgets.
+
+    budget: one for all, or one per sample. images: the uint8 pixels (B, 3, H, W), for alignment.
+    """
 
     flow: FlowSample
     labels: Tensor
-    budget: float | None
+    budget: float | Tensor | None
+    images: Tensor
 
 
 def draw_batch(config: TrainConfig, data: LabelledImages, step: int) -> Batch:
@@ -52,10 +58,8 @@ def draw_batch(config: TrainConfig, data: LabelledImages, step: int) -> Batch:
     noise = torch.randn(x.shape, generator=generator)
     dropped = torch.rand(config.batch_size, generator=generator) < config.flow.label_dropout
     labels = torch.where(dropped, config.model.num_classes, data.labels[rows])
-    budget = None
-    if config.model.window is not None:
-        budget = draw_budget(config.seed, step, config.budget.lowest, config.budget.highest, config.model.window.size)
-    return Batch(interpolate(path, x, noise, t), labels, budget)
+    budget = step_budget(config.budget, config.model, config.seed, step, t)
+    return Batch(interpolate(path, x, noise, t), labels, budget, data.images[rows])
 
 
 def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
@@ -63,14 +67,21 @@ def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
 
 
 def make_state(config: TrainConfig, device: torch.device) -> TrainState:
-    """A model initialised from the seed, its EMA and its optimisers."""
+    """A model initialised from the seed or from `init_from`, its EMA, its optimisers and its objective."""
+    teacher = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = DiT(config.model)
-    model.to(device)
+        if config.init_from is not None:
+            start, teacher = start_from(model, config.init_from, config.flow.path)
+            console.print(start.describe(), markup=False)
+        model.to(device)
+        objective = make_objective(config, model, teacher, device)
     model.set_checkpointing(config.checkpointing)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    return TrainState(model, ema, make_optimizers(model, config.optimizer))
+    optimizers = make_optimizers(model, config.optimizer, objective.projector)
+    prime(optimizers)
+    return TrainState(model, ema, optimizers, objective)
 
 
 def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> Tensor:
@@ -79,9 +90,11 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: tor
     labels = batch.labels.to(device)
     flow = FlowSample(batch.flow.x_t.to(device), batch.flow.velocity.to(device), batch.flow.t.to(device))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
-        loss = flow_loss(lambda x, t: state.model(x, t, labels, batch.budget), flow)
+        loss = state.objective(state.model, config.model.grid, flow, labels, batch.budget, batch.images)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip)
+    if state.step < config.finetune.interface_first:
+        hold_all_but_interface(state.model)
+    torch.nn.utils.clip_grad_norm_((p for _, p in state.trained()), config.optimizer.clip)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = scale * group["peak"]
@@ -153,6 +166,7 @@ def _report(writer: object, state: TrainState, loss: float, rate: float) -> None
         ("loss", loss),
         ("images_per_second", rate),
         ("learning_rate", state.optimizers[-1].param_groups[0]["lr"]),
+        *((f"loss_{name}", part.item()) for name, part in state.objective.parts.items()),
     ):
         writer.add_scalar(name, value, state.step)  # type: ignore[attr-defined]
     if not console.is_terminal and state.step % 500 == 0:
@@ -205,6 +219,7 @@ def dry_run(config: TrainConfig) -> dict[str, float]:
         "forward_gflops_lowest": count_flops(model, lowest) / 1e9,
         "forward_gflops_highest": count_flops(model, highest) / 1e9,
         "step_gflops_highest": 3 * config.batch_size * count_flops(model, highest) / 1e9,
+        "step_gflops_mean": 3 * config.batch_size * mean_flops(model, config.budget, config.flow) / 1e9,
         # weights, gradients, two moments (Muon: one) and the EMA, float32
         "state_bytes": 4 * (5 * parameters - by_muon),
         "activation_bytes_highest": activation_bytes(model, config.batch_size, highest, dtype),

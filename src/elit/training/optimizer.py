@@ -23,14 +23,14 @@ def hidden_matrices(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def make_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[Optimizer, ...]:
-    """The optimisers that share the model's parameters; every group knows the peak of its learning rate."""
+def make_optimizers(model: nn.Module, config: OptimizerConfig, projector: nn.Module | None = None) -> tuple[Optimizer, ...]:
+    """The optimisers that share the model's parameters and a projector's, which are AdamW's; groups know their peak rate."""
 
     def adamw(parameters: list[Tensor]) -> AdamW:
         groups = [{"params": parameters, "peak": config.lr}]
         return AdamW(groups, config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True)
 
-    parameters: list[Tensor] = list(model.parameters())
+    parameters: list[Tensor] = [*model.parameters(), *(projector.parameters() if projector is not None else ())]
     if config.name == "adamw":
         return (adamw(parameters),)
     matrices = hidden_matrices(model)
