@@ -1,0 +1,274 @@
+"""Prepared data on disk: what `elit prepare` writes, and how training reads it.
+
+A prepared folder is a `datasets` folder (`datasets.load_from_disk` opens it) with one more file:
+
+DIR/elit-data.json             what the rows are: the fields of `DataInfo`
+DIR/data-00000-of-00004.arrow  shards of about 500 MB, memory-mapped; dataset_info.json and state.json list them
+DIR/settings.json              what the folder was asked to hold, so that another request is refused
+DIR/skipped.json               [[key, why], ...] of the pictures that could not be read
+
+Columns: label (int64, null where there is none), key (the picture's path in its source), with buckets bucket (int64, an
+index into `DataInfo.buckets`), and either
+
+image    a PNG (`datasets.Image`), or
+latent   float16, row-major (stored channels, h, w), flat: `List(float16, length)`, without a length where there are
+         buckets; with `mirror` also mirrored, the same of the picture mirrored left to right; and for each named feature
+         feature.NAME, float16 (tokens, width), flat.
+"""
+
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from elit.data.images import as_tensor, to_float
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+INFO_FILE, SETTINGS_FILE, SKIPPED_FILE = "elit-data.json", "settings.json", "skipped.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What the rows of a prepared folder are.
+
+    size: (height, width) of one model input, in pixels or latent cells; None where `buckets` lists the sizes there are.
+    channels: of one model input; latents of "moments" (mean, log-variance) and "mean-std" (mean, standard deviation)
+    store twice as many, "samples" as many. A model input is scale (z - shift) with z = mean + standard deviation x noise;
+    codec: the AutoencoderKL that z belongs to. features: {name: (tokens, width)}.
+    """
+
+    kind: Literal["images", "latents"]
+    count: int
+    size: tuple[int, int] | None
+    label_names: tuple[str, ...] = ()
+    channels: int = 3
+    buckets: tuple[tuple[int, int], ...] = ()
+    source: str = ""
+    crop: str = ""
+    values: Literal["moments", "mean-std", "samples"] | None = None
+    scale: float = 1.0
+    shift: float = 0.0
+    codec: str = ""
+    mirror: bool = False
+    features: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def stored_channels(self) -> int:
+        """Channels of a latent on disk."""
+        return self.channels * (2 if self.values in ("moments", "mean-std") else 1)
+
+    def shape(self, bucket: int = 0) -> tuple[int, int, int]:
+        """(channels, height, width) of one model input."""
+        height, width = self.buckets[bucket] if self.size is None else self.size
+        return self.channels, height, width
+
+    def columns(self) -> "datasets.Features":
+        """The columns of the table, as `datasets` types."""
+        from datasets import Features, Image, List, Value
+
+        length = -1 if self.size is None else self.stored_channels * self.size[0] * self.size[1]
+        columns: dict[str, Any] = {"label": Value("int64"), "key": Value("string")}
+        if self.size is None:
+            columns["bucket"] = Value("int64")
+        if self.kind == "images":
+            columns["image"] = Image()
+        for name in ("latent", "mirrored")[: 1 + self.mirror] if self.kind == "latents" else ():
+            columns[name] = List(Value("float16"), length=length)
+        for name, (tokens, width) in self.features.items():
+            columns[f"feature.{name}"] = List(Value("float16"), length=tokens * width)
+        return Features(columns)
+
+    def to_json(self) -> str:
+        """The text of elit-data.json."""
+        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+
+
+def read_info(folder: Path) -> DataInfo:
+    """What a prepared folder holds. Raises ValueError where it is unfinished, or not of this format."""
+    file = folder / INFO_FILE
+    if not file.is_file():
+        if (folder / SETTINGS_FILE).is_file():
+            raise ValueError(f"{folder} is not prepared to the end; run its elit prepare command again, which goes on")
+        raise ValueError(f"{folder} is not a prepared folder: it holds no {INFO_FILE}; write one with elit prepare")
+    try:
+        values = json.loads(file.read_text(encoding="utf8"))
+        version = values.pop("format")
+        if version != FORMAT:
+            raise ValueError(f"its format is {version}, and this version of elit reads {FORMAT}")
+        values["size"] = None if values["size"] is None else pair(values["size"])
+        values["buckets"] = tuple(pair(bucket) for bucket in values["buckets"])
+        values["label_names"] = tuple(str(name) for name in values["label_names"])
+        values["features"] = {str(name): pair(shape) for name, shape in values["features"].items()}
+        info = DataInfo(**values)
+        sound = info.kind in ("images", "latents") and type(info.count) is int and type(info.channels) is int
+        if not sound or (info.size is None) == (not info.buckets) or (info.kind == "latents") == (info.values is None):
+            raise ValueError("its kind, count, size and values do not fit together")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{file} does not describe prepared data ({error}); prepare the data again") from error
+    return info
+
+
+def pair(values: Any) -> tuple[int, int]:
+    """Two positive whole numbers, checked."""
+    first, second = values
+    if type(first) is not int or type(second) is not int or min(first, second) < 1:
+        raise ValueError(f"{values!r} is not a pair of sizes")
+    return first, second
+
+
+class PreparedData:
+    """The rows of a prepared folder, memory-mapped; `read` gives model inputs.
+
+    Pickles as its folder's name, so that loader processes open the files themselves. Raises ValueError where the files
+    are not what elit-data.json says.
+    """
+
+    exact = True  # the same row and generator give the same bits, in any process and batch
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        self.info = read_info(self.folder)
+        self._table: pa.Table | None = None
+        self._places: dict[str, _Column] = {}
+        label = self.table["label"].combine_chunks().fill_null(-1)
+        self.labels = torch.from_numpy(label.to_numpy().copy())
+        if len(self.labels) and self.info.label_names and int(self.labels.max()) >= len(self.info.label_names):
+            raise ValueError(
+                f"{self.folder} has the label {int(self.labels.max())} and {len(self.info.label_names)} label names"
+            )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_table": None, "_places": {}}
+
+    def __len__(self) -> int:
+        return self.info.count
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return self.info.label_names
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of one model input; of the first bucket where there are buckets."""
+        return self.info.shape()
+
+    @property
+    def buckets(self) -> Tensor | None:
+        """(N,) the bucket of every row, or None where all rows have one size."""
+        if self.info.size is not None:
+            return None
+        return torch.from_numpy(self.table["bucket"].combine_chunks().to_numpy().copy())
+
+    @property
+    def table(self) -> "pa.Table":
+        """The Arrow table, memory-mapped."""
+        if self._table is None:
+            self._table = open_table(self.folder, self.info)
+        return self._table
+
+    def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """x (B, C, H, W) float32 model inputs and labels (B,) int64, -1 where a row has none.
+
+        Pixels are in [-1, 1]. Latents are scale (mean + standard deviation x noise - shift): row i draws from generators[i]
+        alone, first whether it is mirrored (one uniform number, where mirrored latents are stored), then the noise.
+        With buckets, all rows must be of one bucket.
+        """
+        labels = self.labels[rows]
+        if self.info.kind == "images":
+            return torch.stack([to_float(self.image(int(row))) for row in rows]), labels
+        return self._latents(rows, generators), labels
+
+    def image(self, row: int) -> Tensor:
+        """(3, H, W) uint8 of one picture."""
+        content = self._column("image").value(row)
+        try:
+            with Image.open(io.BytesIO(content)) as image:
+                return as_tensor(image.convert("RGB"))
+        except (OSError, SyntaxError, TypeError) as error:
+            raise ValueError(f"row {row} of {self.folder} is not a picture ({error}); prepare the data again") from error
+
+    def feature(self, name: str, rows: Tensor) -> Tensor:
+        """(B, tokens, width) float32 of a stored feature."""
+        column = self._column(f"feature.{name}")
+        stored = np.stack([column.value(int(row)) for row in rows])
+        return torch.from_numpy(stored).float().unflatten(1, self.info.features[name])
+
+    def _latents(self, rows: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        names = ["latent"] * len(rows)
+        if self.info.mirror:
+            names = ["mirrored" if float(torch.rand((), generator=g)) < 0.5 else "latent" for g in generators]
+        shape = self.info.shape(0 if self.info.size is not None else int(self.table["bucket"][int(rows[0])].as_py()))
+        stored = np.stack([self._column(name).value(row) for name, row in zip(names, rows.tolist(), strict=True)])
+        z = torch.from_numpy(stored).unflatten(1, (-1, *shape[1:])).float()
+        if self.info.values != "samples":
+            mean, spread = z.chunk(2, dim=1)
+            std = (spread / 2).exp() if self.info.values == "moments" else spread
+            noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
+            z = mean + std * noise
+        return self.info.scale * (z - self.info.shift)
+
+    def _column(self, name: str) -> "_Column":
+        if name not in self._places:
+            self._places[name] = _Column(self.table, name)
+        return self._places[name]
+
+
+class _Column:
+    """Values of one column by row, without copies: bytes of pictures, flat float16 of latents."""
+
+    def __init__(self, table: "pa.Table", name: str) -> None:
+        import pyarrow as pa
+
+        chunks = table[name].chunks
+        self.starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
+        self.is_image = name == "image"
+        self.chunks: list[Any] = []
+        for chunk in chunks:
+            if self.is_image:
+                self.chunks.append(chunk.field("bytes"))
+            elif pa.types.is_fixed_size_list(chunk.type):
+                values = chunk.flatten().to_numpy(zero_copy_only=True)
+                self.chunks.append(values.reshape(len(chunk), chunk.type.list_size))
+            else:
+                self.chunks.append((chunk.values.to_numpy(zero_copy_only=True), chunk.offsets.to_numpy()))
+
+    def value(self, row: int) -> Any:
+        place = int(np.searchsorted(self.starts, row, side="right")) - 1
+        chunk, index = self.chunks[place], row - int(self.starts[place])
+        if self.is_image:
+            return chunk[index].as_py()
+        if isinstance(chunk, tuple):
+            values, offsets = chunk
+            return values[offsets[index] : offsets[index + 1]]
+        return chunk[index]
+
+
+def open_table(folder: Path, info: DataInfo) -> "pa.Table":
+    """The memory-mapped rows of a prepared folder; ValueError where they are not what `info` says."""
+    import pyarrow as pa
+
+    try:
+        listed = json.loads((folder / "state.json").read_text(encoding="utf8"))["_data_files"]
+        files = [folder / Path(str(entry["filename"])).name for entry in listed]
+        table = pa.concat_tables(pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"the rows of {folder} cannot be read ({error}); prepare the data again") from error
+    schema = info.columns().arrow_schema
+    if table.num_rows != info.count or not table.schema.equals(schema):
+        raise ValueError(
+            f"{folder} holds {table.num_rows} rows of {table.schema.names}, and its {INFO_FILE} says {info.count} rows"
+            f" of {schema.names} of certain sizes; prepare the data again"
+        )
+    return table
