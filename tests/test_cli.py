@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import elit
-from elit.cli import main, parse_budgets
+from elit.cli import main
+from elit.cli.parsing import parse_budgets
 from elit.weights import save_weights
 
 TINY = [

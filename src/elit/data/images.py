@@ -1,5 +1,6 @@
 """Labelled images in memory, and how a source of them is read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +20,20 @@ class LabelledImages:
     labels: Tensor
     label_names: tuple[str, ...]
 
+    exact = True  # rows are read by number, so that a resumed run sees the same data
+
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Of one input of a model: channels, height and width."""
+        channels, height, width = self.images.shape[1:]
+        return channels, height, width
+
+    def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Inputs (B, C, H, W) float32 in [-1, 1] and labels (B,) of some rows; images in memory use no random numbers."""
+        return to_float(self.images[rows]), self.labels[rows]
 
 
 def to_float(images: Tensor) -> Tensor:

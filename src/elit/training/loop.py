@@ -10,7 +10,8 @@ from torch import Tensor
 from elit.backbones.dit import DiT
 from elit.bundled import Card
 from elit.console import console, progress_bar
-from elit.data.images import LabelledImages, load_images, to_float
+from elit.data.images import LabelledImages, load_images
+from elit.data.loader import rows_of_step, sample_generators
 from elit.distributed import local_device
 from elit.evaluation.cost import activation_bytes, count_flops
 from elit.flow import FlowSample, TimeLaw, interpolate
@@ -18,6 +19,7 @@ from elit.flow import Path as FlowPath
 from elit.pictures import save_png, spread, tile
 from elit.sampling import sample
 from elit.seeding import generator_for
+from elit.training.alignment import alignment_target
 from elit.training.budgets import mean_flops, step_budget
 from elit.training.checkpoint import (
     TrainState,
@@ -37,33 +39,28 @@ from elit.training.optimizer import hidden_matrices, lr_scale, make_optimizers
 class Batch:
     """What one step trains on: points on paths, labels (B,) with some dropped to the null class, and budgets.
 
-    budget: one for all, or one per sample. images: the uint8 pixels (B, 3, H, W), for alignment.
+    budget: one for all, or one per sample. target: what alignment looks at (see `alignment_target`), None without it.
     """
 
     flow: FlowSample
     labels: Tensor
     budget: float | Tensor | None
-    images: Tensor
+    target: Tensor | None = None
 
 
 def draw_batch(config: TrainConfig, data: LabelledImages, step: int) -> Batch:
     """The batch of a step, from (seed, step) alone. Images come in a new random order each epoch."""
-    place = torch.arange(config.batch_size * step, config.batch_size * (step + 1))
-    epochs, index = place // len(data), place % len(data)
-    rows = torch.cat([_epoch_order(config.seed, int(epoch), len(data))[index[epochs == epoch]] for epoch in epochs.unique()])
+    rows = rows_of_step(config.seed, len(data), config.batch_size, step)
     generator = generator_for("batch", config.seed, step)
     path = FlowPath(config.flow.path)
     t = TimeLaw(config.flow.time_law).draw(config.batch_size, path, generator)
-    x = to_float(data.images[rows])
+    x, kept = data.read(rows, sample_generators("data", config.seed, step, 0, len(rows)))
     noise = torch.randn(x.shape, generator=generator)
     dropped = torch.rand(config.batch_size, generator=generator) < config.flow.label_dropout
-    labels = torch.where(dropped, config.model.num_classes, data.labels[rows])
+    labels = torch.where(dropped, config.model.num_classes, kept)
     budget = step_budget(config.budget, config.model, config.seed, step, t)
-    return Batch(interpolate(path, x, noise, t), labels, budget, data.images[rows])
-
-
-def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=generator_for("epoch", seed, epoch))
+    target = alignment_target(config.alignment, data, rows, x)
+    return Batch(interpolate(path, x, noise, t), labels, budget, target)
 
 
 def make_state(config: TrainConfig, device: torch.device) -> TrainState:
@@ -90,7 +87,7 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: tor
     labels = batch.labels.to(device)
     flow = FlowSample(batch.flow.x_t.to(device), batch.flow.velocity.to(device), batch.flow.t.to(device))
     with torch.autocast(device.type, torch.bfloat16, enabled=config.dtype == "bf16"):
-        loss = state.objective(state.model, config.model.grid, flow, labels, batch.budget, batch.images)
+        loss = state.objective(state.model, config.model.grid, flow, labels, batch.budget, batch.target)
     loss.backward()
     if state.step < config.finetune.interface_first:
         hold_all_but_interface(state.model)

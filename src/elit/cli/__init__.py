@@ -1,0 +1,41 @@
+"""The command `elit`, a file per command.
+
+Only this folder parses. A user's mistake is one sentence on the error stream and exit code 2, never a traceback.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from elit.cli.demo import add_demo
+from elit.cli.models import add_export, add_import, add_info
+from elit.cli.report import add_report
+from elit.cli.results import add_results
+from elit.cli.sample import add_sample
+from elit.cli.train import add_train
+from elit.console import console
+
+COMMANDS = (add_demo, add_report, add_train, add_sample, add_import, add_export, add_info, add_results)
+INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit code."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    parser = argparse.ArgumentParser(prog="elit", description="Elastic diffusion transformers: one model, many budgets.")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in COMMANDS:
+        add(commands)
+    known, rest = parser.parse_known_args(arguments)
+    if rest and known.command != "train":
+        parser.error(f"unknown argument {rest[0]!r}; see elit {known.command} --help")
+    try:
+        run: Callable[[argparse.Namespace, list[str]], None] = known.run
+        run(known, rest)
+    except (ValueError, OSError, FloatingPointError) as error:
+        console.print(f"elit: {error}", style="red", markup=False, soft_wrap=True)
+        return 2
+    except KeyboardInterrupt:
+        console.print("elit: stopped; what was finished is kept, and the same command goes on from there", markup=False)
+        return INTERRUPTED
+    return 0

@@ -1,0 +1,99 @@
+"""`elit report`: pictures, figures and one page on what a model does."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elit.cli.parsing import Commands, finish, parse_budgets, parse_numbers, split_labels
+
+if TYPE_CHECKING:
+    from elit.reports.report import Report
+    from elit.reports.subject import Subject
+
+
+def add_report(commands: Commands) -> None:
+    command = commands.add_parser("report", help="pictures, figures and one page on what a model does: of four kinds")
+    kinds = command.add_subparsers(dest="kind", metavar="KIND", required=True)
+    budgets = add_kind(kinds, "budgets", "images, GFLOPs, latency and quality at every budget", run_report_budgets)
+    budgets.add_argument(
+        "--quality",
+        metavar="BUDGETS",
+        help="measure quality now at these budgets, such as 1/16,1, and not as the card has it",
+    )
+    guidance = add_kind(kinds, "guidance", "CFG, cheap CFG and autoguidance over scales", run_report_guidance)
+    guidance.add_argument("--scales", default="1,1.5,2,3,4", help="comma-separated")
+    guidance.add_argument("--weak-budget", default="1/16", help="of the weak path of cheap CFG and autoguidance")
+    attention = add_kind(kinds, "attention", "what Read attends to, beside the loss of every patch", run_report_attention)
+    attention.add_argument("--times", default="0.25,0.5,0.75", help="comma-separated; 1 is noise")
+    schedule = add_kind(kinds, "schedule", "whether fewer latents at high noise are free", run_report_schedule)
+    schedule.add_argument("--times", default="0.3,0.5,0.7", help="comma-separated; where a schedule changes, 1 is noise")
+    schedule.add_argument("--budgets", default="1/4,1/16", help="comma-separated; the low budgets of the schedules")
+    for kind in (budgets, guidance, schedule):
+        kind.add_argument("--count", type=int, default=128, help="samples that quality is measured on; 0 to leave it out")
+    for kind, seeds in ((guidance, 1), (schedule, 2)):
+        kind.add_argument(
+            "--seeds", type=int, default=seeds, help="how many seeds, from --seed on, quality is measured over"
+        )
+
+
+def add_kind(
+    kinds: Commands, name: str, text: str, run: Callable[[argparse.Namespace, "Subject"], "Report"]
+) -> argparse.ArgumentParser:
+    """A kind of report, with the options that all have; `run` makes the report of a subject."""
+    kind = kinds.add_parser(name, help=text)
+    kind.add_argument("--model", help="a model folder, such as a checkpoint; the bundled model if none is given")
+    kind.add_argument("--labels", help="comma-separated, by number or, for models of the emoji, by name")
+    kind.add_argument("--seed", type=int, default=0, help="of the noise")
+    kind.add_argument("--steps", type=int, help="of the sampler, instead of those in the model's card")
+    kind.add_argument("--out", default=f"report-{name}", help="folder for the pictures, results.json and report.html")
+    kind.set_defaults(run=run_report, make=run)
+    return kind
+
+
+def run_report(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.bundled import FOLDER
+    from elit.reports.subject import load_subject
+
+    if getattr(options, "count", 0) == 1 or getattr(options, "count", 0) < 0:
+        raise ValueError(f"quality is measured on 2 samples or more, not {options.count}; give --count 0 to leave it out")
+    if getattr(options, "seeds", 1) < 1:
+        raise ValueError(f"{options.seeds} seeds are too few; give at least 1")
+    subject = load_subject(Path(options.model or FOLDER), split_labels(options.labels), options.seed, options.steps)
+    finish(options.make(options, subject), Path(options.out))
+
+
+def run_report_budgets(options: argparse.Namespace, subject: "Subject") -> "Report":
+    from elit.reports.budgets import quality_of, report_budgets
+
+    budgets = None if options.quality is None else parse_budgets(options.quality)
+    return report_budgets(subject, quality_of(subject, budgets, options.count, work_of(options)))
+
+
+def run_report_guidance(options: argparse.Namespace, subject: "Subject") -> "Report":
+    from elit.reports.guidance import report_guidance
+
+    scales, (weak, *_) = parse_numbers(options.scales), parse_budgets(options.weak_budget)
+    return report_guidance(subject, scales, weak, options.count, seeds_of(options), work_of(options))
+
+
+def run_report_attention(options: argparse.Namespace, subject: "Subject") -> "Report":
+    from elit.reports.attention import report_attention
+
+    return report_attention(subject, parse_numbers(options.times), subject.card.path)
+
+
+def run_report_schedule(options: argparse.Namespace, subject: "Subject") -> "Report":
+    from elit.reports.schedule import report_schedule
+
+    times, budgets = parse_numbers(options.times), parse_budgets(options.budgets)
+    return report_schedule(subject, times, budgets, options.count, seeds_of(options), work_of(options))
+
+
+def work_of(options: argparse.Namespace) -> Path:
+    """Where a report keeps the figures that are finished."""
+    return Path(options.out) / "work"
+
+
+def seeds_of(options: argparse.Namespace) -> range:
+    return range(options.seed, options.seed + options.seeds)

@@ -1,0 +1,95 @@
+"""`elit sample`: images in any number."""
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from elit.cli.parsing import Commands, torch_dtype
+from elit.console import console, output
+
+if TYPE_CHECKING:
+    from elit.guidance import Guidance
+
+
+def add_sample(commands: Commands) -> None:
+    command = commands.add_parser(
+        "sample",
+        help="make images in any number, with any budget and guidance; resumable, and the same under torchrun",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    command.add_argument("--model", help="a model folder or hub id; the bundled model if none is given")
+    command.add_argument("--out", default="samples", help="folder; the images go to a folder there named by their settings")
+    command.add_argument("--count", type=int, help="images; as many as there are labels listed, or 16")
+    command.add_argument(
+        "--labels", default="uniform", help="uniform, balanced, names or numbers (3,heart), a range (0-9), or a file of them"
+    )
+    command.add_argument(
+        "--budget",
+        default="1",
+        help="a fraction (1/4), a schedule (1/4@t>0.5,1), or a cost of one forward (80gflops, 150ms)",
+    )
+    command.add_argument("--sampler", default="euler", help="euler, heun or euler_maruyama")
+    command.add_argument("--steps", type=int, help="the model's own default if none is given")
+    command.add_argument(
+        "--guidance.scale", dest="scale", type=float, help="1 is none; the model's own default if not given"
+    )
+    command.add_argument("--guidance.interval", dest="interval", default="0,1", help="times at which guidance acts")
+    command.add_argument("--guidance.weak_budget", dest="weak_budget", help="such as 1/16, for cheap CFG and autoguidance")
+    command.add_argument("--guidance.weak_label", dest="weak_label", choices=("null", "same"), default="null")
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--codec", help="for latent models: an AutoencoderKL by folder or hub id, or ema or mse")
+    command.add_argument("--npz", action="store_true", help="also write all images as one array, for ADM's evaluator")
+    command.add_argument("--tile", type=int, default=8, help="images in one call of the model; changes last bits")
+    command.add_argument("--batch", type=int, default=1, help="tiles made between two hand-overs to the writers")
+    command.add_argument("--device", default="auto")
+    command.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
+    command.set_defaults(run=run_sample)
+
+
+def run_sample(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.bundled import FOLDER, load_card
+    from elit.codec import load_codec
+    from elit.distributed import is_main, local_device, process_group
+    from elit.elastic.budget import level_of
+    from elit.generation import Recipe, generate
+    from elit.hub import model_folder
+    from elit.labels import parse_labels
+    from elit.target import Budget
+    from elit.weights import load_model
+
+    folder = FOLDER if options.model is None else model_folder(options.model)
+    card, device = load_card(folder), local_device(options.device)
+    model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
+    budget = Budget.parse(options.budget, model, options.tile)
+    labels = parse_labels(options.labels, model.config.num_classes, card.label_names)
+    recipe = Recipe(
+        labels,
+        options.sampler,
+        card.sampling.steps if options.steps is None else options.steps,
+        budget,
+        parse_guidance(options, card.sampling.guidance_scale),
+        options.seed,
+        card.path,
+        options.tile,
+    )
+    if is_main() and isinstance(budget, float) and not options.budget[-1:].isdigit():  # a cost was given
+        console.print(f"budget {options.budget}: {level_of(budget, model.latents)}/{model.latents} of the latents")
+    codec = load_codec(options.codec, model.config.in_channels, device)
+    count = options.count or len(labels.values) or 16
+    with process_group():
+        out = generate(model, recipe, count, Path(options.out), codec, options.batch, options.npz)
+    if is_main():
+        output.print(f"{count} images are in {out}", soft_wrap=True)
+
+
+def parse_guidance(options: argparse.Namespace, default_scale: float) -> "Guidance":
+    """The guidance that the options ask for. Raises ValueError for an interval that is not two numbers."""
+    from elit.elastic.budget import parse_fraction
+    from elit.guidance import Guidance
+
+    try:
+        low, high = (float(part) for part in options.interval.split(","))
+    except ValueError:
+        raise ValueError(f"the guidance interval {options.interval!r} is not two times; write it as 0.1,0.8") from None
+    weak = None if options.weak_budget is None else parse_fraction(options.weak_budget)
+    return Guidance(default_scale if options.scale is None else options.scale, (low, high), weak, options.weak_label)

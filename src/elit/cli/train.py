@@ -1,0 +1,50 @@
+"""`elit train`: a model from a configuration."""
+
+import argparse
+
+from rich.table import Table
+
+from elit.cli.parsing import Commands
+from elit.console import output
+
+
+def add_train(commands: Commands) -> None:
+    command = commands.add_parser(
+        "train",
+        help="train a model; any key of the configuration is an option, such as --optimizer.lr 1e-3",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.format_help = lambda: argparse.ArgumentParser.format_help(command) + "\n" + train_keys() + "\n"  # type: ignore[method-assign]
+    command.add_argument("--config", help="YAML file; options override it")
+    command.add_argument("--dry-run", action="store_true", help="print parameters, FLOPs and memory, and stop")
+    command.set_defaults(run=run_train)
+
+
+def train_keys() -> str:
+    """Every key and default of the configuration, a line each."""
+    from elit.training.config import TrainConfig, flat
+
+    lines = [f"  --{key} {value}" for key, value in flat(TrainConfig().to_dict()).items()]
+    return "keys and their defaults:\n" + "\n".join(lines)
+
+
+def run_train(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.training.config import load_config
+    from elit.training.loop import dry_run, train
+
+    if options.config is None and not rest:
+        raise ValueError("elit train needs a configuration: give --config FILE, such as --config configs/emoji-tiny.yaml")
+    config = load_config(options.config, rest)
+    if not options.dry_run:
+        train(config)
+        return
+    cost = dry_run(config)
+    table = Table(title="What the run would cost", show_header=False)
+    table.add_row("parameters", f"{cost['parameters'] / 1e6:.2f} M")
+    table.add_row("forward of one image, lowest budget", f"{cost['forward_gflops_lowest']:.2f} GFLOPs")
+    table.add_row("forward of one image, highest budget", f"{cost['forward_gflops_highest']:.2f} GFLOPs")
+    table.add_row("step of a batch, highest budget", f"{cost['step_gflops_highest'] / 1e3:.2f} TFLOPs")
+    table.add_row("step of a batch, on average", f"{cost['step_gflops_mean'] / 1e3:.2f} TFLOPs")
+    table.add_row("weights, gradients, moments, EMA", f"{cost['state_bytes'] / 2**20:.0f} MiB")
+    table.add_row("activations of a batch, highest budget", f"{cost['activation_bytes_highest'] / 2**20:.0f} MiB")
+    output.print(table)
