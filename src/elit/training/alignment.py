@@ -1,7 +1,9 @@
 """Representation alignment (REPA, Yu et al., 2025): a block's tokens, projected, point where a vision encoder's do."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,8 @@ from elit.data.images import LabelledImages, to_uint8
 from elit.elastic import Grid
 from elit.encoder import VisionEncoder, load_encoder
 from elit.training.config import AlignmentConfig, alignment_depth
+
+TrainingData: TypeAlias = LabelledImages | PreparedData
 
 
 class Projector(nn.Sequential):
@@ -59,69 +63,76 @@ def alignment_loss(projected_BND: Tensor, target_BND: Tensor) -> Tensor:
 
 @dataclass
 class Aligner:
-    """The parts of alignment: whose tokens are taken, what projects them, and the encoder, None for prepared features."""
+    """The parts of alignment: whose tokens are taken, what projects them, and the encoder or the stored features' grid."""
 
     tap: Tap
     projector: nn.Module
     encoder: VisionEncoder | None
+    stored_grid: Grid | None
     weight: float
 
     def loss(self, target: Tensor, grid: Grid) -> Tensor:
         """Weighted, of the forward that has just been at a grid of tokens; `target` as of `alignment_target`."""
         if self.encoder is None:
-            target_BTD, target_grid = target, feature_grid(target.shape[1], grid)
+            assert self.stored_grid is not None
+            tokens_BTD, from_grid = target, self.stored_grid
         else:
-            target_BTD = self.encoder.encoder_tokens(target)
-            target_grid = Grid(*self.encoder.grid(target.shape[-2], target.shape[-1]))
+            tokens_BTD = self.encoder.encoder_tokens(target)
+            from_grid = Grid(*self.encoder.grid(target.shape[-2], target.shape[-1]))
         projected = self.projector(self.tap.take())
-        return self.weight * alignment_loss(projected, resample_tokens(target_BTD, target_grid, grid))
+        return self.weight * alignment_loss(projected, resample_tokens(tokens_BTD, from_grid, grid))
 
 
-def make_aligner(alignment: AlignmentConfig, model: DiT, device: torch.device, width: int | None = None) -> Aligner:
-    """Hooks the model and makes its projector, from the global generator. `width`: of prepared features, if those are used.
+def make_aligner(
+    alignment: AlignmentConfig, model: DiT, device: torch.device, stored: tuple[int, int, int] | None = None
+) -> Aligner:
+    """Hooks the model and makes its projector, from the global generator. `stored`: as of `stored_features`.
 
     Raises ValueError for an encoder that cannot be loaded.
     """
-    encoder = load_encoder(alignment.encoder, device) if width is None else None
-    out = width if encoder is None else encoder.width
-    assert out is not None
-    projector = Projector(model.config.width, alignment.width, out).to(device)
-    return Aligner(Tap(model.blocks[alignment_depth(alignment, model.config) - 1]), projector, encoder, alignment.weight)
+    encoder = load_encoder(alignment.encoder, device) if stored is None else None
+    width = encoder.width if stored is None else stored[2]  # type: ignore[union-attr]
+    grid = None if stored is None else Grid(*stored[:2])
+    tap = Tap(model.blocks[alignment_depth(alignment, model.config) - 1])
+    projector = Projector(model.config.width, alignment.width, width).to(device)
+    return Aligner(tap, projector, encoder, grid, alignment.weight)
 
 
-def feature_grid(tokens: int, like: Grid) -> Grid:
-    """The grid of so many tokens with the proportions of another."""
-    height = max(1, round((tokens * like.height / like.width) ** 0.5))
-    if tokens % height:
-        raise ValueError(f"{tokens} tokens of features form no grid of the proportions {like}; prepare them again")
-    return Grid(height, tokens // height)
+def column_of(encoder: str) -> str:
+    """The name that stored features of an encoder go by."""
+    return Path(encoder).name
 
 
-def feature_name(alignment: AlignmentConfig, data: LabelledImages | PreparedData) -> str | None:
-    """The column of prepared data that holds the encoder's features; None for pixels, whose features are computed.
+def stored_features(alignment: AlignmentConfig, data: TrainingData) -> tuple[int, int, int] | None:
+    """(rows, columns, width) of the encoder's features in prepared latents; None for pixels, whose features are computed.
 
-    Raises ValueError for latents without such a column.
+    Raises ValueError for latents without them.
     """
-    if not isinstance(data, PreparedData) or data.info.kind == "images":
+    if not alignment.on or not isinstance(data, PreparedData) or data.info.kind == "images":
         return None
-    names = list(data.info.features)
-    found = [name for name in names if name in (alignment.encoder, alignment.encoder.rstrip("/").split("/")[-1])]
-    if not found:
+    name = column_of(alignment.encoder)
+    if name not in data.info.features:
         raise ValueError(
-            f"{data.folder} has no features of {alignment.encoder}, but {', '.join(names) or 'none'};"
-            " set alignment.encoder, or prepare the data again with --features"
+            f"{data.folder} holds no features of {alignment.encoder}, but {', '.join(data.info.features) or 'none'};"
+            " set alignment.encoder, or store them with elit prepare latents --features"
         )
-    return found[0]
+    return data.info.features[name]  # type: ignore[return-value]
 
 
 def alignment_target(
-    alignment: AlignmentConfig, data: LabelledImages | PreparedData, rows: Tensor, x_BCHW: Tensor
+    alignment: AlignmentConfig,
+    data: TrainingData,
+    rows: Tensor,
+    x_BCHW: Tensor,
+    generators: Callable[[], list[torch.Generator]],
 ) -> Tensor | None:
-    """What the rows' tokens are aligned with: uint8 pixels (B, 3, H, W), or prepared features (B, T, D). None when off."""
+    """What the rows' tokens are aligned with: uint8 pixels (B, 3, H, W), or stored features (B, T, D). None when off.
+
+    `generators` makes new ones, as those that `data.read` made x from.
+    """
     if not alignment.on:
         return None
-    name = feature_name(alignment, data)
-    if name is None:
+    if stored_features(alignment, data) is None:
         return to_uint8(x_BCHW)
     assert isinstance(data, PreparedData)
-    return data.feature(name, rows)
+    return data.feature(column_of(alignment.encoder), rows, generators())

@@ -12,6 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from elit.backbones.dit import DiTConfig
 from elit.backbones.presets import preset_config, suggest
 from elit.elastic.budget import draw_budget, parse_budget
+from elit.training.foreign import DEFAULTS, is_foreign, read_foreign
 
 
 @dataclass(frozen=True)
@@ -194,10 +195,15 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def load_config(file: str | Path | None, overrides: list[str]) -> TrainConfig:
     """A run's configuration: defaults, then the preset, then the YAML file, then `--any.key value` overrides.
 
+    The file, and then options too, may have the authors' keys (see `foreign`); what became of them is told on the console.
     Raises ValueError for a file that cannot be read, an unknown key (naming the nearest known one) or a mistyped value.
     """
-    values = flat(read_yaml(Path(file)) if file is not None else {}) | parse_overrides(overrides)
     known = flat(TrainConfig().to_dict())
+    values, given = flat(read_yaml(Path(file)) if file is not None else {}), parse_overrides(overrides)
+    if is_foreign(values):
+        theirs = {key: given.pop(key) for key in list(given) if key in DEFAULTS}
+        values = read_foreign(values | theirs, list(known), list(given), str(file))
+    values |= given
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"unknown key {key!r}{f' in {file}' if file else ''}; {suggest(key, list(known))}")

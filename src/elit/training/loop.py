@@ -54,12 +54,17 @@ def draw_batch(config: TrainConfig, data: LabelledImages, step: int) -> Batch:
     generator = generator_for("batch", config.seed, step)
     path = FlowPath(config.flow.path)
     t = TimeLaw(config.flow.time_law).draw(config.batch_size, path, generator)
-    x, kept = data.read(rows, sample_generators("data", config.seed, step, 0, len(rows)))
+
+
+    def generators() -> list[torch.Generator]:
+        return sample_generators("data", config.seed, step, 0, len(rows))
+
+    x, kept = data.read(rows, generators())
     noise = torch.randn(x.shape, generator=generator)
     dropped = torch.rand(config.batch_size, generator=generator) < config.flow.label_dropout
     labels = torch.where(dropped, config.model.num_classes, kept)
     budget = step_budget(config.budget, config.model, config.seed, step, t)
-    target = alignment_target(config.alignment, data, rows, x)
+    target = alignment_target(config.alignment, data, rows, x, generators)
     return Batch(interpolate(path, x, noise, t), labels, budget, target)
 
 

@@ -44,10 +44,10 @@ class Objective:
 
 
 def make_objective(
-    config: TrainConfig, model: DiT, teacher: DiT | None, device: torch.device, width: int | None = None
+    config: TrainConfig, model: DiT, teacher: DiT | None, device: torch.device, stored: tuple[int, int, int] | None = None
 ) -> Objective:
     """The objective of a run. `teacher`: the model that the run starts from, kept only where it is distilled from.
-    `width`: of prepared features, where alignment takes those and needs no encoder.
+    `stored`: of the data (see `alignment.stored_features`).
 
     The projector's weights come from the global generator, as the model's do. Raises ValueError for an encoder that
     cannot be loaded.
@@ -57,5 +57,5 @@ def make_objective(
         objective.teacher = teacher.to(device).eval().requires_grad_(False)
         objective.distill = config.finetune.distill
     if config.alignment.on:
-        objective.aligner = make_aligner(config.alignment, model, device, width)
+        objective.aligner = make_aligner(config.alignment, model, device, stored)
     return objective
