@@ -17,6 +17,7 @@ from elit.encoder import VisionEncoder, load_encoder
 from elit.training.config import AlignmentConfig, alignment_depth
 
 TrainingData: TypeAlias = LabelledImages | PreparedData
+Stored: TypeAlias = tuple[int, int, int]  # rows, columns and width of the features in prepared data
 
 
 class Projector(nn.Sequential):
@@ -83,9 +84,7 @@ class Aligner:
         return self.weight * alignment_loss(projected, resample_tokens(tokens_BTD, from_grid, grid))
 
 
-def make_aligner(
-    alignment: AlignmentConfig, model: DiT, device: torch.device, stored: tuple[int, int, int] | None = None
-) -> Aligner:
+def make_aligner(alignment: AlignmentConfig, model: DiT, device: torch.device, stored: Stored | None = None) -> Aligner:
     """Hooks the model and makes its projector, from the global generator. `stored`: as of `stored_features`.
 
     Raises ValueError for an encoder that cannot be loaded.
@@ -103,7 +102,7 @@ def column_of(encoder: str) -> str:
     return Path(encoder).name
 
 
-def stored_features(alignment: AlignmentConfig, data: TrainingData) -> tuple[int, int, int] | None:
+def stored_features(alignment: AlignmentConfig, data: TrainingData) -> Stored | None:
     """(rows, columns, width) of the encoder's features in prepared latents; None for pixels, whose features are computed.
 
     Raises ValueError for latents without them.

@@ -1,63 +1,40 @@
-"""Checkpoints of a run: whole or absent, and enough to go on exactly where the run stopped.
+"""Checkpoints of a run: whole or absent, written beside the training, and enough to go on exactly where it stopped.
 
 RUN/config.json                    the run's configuration
+RUN/.lock                          held by the run's first process
 RUN/checkpoints/step_00001000/     a model folder of the EMA weights (config.json, model.safetensors, card.json), with
-    training.safetensors           the raw weights and the optimisers' moments, float32, and
-    training.json                  the number of steps done
+    shard-*.safetensors            the raw weights and the optimisers' moments, float32, a file per rank that wrote, and
+    training.json                  the steps done, skipped and held, the loss scale, and the sizes of the files
 
-Every random number of a run is a function of (seed, step), so there is no generator to save.
+torch.distributed.checkpoint writes and reads the tensors as safetensors, for any number of ranks on either side; nothing
+is pickled. Every random number of a run is a function of (seed, step), so there is no generator to save.
 """
 
 import json
+import os
 import shutil
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit.backbones.dit import DiT
 from elit.bundled import Card, save_card
+from elit.distributed import background_group, barrier, gathered, is_main, together, world_size
 from elit.training.config import TrainConfig, flat
-from elit.training.objective import Objective
-from elit.training.optimizer import MOMENTS
-from elit.weights import WEIGHTS_FILE, read_tensors, remove_folder, save_weights, whole_folder, write_whole
+from elit.training.finetune import held_parameters
+from elit.training.optimizer import MOMENTS, set_updates
+from elit.training.step import TrainState
+from elit.weights import CONFIG_FILE, WEIGHTS_FILE, config_to_dict, remove_folder, write_whole
 
-STATE_FILE, TENSORS_FILE = "training.json", "training.safetensors"
-
-
-@dataclass
-class TrainState:
-    """What training changes: the model, the EMA of its weights by name, the optimisers, and the number of steps done.
-
-    objective: what is minimised; it may have a projector, which learns too.
-    """
-
-    model: DiT
-    ema: dict[str, Tensor]
-    optimizers: tuple[torch.optim.Optimizer, ...]
-    objective: Objective = field(default_factory=Objective)
-    step: int = 0
-
-    def trained(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that learns, by name: the model's parameters, then those of alignment's projector."""
-        yield from self.model.named_parameters()
-        if self.objective.projector is not None:
-            yield from self.objective.projector.named_parameters(prefix="projector")
-
-    @property
-    def optimizer_of(self) -> dict[Tensor, torch.optim.Optimizer]:
-        """The optimiser that each parameter belongs to."""
-        return {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
-
-    def update_ema(self, decay: float) -> None:
-        """ema <- decay ema + (1 - decay) weights; at first the decay is (1 + step) / (10 + step), if that is lower."""
-        weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
-        names = list(self.ema)
-        weights = dict(self.model.named_parameters())
-        torch._foreach_lerp_([self.ema[n] for n in names], [weights[n].detach() for n in names], weight)
+STATE_FILE, LOCK_FILE = "training.json", ".lock"
+# How a run is computed and not what: may change between one start of it and the next.
+HOW = ("accumulate", "device", "compile", "checkpointing", "skip_limit", "parallel.")
 
 
 def open_run(config: TrainConfig) -> Path:
@@ -71,9 +48,13 @@ def open_run(config: TrainConfig) -> Path:
             old = flat(json.loads(file.read_text(encoding="utf8")))
         except (json.JSONDecodeError, AttributeError) as error:
             raise ValueError(f"{file} is not a run's configuration ({error}); give another folder with --out") from error
+        if "steps" in old:  # a run of before a key was known had its default
+            old = flat(TrainConfig().to_dict()) | old
         new = flat(config.to_dict())
         differing = [
-            f"{key} is {old.get(key)} there and {new.get(key)} now" for key in new | old if old.get(key) != new.get(key)
+            f"{key} is {old.get(key)} there and {new.get(key)} now"
+            for key in new | old
+            if old.get(key) != new.get(key) and not key.startswith(HOW)
         ]
         if differing:
             raise ValueError(
@@ -83,6 +64,42 @@ def open_run(config: TrainConfig) -> Path:
     run.mkdir(parents=True, exist_ok=True)
     write_whole(file, json.dumps(config.to_dict(), indent=2) + "\n")
     return run
+
+
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keeps other runs out of the folder while inside; the system lets go of it when the process ends in any way.
+
+    Raises ValueError where another process is training there.
+    """
+    held = together(lambda: take_lock(run) if is_main() else None)
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.close()
+
+
+def take_lock(run: Path) -> IO[str] | None:
+    """The run's lock, open; None on systems that have none."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    file = (run / LOCK_FILE).open("a+", encoding="utf8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.seek(0)
+        by = file.read().strip()
+        file.close()
+        raise ValueError(
+            f"another process is training in {run}{f' ({by})' if by else ''}; wait for it, stop it, or give another --out"
+        ) from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+    file.flush()
+    return file
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -96,40 +113,169 @@ def remove_unfinished(run: Path) -> None:
         shutil.rmtree(folder)
 
 
+def state_tensors(state: TrainState) -> dict[str, Tensor]:
+    """The raw weights and the moments by the names they have in a checkpoint."""
+    tensors = {f"model.{name}": p.detach() for name, p in state.trained()}
+    optimizer_of = state.optimizer_of
+    for name, p in state.trained():
+        for key in MOMENTS[type(optimizer_of[p])]:
+            tensors[f"optimizer.{key}.{name}"] = optimizer_of[p].state[p][key]
+    return tensors
+
+
+def counters(state: TrainState) -> dict[str, Any]:
+    """What training.json holds beside the sizes of the files."""
+    values: dict[str, Any] = {"step": state.step, "skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
+    values["held"] = state.held
+    return values | {"scaler": state.scaler.state_dict()}
+
+
+class Saver:
+    """Writes checkpoints in the background, one at a time. Made, and asked to save or wait, by every rank alike."""
+
+    def __init__(self, run: Path, keep: int, card: Card | None = None) -> None:
+        self.run, self.keep, self.card = run, max(keep, 1), card or Card()
+        self.group = background_group()
+        self.pending: Future[Any] | None = None
+        self.folder = run / "checkpoints"
+
+    @property
+    def failed(self) -> bool:
+        """Whether the checkpoint that is being written cannot be; `wait` tells why."""
+        return self.pending is not None and self.pending.done() and self.pending.exception() is not None
+
+    def save(self, state: TrainState) -> Path:
+        """Copies the state and begins to write it, once the checkpoint before is written; returns its folder to be.
+
+        Raises OSError where that one could not be written.
+        """
+        self.wait()
+        import torch.distributed.checkpoint as dcp
+
+        self.folder = self.run / "checkpoints" / f"step_{state.step:08d}"
+        part = self.folder.with_name(f".{self.folder.name}.part")
+        if is_main():
+            shutil.rmtree(part, ignore_errors=True)
+        ema = {}
+        for name, tensor in state.ema.items():  # one after another, so that one rank alone needs room for all
+            whole = gathered(tensor)
+            if is_main():
+                ema[name] = whole.detach().to("cpu", copy=True)
+        describe = json.dumps(config_to_dict(state.model.config), indent=2) + "\n"
+        values = counters(state)
+
+        def finish() -> None:
+            save_file(ema, part / WEIGHTS_FILE)
+            (part / WEIGHTS_FILE).chmod(0o644)  # safetensors makes files that their owner alone can read
+            write_whole(part / CONFIG_FILE, describe)
+            save_card(self.card, part)
+            sizes = {file.name: file.stat().st_size for file in sorted(part.glob("*.safetensors"))}
+            write_whole(part / STATE_FILE, json.dumps(values | {"files": sizes}) + "\n")
+            for file in [*part.iterdir(), part]:
+                sync(file)
+            if self.folder.exists():
+                remove_folder(self.folder)
+            part.rename(self.folder)
+            for old in checkpoints(self.run)[: -self.keep]:
+                remove_folder(old)
+
+        barrier()
+        quiet()
+        written = dcp.async_save(
+            state_tensors(state),
+            storage_writer=_writer(part, finish),
+            process_group=self.group,
+            no_dist=self.group is None,
+        )
+        assert isinstance(written, Future)
+        self.pending = written
+        return self.folder
+
+    def wait(self) -> None:
+        """Returns when the last checkpoint is whole. Raises OSError, on every rank, where it could not be written."""
+        pending, self.pending = self.pending, None
+        error = None if pending is None else pending.exception()
+        if error is None:
+            return
+        if is_main():
+            remove_unfinished(self.run)
+        found = checkpoints(self.run)
+        kept = f"the last whole checkpoint is {found[-1]}" if found else "there is no whole checkpoint"
+        raise OSError(
+            f"{self.folder} could not be written ({reason(error)}); {kept}: make room, and give the same command"
+        ) from error
+
+
+def _writer(part: Path, finish: Callable[[], None]) -> Any:
+    """DCP's writer of safetensors, which calls `finish` on one rank when all ranks' files are written."""
+    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+
+    class Writer(HuggingFaceStorageWriter):
+        def finish(self, metadata: Any, results: Any) -> None:
+            finish()
+
+    return Writer(str(part), save_distributed=True)
+
+
+def sync(place: Path) -> None:
+    """Has a file or a folder written to the disk, so that a machine that loses power finds it whole."""
+    descriptor = os.open(place, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reason(error: BaseException) -> str:
+    """What DCP's exception, which gathers those of all ranks, says in a few words."""
+    failures = getattr(error, "failures", None) or {}
+    first = next((failure[0] for _, failure in sorted(failures.items())), error)
+    told = getattr(first, "strerror", None) or " ".join(str(first).split()) or type(first).__name__
+    return str(told)[:300]
+
+
+def quiet() -> None:
+    """Leaves out DCP's remark, made in a thread of its own, that one process saves for itself."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+
+
 def save_checkpoint(run: Path, state: TrainState, keep: int, card: Card | None = None) -> Path:
-    """Writes a checkpoint beside its place, renames it there, and removes all but the last `keep`."""
-    folder = run / "checkpoints" / f"step_{state.step:08d}"
-    with whole_folder(folder) as part:
-        save_weights(state.model, part, state.ema)
-        save_card(card or Card(), part)
-        tensors = {f"model.{name}": p.detach().cpu().contiguous() for name, p in state.trained()}
-        optimizer_of = state.optimizer_of
-        for name, p in state.trained():
-            for key, value in optimizer_of[p].state[p].items():
-                tensors[f"optimizer.{key}.{name}"] = value.detach().cpu().contiguous()
-        save_file(tensors, part / TENSORS_FILE)
-        (part / STATE_FILE).write_text(json.dumps({"step": state.step}) + "\n", encoding="utf8")
-    for old in checkpoints(run)[: -max(keep, 1)]:
-        remove_folder(old)
+    """Writes a checkpoint beside its place, renames it there, and removes all but the last `keep`; returns when done."""
+    saver = Saver(run, keep, card)
+    folder = saver.save(state)
+    saver.wait()
     return folder
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
-    """Restores a state from a checkpoint, exactly. Raises ValueError for a truncated or foreign one."""
-    tensors = read_tensors(folder / TENSORS_FILE)
-    ema = read_tensors(folder / WEIGHTS_FILE)
-    optimizer_of = state.optimizer_of
+    """Restores a state from a checkpoint, exactly, whatever the number of ranks that wrote it.
+
+    Checkpoints of before there were shards, with one training.safetensors, are read too. Raises ValueError for a
+    truncated or foreign one.
+    """
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
+
     try:
+        values = json.loads((folder / STATE_FILE).read_text(encoding="utf8"))
+        for name, size in values.get("files", {}).items():
+            if (folder / name).stat().st_size != size:
+                raise ValueError(f"{name} is cut short")
+        quiet()
         with torch.no_grad():
-            for name, average in state.ema.items():
-                average.copy_(ema[name])
-            for name, p in state.trained():
-                p.copy_(tensors[f"model.{name}"])
-                optimizer = optimizer_of[p]
-                moments = {key: tensors[f"optimizer.{key}.{name}"] for key in MOMENTS[type(optimizer)]}
-                optimizer.state[p] = {key: value.to(p.device, copy=True) for key, value in moments.items()}
-        state.step = int(json.loads((folder / STATE_FILE).read_text(encoding="utf8"))["step"])
-    except (KeyError, RuntimeError, ValueError) as error:
+            reader = dcp.HuggingFaceStorageReader(str(folder))
+            dcp.load(state_tensors(state) | state.ema, storage_reader=reader, no_dist=world_size() == 1)
+        state.step = int(values["step"])
+        state.skipped, state.skipped_in_row = int(values.get("skipped", 0)), int(values.get("skipped_in_row", 0))
+        if state.scaler.is_enabled() and values.get("scaler"):
+            state.scaler.load_state_dict(values["scaler"])
+        state.held = int(values.get("held", 0))
+        updates, optimizer_of = state.step - state.skipped, state.optimizer_of
+        for optimizer in state.optimizers:
+            set_updates(optimizer, updates)
+        for p in held_parameters(state.model) if state.held else ():
+            set_updates(optimizer_of[p], updates - state.held, [p])
+    except (KeyError, RuntimeError, ValueError, OSError, AttributeError, CheckpointException) as error:
         raise ValueError(
-            f"{folder} is not a checkpoint of this run ({error}); remove it to go on from the one before"
+            f"{folder} is not a checkpoint of this run ({reason(error)}); remove it to go on from the one before"
         ) from error

@@ -109,20 +109,37 @@ class LogConfig:
 
 
 @dataclass(frozen=True)
+class ParallelConfig:
+    """How processes share the work: weights are cut over `shard` ranks (null: all that are left), `replicate` times.
+
+    timeout: seconds after which a process that does not answer counts as lost.
+    """
+
+    replicate: int = 1
+    shard: int | None = None
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run. out: its folder. seed: of weights, batches, noise, times and budgets.
 
-    preset: a name of `create_model` whose values `model` overrides. init_from: a model folder that the weights start
-    from; an elastic model may start from a dense one. dtype: of the matrix products; weights, optimiser
-    and EMA stay in float32. compile: torch.compile every block. checkpointing: recompute activations to save memory.
+    batch_size: samples of one step, over all processes. accumulate: parts that each process computes its share in, one
+    after another, to save memory; the gradient is that of the whole. skip_limit: steps in a row that are skipped, their
+    loss or gradient not being finite, before the run stops. preset: a name of `create_model` whose values `model`
+    overrides. init_from: a model folder that the weights start from; an elastic model may start from a dense one. dtype:
+    of the matrix products, fp16 with a scaled loss; weights, optimiser and EMA stay in float32. compile: torch.compile
+    every block. checkpointing: recompute activations to save memory.
     """
 
     out: str = "runs/default"
     seed: int = 0
     steps: int = 100_000
     batch_size: int = 64
+    accumulate: int = 1
+    skip_limit: int = 10
     device: str = "auto"
-    dtype: Literal["fp32", "bf16"] = "fp32"
+    dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     checkpointing: bool = False
     preset: str | None = None
@@ -135,11 +152,12 @@ class TrainConfig:
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     log: LogConfig = field(default_factory=LogConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+        for name in ("steps", "batch_size", "accumulate", "skip_limit"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.flow.label_dropout <= 1:
             raise ValueError(f"flow.label_dropout is {self.flow.label_dropout}; it is a chance, 0 to 1")
         for name in ("lr", "muon_lr"):

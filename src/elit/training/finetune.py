@@ -8,16 +8,15 @@ blocks of the core, plus the two fresh tables on the tokens (N(0, 0.02) each). R
 are at first the queries and their positions, whatever the image.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 
-import torch
-from torch import Tensor
-from torch.optim import AdamW, Optimizer
+from torch import nn
 
 from elit.backbones.dit import DiT, DiTConfig
 from elit.bundled import load_card
+from elit.console import console
+from elit.distributed import is_main
 from elit.flow import Path as FlowPath
 from elit.weights import load_model
 
@@ -34,23 +33,8 @@ OF_THE_INTERFACE = (
 )
 
 
-@dataclass(frozen=True)
-class Start:
-    """Where a model's tensors come from: the names of those taken from `source`, and of those that are fresh."""
-
-    source: Path
-    taken: list[str]
-    fresh: list[str]
-
-    def describe(self) -> str:
-        """What to tell people: every taken part, and every fresh tensor by name."""
-        parts = sorted({".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1]) for name in self.taken})
-        text = f"{len(self.taken)} tensors are taken from {self.source}: those of {', '.join(parts)}"
-        return f"{text}\n{len(self.fresh)} are fresh: {', '.join(self.fresh) or 'none'}"
-
-
-def start_from(model: DiT, folder: str | Path, path: str) -> tuple[Start, DiT]:
-    """Copies the weights of a model folder into `model`; returns what came from where, and the original model.
+def start_from(model: DiT, folder: str | Path, path: str) -> DiT:
+    """Copies the weights of a model folder into `model`, says on the console which, and returns the original model.
 
     `path`: of the flow that the model will be trained on. Raises ValueError for a folder that is no model, for one trained
     on another path, and for tensors or settings that do not fit, listing them.
@@ -75,7 +59,16 @@ def start_from(model: DiT, folder: str | Path, path: str) -> tuple[Start, DiT]:
         raise ValueError(f"the model cannot start from {folder}: {'; '.join(wrong[:12])}{more}")
     common = {own[place]: state[name] for place, name in given.items()}
     model.load_state_dict(common, strict=False)
-    return Start(folder, list(common), fresh), source
+    if is_main():
+        console.print(describe(folder, list(common), fresh), markup=False, soft_wrap=True)
+    return source
+
+
+def describe(folder: Path, taken: list[str], fresh: list[str]) -> str:
+    """Two lines for people: the parts whose tensors are taken, and every fresh tensor."""
+    parts = dict.fromkeys(".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1]) for name in taken)
+    lines = f"{len(taken)} tensors are taken from {folder}: those of {', '.join(parts)}"
+    return f"{lines}\n{len(fresh)} are fresh: {', '.join(fresh)}" if fresh else f"{lines}; none is fresh"
 
 
 def places(model: DiT) -> dict[str, str]:
@@ -108,23 +101,12 @@ def differing(source: DiTConfig, wanted: DiTConfig) -> list[str]:
     ]
 
 
+def held_parameters(model: DiT) -> list[nn.Parameter]:
+    """The parameters outside Read and Write."""
+    return [p for name, p in model.named_parameters() if not is_interface(model, name)]
+
+
 def hold_all_but_interface(model: DiT) -> None:
     """Lets go of the gradients of everything but Read and Write, so that the optimisers leave all else as it is."""
-    for name, parameter in model.named_parameters():
-        if not is_interface(model, name):
-            parameter.grad = None
-
-
-def prime(optimizers: Iterable[Optimizer]) -> None:
-    """Makes the moments of every parameter, zero, as its first gradient would: one that is held has moments to save too."""
-    for optimizer in optimizers:
-        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
-            if not optimizer.state[parameter]:
-                optimizer.state[parameter] = zero_moments(optimizer, parameter)
-
-
-def zero_moments(optimizer: Optimizer, parameter: Tensor) -> dict[str, Tensor]:
-    if not isinstance(optimizer, AdamW):
-        return {"momentum_buffer": torch.zeros_like(parameter)}
-    step = torch.zeros((), dtype=torch.float32, device=parameter.device)
-    return {"step": step, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
+    for parameter in held_parameters(model):
+        parameter.grad = None

@@ -185,7 +185,9 @@ def translate(given: dict[str, Any], ours: list[str], origin: str) -> Translatio
 def refuse(theirs: dict[str, Any], name: str, origin: str) -> None:
     """Raises ValueError for what is not built here."""
     if name.startswith("DFM-"):
-        raise ValueError(f"{origin}: model {name} is decomposable flow matching, which is not built; train a SiT or ELIT-SiT")
+        raise ValueError(
+            f"{origin}: model {name} is decomposable flow matching, which is not built; train a SiT or ELIT-SiT"
+        )
     for key in OF_DFM:
         if theirs[key] != DEFAULTS[key]:
             raise ValueError(

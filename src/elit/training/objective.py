@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from elit.backbones.dit import Budget, DiT
-from elit.elastic import Grid
-from elit.flow import FlowSample, flow_loss
-from elit.training.alignment import Aligner, make_aligner
+from elit.backbones.dit import DiT
+from elit.flow import flow_loss
+from elit.training.alignment import Aligner, Stored, make_aligner
+from elit.training.batch import Batch
 from elit.training.config import TrainConfig
 
 
@@ -26,25 +26,24 @@ class Objective:
         """What learns beside the model."""
         return None if self.aligner is None else self.aligner.projector
 
-    def __call__(
-        self, model: nn.Module, grid: Grid, flow: FlowSample, labels_B: Tensor, budget: Budget, target: Tensor | None
-    ) -> Tensor:
-        """The loss of a batch, a scalar. `target`: what alignment looks at (see `alignment_target`)."""
-        velocity = model(flow.x_t, flow.t, labels_B, budget)
+    def __call__(self, model: DiT, batch: Batch) -> Tensor:
+        """The loss of some samples, a scalar."""
+        flow, labels_B = batch.flow, batch.labels
+        velocity = model(flow.x_t, flow.t, labels_B, batch.budget)
         parts = {"flow": flow_loss(lambda x, t: velocity, flow)}
         if self.teacher is not None:
             with torch.no_grad():
                 original = self.teacher(flow.x_t, flow.t, labels_B)
             parts["distillation"] = self.distill * (velocity.float() - original.float()).square().mean()
         if self.aligner is not None:
-            assert target is not None
-            parts["alignment"] = self.aligner.loss(target, grid)
+            assert batch.target is not None
+            parts["alignment"] = self.aligner.loss(batch.target, model.config.grid)
         self.parts = {name: part.detach() for name, part in parts.items()}
         return torch.stack(list(parts.values())).sum()
 
 
 def make_objective(
-    config: TrainConfig, model: DiT, teacher: DiT | None, device: torch.device, stored: tuple[int, int, int] | None = None
+    config: TrainConfig, model: DiT, teacher: DiT | None, device: torch.device, stored: Stored | None = None
 ) -> Objective:
     """The objective of a run. `teacher`: the model that the run starts from, kept only where it is distilled from.
     `stored`: of the data (see `alignment.stored_features`).

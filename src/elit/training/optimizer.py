@@ -1,17 +1,45 @@
 """The optimisers of a run and their schedule: AdamW alone, or Muon for the hidden matrices and AdamW for the rest."""
 
 import math
+from collections.abc import Iterable
+from typing import TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon, Optimizer
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
+from elit.distributed import gathered, is_sharded, sharded_like
 from elit.training.config import OptimizerConfig
 
-# What an optimiser keeps of every parameter.
-MOMENTS: dict[type[Optimizer], tuple[str, ...]] = {
-    AdamW: ("step", "exp_avg", "exp_avg_sq"),
-    Muon: ("momentum_buffer",),
-}
+Anyone = TypeVar("Anyone", bound=Optimizer)
+
+
+class ShardedMuon(Muon):
+    """Muon of matrices that may be sharded: momentum is kept in shards, and what orthogonalisation asks for is gathered.
+
+    Every rank gathers the whole of one update after another, in bfloat16, and orthogonalises it: 2 bytes received per
+    parameter and step, and the arithmetic is repeated on every rank.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One step, the same as torch's for matrices that are not sharded."""
+        if not any(is_sharded(p) for group in self.param_groups for p in group["params"]):
+            super().step(closure)
+            return
+        for group in self.param_groups:
+            for p in group["params"]:
+                momentum = self.state[p]["momentum_buffer"]
+                momentum.lerp_(p.grad, 1 - group["momentum"])
+                update = gathered(p.grad.lerp(momentum, group["momentum"]).bfloat16())
+                whole = _zeropower_via_newtonschulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                p.mul_(1 - group["lr"] * group["weight_decay"])
+                p.add_(sharded_like(whole, p), alpha=-_adjust_lr(group["lr"], group["adjust_lr_fn"], p.shape))
+
+
+# What an optimiser keeps of every parameter, in the parameter's shape; beside it AdamW counts its steps.
+MOMENTS: dict[type[Optimizer], tuple[str, ...]] = {AdamW: ("exp_avg", "exp_avg_sq"), ShardedMuon: ("momentum_buffer",)}
 
 
 def hidden_matrices(model: nn.Module) -> list[Tensor]:
@@ -24,11 +52,15 @@ def hidden_matrices(model: nn.Module) -> list[Tensor]:
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig, projector: nn.Module | None = None) -> tuple[Optimizer, ...]:
-    """The optimisers that share the model's parameters and a projector's, which are AdamW's; groups know their peak rate."""
+    """The optimisers that share the model's parameters, and AdamW those of a projector, their moments zero.
+
+    Every group knows its peak learning rate.
+    """
 
     def adamw(parameters: list[Tensor]) -> AdamW:
         groups = [{"params": parameters, "peak": config.lr}]
-        return AdamW(groups, config.lr, (config.beta1, config.beta2), weight_decay=config.weight_decay, fused=True)
+        betas = (config.beta1, config.beta2)
+        return with_moments(AdamW(groups, config.lr, betas, weight_decay=config.weight_decay, fused=True))
 
     parameters: list[Tensor] = [*model.parameters(), *(projector.parameters() if projector is not None else ())]
     if config.name == "adamw":
@@ -36,8 +68,24 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig, projector: nn.Mod
     matrices = hidden_matrices(model)
     own = {id(p) for p in matrices}
     groups = [{"params": matrices, "peak": config.muon_lr}]
-    muon = Muon(groups, config.muon_lr, weight_decay=config.weight_decay, momentum=config.muon_momentum)
-    return muon, adamw([p for p in parameters if id(p) not in own])
+    muon = ShardedMuon(groups, config.muon_lr, weight_decay=config.weight_decay, momentum=config.muon_momentum)
+    return with_moments(muon), adamw([p for p in parameters if id(p) not in own])
+
+
+def with_moments(optimizer: Anyone) -> Anyone:
+    """The optimiser with the state that its first step would make, so that there is always one to save and to fill."""
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            optimizer.state[p] = {key: torch.zeros_like(p) for key in MOMENTS[type(optimizer)]}
+    set_updates(optimizer, 0)
+    return optimizer
+
+
+def set_updates(optimizer: Optimizer, count: int, parameters: Iterable[Tensor] | None = None) -> None:
+    """Tells AdamW how many steps it has made, of all parameters or of some."""
+    if isinstance(optimizer, AdamW):
+        for p in optimizer.state if parameters is None else parameters:
+            optimizer.state[p]["step"] = torch.tensor(float(count), device=p.device)
 
 
 def lr_scale(config: OptimizerConfig, step: int, steps: int) -> float:

@@ -1,0 +1,89 @@
+"""What one step trains on, from (seed, step) alone: the same samples, noise and times for any number of ranks."""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from elit.data.images import LabelledImages
+from elit.data.loader import rows_of_step, sample_generators
+from elit.flow import FlowSample, TimeLaw, interpolate
+from elit.flow import Path as FlowPath
+from elit.training.alignment import alignment_target
+from elit.training.budgets import step_budget
+from elit.training.config import TrainConfig
+
+AHEAD = 2  # batches drawn before they are asked for
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one step trains on: points on paths, labels (B,) with some dropped to the null class, and budgets.
+
+    budget: one for all, or one per sample. target: what alignment looks at (see `alignment_target`), None without it.
+    """
+
+    flow: FlowSample
+    labels: Tensor
+    budget: float | Tensor | None
+    target: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def split(self, parts: int) -> "list[Batch]":
+        """So many batches of one after another, as even as can be."""
+
+        def pieces(values: float | Tensor | None) -> Sequence[Any]:
+            """A tensor cut up, and what is one for all as often as needed."""
+            return values.tensor_split(parts) if isinstance(values, Tensor) else [values] * parts
+
+        flow = self.flow
+        cut = (flow.x_t, flow.velocity, flow.t, self.labels, self.budget, self.target)
+        return [
+            Batch(FlowSample(x_t, velocity, t), labels, budget, target)
+            for x_t, velocity, t, labels, budget, target in zip(*map(pieces, cut), strict=True)
+        ]
+
+    def to(self, device: torch.device) -> "Batch":
+        flow = FlowSample(self.flow.x_t.to(device), self.flow.velocity.to(device), self.flow.t.to(device))
+        target = None if self.target is None else self.target.to(device)
+        return replace(self, flow=flow, labels=self.labels.to(device), target=target)
+
+
+def draw_batch(config: TrainConfig, data: LabelledImages, step: int, share: range | None = None) -> Batch:
+    """The batch of a step, or those of its samples that are in `share`. Images come in a new random order each epoch.
+
+    Every sample's noise, time and dropped label come from (seed, step, place in the batch), so a share is a slice.
+    """
+    share = range(config.batch_size) if share is None else share
+    rows = rows_of_step(config.seed, len(data), config.batch_size, step)[share.start : share.stop]
+
+    def generators() -> list[torch.Generator]:
+        return sample_generators("data", config.seed, step, share.start, share.stop)
+
+    x, labels = data.read(rows, generators())
+    target = alignment_target(config.alignment, data, rows, x, generators)
+    path, law = FlowPath(config.flow.path), TimeLaw(config.flow.time_law)
+    noise, t, dropped = torch.empty_like(x), torch.empty(len(share)), torch.empty(len(share))
+    for i, generator in enumerate(sample_generators("sample", config.seed, step, share.start, share.stop)):
+        t[i] = law.draw(1, path, generator)[0]
+        torch.rand((), generator=generator, out=dropped[i])
+        torch.randn(x.shape[1:], generator=generator, out=noise[i])
+    labels = torch.where(dropped < config.flow.label_dropout, config.model.num_classes, labels)
+    budget = step_budget(config.budget, config.model, config.seed, step, t)
+    return Batch(interpolate(path, x, noise, t), labels, budget, target)
+
+
+def drawn_ahead(draw: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
+    """draw(first) .. draw(last - 1), the next ones drawn in a thread of its own while one is used."""
+    with ThreadPoolExecutor(1, "draw") as pool:
+        pending: list[Future[Batch]] = [pool.submit(draw, step) for step in range(first, min(first + AHEAD, last))]
+        for step in range(first, last):
+            batch = pending.pop(0).result()
+            if step + AHEAD < last:
+                pending.append(pool.submit(draw, step + AHEAD))
+            yield batch

@@ -1,0 +1,51 @@
+"""What a run would cost, computed without its data."""
+
+import torch
+
+from elit.backbones.dit import DiT
+from elit.evaluation.cost import activation_bytes, count_flops
+from elit.training.budgets import mean_flops
+from elit.training.config import TrainConfig
+from elit.training.optimizer import hidden_matrices
+from elit.training.step import DTYPES, units
+
+
+def dry_run(config: TrainConfig) -> dict[str, float]:
+    """Parameters, FLOPs, and the memory of each process of `config.parallel`'s mesh, one process where it names none.
+
+    rank_state_bytes: 1/shard of weights, gradients, moments (Muon: one) and EMA, float32. rank_gathered_bytes: the whole
+    weights of the two largest units in a row, the one in use and the next, in the run's dtype, and what belongs to no unit;
+    with accumulation also the whole gradients, float32, which are summed before they are sent. Activations are those of
+    the largest part that runs at once.
+    """
+    with torch.device("meta"):
+        model = DiT(config.model)
+    parameters = sum(p.numel() for p in model.parameters())
+    by_muon = sum(p.numel() for p in hidden_matrices(model)) if config.optimizer.name == "muon" else 0
+    dtype = DTYPES[config.dtype]
+    lowest = config.budget.lowest if config.model.window is not None else None
+    highest = config.budget.highest if config.model.window is not None else None
+    model.set_checkpointing(config.checkpointing)
+    shard = config.parallel.shard or 1
+    ranks = shard * config.parallel.replicate
+    sizes = [sum(p.numel() for p in unit.parameters()) for unit in units(model)]
+    largest = max((a + b for a, b in zip(sizes, [*sizes[1:], 0], strict=True)), default=0)
+    gathered = dtype.itemsize * largest + 4 * (parameters - sum(sizes)) if ranks > 1 else 0
+    if ranks > 1 and config.accumulate > 1:
+        gathered += 4 * parameters
+    state = 4 * (5 * parameters - by_muon)
+    return {
+        "parameters": parameters,
+        "forward_gflops_lowest": count_flops(model, lowest) / 1e9,
+        "forward_gflops_highest": count_flops(model, highest) / 1e9,
+        "step_gflops_highest": 3 * config.batch_size * count_flops(model, highest) / 1e9,
+        "step_gflops_mean": 3 * config.batch_size * mean_flops(model, config.budget, config.flow) / 1e9,
+        # weights, gradients, two moments (Muon: one) and the EMA, float32
+        "state_bytes": state,
+        "ranks": ranks,
+        "rank_state_bytes": state / shard,
+        "rank_gathered_bytes": gathered,
+        "activation_bytes_highest": activation_bytes(
+            model, -(-config.batch_size // (ranks * config.accumulate)), highest, dtype
+        ),
+    }

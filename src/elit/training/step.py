@@ -1,0 +1,154 @@
+"""The state of a run and one step of it: gradients of the whole batch, clipped, then the optimisers and the EMA.
+
+A step whose loss or gradient is not finite in any process changes no weight in any of them, and is counted.
+"""
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+from torch.amp import GradScaler
+
+from elit.backbones.dit import DiT
+from elit.backbones.layers import Block
+from elit.distributed import gathered, hold_gradients, mesh_size, own_part, shard_model, sum_over_ranks, world_size
+from elit.elastic.interface import ReadLayer, WriteLayer
+from elit.training.alignment import Stored
+from elit.training.batch import Batch
+from elit.training.budgets import schedule_levels
+from elit.training.config import TrainConfig
+from elit.training.finetune import hold_all_but_interface, start_from
+from elit.training.objective import Objective, make_objective
+from elit.training.optimizer import lr_scale, make_optimizers
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def no_scaler() -> GradScaler:
+    return GradScaler("cpu", enabled=False)
+
+
+@dataclass
+class TrainState:
+    """What training changes: the model, the EMA of its weights by name, the optimisers, and the number of steps done.
+
+    scaler: of the loss, for fp16. skipped: how many of the steps were; skipped_in_row: how many of the last ones.
+    objective: what is minimised; alignment's projector learns too. held: updates of Read and Write alone.
+    """
+
+    model: DiT
+    ema: dict[str, Tensor]
+    optimizers: tuple[torch.optim.Optimizer, ...]
+    step: int = 0
+    scaler: GradScaler = field(default_factory=no_scaler)
+    skipped: int = 0
+    skipped_in_row: int = 0
+    objective: Objective = field(default_factory=Objective)
+    held: int = 0
+
+    def trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that learns, by name: the model's parameters, then the projector's."""
+        yield from self.model.named_parameters()
+        if self.objective.projector is not None:
+            yield from self.objective.projector.named_parameters(prefix="projector")
+
+    @property
+    def optimizer_of(self) -> dict[Tensor, torch.optim.Optimizer]:
+        """The optimiser that each parameter belongs to."""
+        return {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
+
+    def update_ema(self, decay: float) -> None:
+        """ema <- decay ema + (1 - decay) weights; at first the decay is (1 + step) / (10 + step), if that is lower."""
+        weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
+        weights = [own_part(p.detach()) for p in self.model.parameters()]
+        torch._foreach_lerp_([own_part(self.ema[name]) for name, _ in self.model.named_parameters()], weights, weight)
+
+
+def make_state(config: TrainConfig, device: torch.device, stored: Stored | None = None) -> TrainState:
+    """A model initialised from the seed or from `init_from`, sharded over the processes, its EMA, optimisers and objective.
+
+    `stored`: of the data, for alignment (see `stored_features`).
+    """
+    teacher = None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = DiT(config.model)
+        if config.init_from is not None:
+            teacher = start_from(model, config.init_from, config.flow.path)
+        objective = make_objective(config, model, teacher, device, stored)
+    model.to(device)
+    model.set_checkpointing(config.checkpointing)
+    replicate, shard = mesh_size(config.parallel.replicate, config.parallel.shard)
+    shard_model(model, units(model), replicate, shard, device, DTYPES[config.dtype])
+    if objective.projector is not None:
+        shard_model(objective.projector, (), replicate, shard, device, DTYPES[config.dtype])
+    if model.core is not None and world_size() > 1:  # sharded weights are gathered by all ranks at once
+        model.core.always = schedule_levels(config.budget, config.model)
+    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+    scaler = GradScaler(device.type, enabled=config.dtype == "fp16")
+    optimizers = make_optimizers(model, config.optimizer, objective.projector)
+    return TrainState(model, ema, optimizers, scaler=scaler, objective=objective)
+
+
+def units(model: DiT) -> Iterable[torch.nn.Module]:
+    """The modules whose weights are gathered, used and let go one after another."""
+    return [module for module in model.modules() if isinstance(module, Block | ReadLayer | WriteLayer)]
+
+
+def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
+    """Matrix products in the configuration's dtype."""
+    return torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "fp32")
+
+
+def batch_loss(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> Tensor:
+    """The mean loss of some samples: what training minimises."""
+    batch = batch.to(device)
+    with autocast(config, device):
+        return state.objective(state.model, batch)
+
+
+def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> Tensor:
+    """One step; `batch` is this process's share. Returns the loss of the whole batch, a scalar, the same on every rank.
+
+    The share runs in `config.accumulate` parts, each weighted by its samples: FSDP averages over the ranks, hence their
+    number in the weight.
+    """
+    loss = torch.zeros((), device=device)
+    parts = batch.split(config.accumulate)
+    for i, part in enumerate(parts):
+        for module in (state.model, state.objective.projector):
+            hold_gradients(module, i + 1 < len(parts))
+        weight = len(part) / config.batch_size
+        part_loss = batch_loss(config, state, part, device)
+        state.scaler.scale(part_loss * (weight * world_size())).backward()
+        loss += weight * part_loss.detach()
+    for optimizer in state.optimizers:
+        state.scaler.unscale_(optimizer)
+    if state.step < config.finetune.interface_first:
+        hold_all_but_interface(state.model)
+    norm = gathered(torch.nn.utils.get_total_norm([p.grad for _, p in state.trained() if p.grad is not None]))
+    loss = sum_over_ranks(loss)
+    state.step += 1
+    if all(math.isfinite(value) for value in torch.stack([loss, norm]).tolist()):
+        update(config, state, norm)
+        state.skipped_in_row = 0
+    else:
+        state.skipped, state.skipped_in_row = state.skipped + 1, state.skipped_in_row + 1
+    state.scaler.update()
+    for optimizer in state.optimizers:
+        optimizer.zero_grad()
+    return loss
+
+
+def update(config: TrainConfig, state: TrainState, norm: Tensor) -> None:
+    """The optimisers and the EMA, from gradients of that norm; `state.step` counts the step already."""
+    torch.nn.utils.clip_grads_with_norm_([p for _, p in state.trained()], config.optimizer.clip, norm)
+    scale = lr_scale(config.optimizer, state.step - 1, config.steps)
+    for optimizer in state.optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = scale * group["peak"]
+        optimizer.step()
+    state.held += state.step <= config.finetune.interface_first
+    state.update_ema(config.optimizer.ema_decay)

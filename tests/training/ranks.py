@@ -1,0 +1,58 @@
+"""Runs in several processes of a gloo group, forked from this one: torch is imported already, so they start at once."""
+
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from elit.console import console
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("localhost", 0))
+        return int(sock.getsockname()[1])
+
+
+def start_ranks(count: int, work: Callable[[], object], log: Path | None = None) -> list[int]:
+    """Forks `count` processes, in which torchrun's variables are set, that call `work`; their process numbers.
+
+    They end as the command line does: 0, 2 with one sentence for a user's mistake, 1 for anything else. `log` gets what
+    they write to the error stream.
+    """
+    port = str(free_port())
+    return [fork(rank, count, port, work, log) for rank in range(count)]
+
+
+def fork(rank: int, count: int, port: str, work: Callable[[], object], log: Path | None) -> int:
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        if log is not None:
+            stream = log.open("a")
+            os.dup2(stream.fileno(), 2)
+            console.file = stream
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+        os.environ.update({key: str(value) for key, value in place.items()})
+        work()
+        code = 0
+    except (ValueError, OSError, FloatingPointError) as error:
+        os.write(2, f"rank {rank}: {type(error).__name__}: {error}\n".encode())
+        code = 2
+    except BaseException:
+        traceback.print_exc(file=sys.stderr)
+    finally:
+        os._exit(code)
+
+
+def wait_for(processes: list[int]) -> list[int]:
+    """The exit codes, negative for a signal."""
+    return [os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]) for process in processes]
+
+
+def run_ranks(count: int, work: Callable[[], object], log: Path | None = None) -> list[int]:
+    return wait_for(start_ranks(count, work, log))
