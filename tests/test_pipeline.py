@@ -155,7 +155,7 @@ def test_the_bundled_model_by_name() -> None:
 def test_hub_ids_without_a_network_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path))
-    with pytest.raises(ValueError, match="no model of that id could be fetched"):
+    with pytest.raises(ValueError, match="no folder nobody/nothing either"):
         ElitPipeline.from_pretrained("nobody/nothing")
     with pytest.raises(ValueError, match="is not a model folder"):
         ElitPipeline.from_pretrained(tmp_path / "nothing")

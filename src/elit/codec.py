@@ -1,10 +1,15 @@
-"""Pixels and latents: what turns a model's output into images. Scale and shift live here and nowhere else."""
+"""Pixels and latents: what turns images into a model's input, and its output into images.
 
-import hashlib
-from typing import Any, Protocol
+Scale and shift live here and nowhere else: a model's input is scale (z - shift), where z is what the codec knows.
+"""
+
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+from elit.weights import digest_of
 
 KNOWN_CODECS = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 
@@ -33,7 +38,10 @@ class PixelCodec:
 
 
 class KLCodec:
-    """An AutoencoderKL of diffusers: images are decode(z / scale + shift)."""
+    """An AutoencoderKL of diffusers: images are decode(x / scale + shift).
+
+    side: pixels of an image's side for one latent cell. needs_float32: whether its config asks for it (`force_upcast`).
+    """
 
     def __init__(self, autoencoder: Any) -> None:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
@@ -41,19 +49,60 @@ class KLCodec:
         self.channels = int(config["latent_channels"])
         self.scale = float(config["scaling_factor"])
         self.shift = float(config.get("shift_factor") or 0.0)
-        digest = hashlib.sha256()
-        for tensor in autoencoder.state_dict().values():
-            digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
-        self.name = f"AutoencoderKL {digest.hexdigest()[:12]}"
+        self.side = 2 ** (len(config["block_out_channels"]) - 1)
+        self.needs_float32 = bool(config.get("force_upcast", True))
+        if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+            raise ValueError("this AutoencoderKL normalises each channel by itself; give one with a scaling_factor alone")
+        self.name = f"AutoencoderKL {digest_of(autoencoder)} scale {self.scale:g} shift {self.shift:g}"
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
         self.autoencoder.to(device=device, dtype=dtype)
 
+    def _as_input(self, x: Tensor) -> Tensor:
+        parameter = next(self.autoencoder.parameters())
+        return x.to(parameter.device, parameter.dtype)
+
+    @torch.no_grad()
+    def encode_moments(self, images_BCHW: Tensor) -> Tensor:
+        """(B, 2C, H / side, W / side) float32 of images in [-1, 1]: mean, then log-variance, of z, which is not scaled yet.
+
+        Raises ValueError for sides that are no multiples of `side`.
+        """
+        height, width = images_BCHW.shape[-2:]
+        if height % self.side or width % self.side:
+            raise ValueError(f"the codec needs sides that are multiples of {self.side}, and an image is {height} x {width}")
+        moments: Tensor = self.autoencoder.encode(self._as_input(images_BCHW)).latent_dist.parameters
+        return moments.float()
+
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        parameter = next(self.autoencoder.parameters())
-        z = latents_BCHW.to(parameter.device, parameter.dtype) / self.scale + self.shift
-        return self.autoencoder.decode(z).sample.float()
+        return self.autoencoder.decode(self._as_input(latents_BCHW / self.scale + self.shift)).sample.float()
+
+
+Values = Literal["moments", "mean-std", "samples"]
+
+
+def moments_to_latents(
+    stored_BMhw: Tensor, noise_BChw: Tensor, values: Values, scale: float = 1.0, shift: float = 0.0
+) -> Tensor:
+    """(B, C, h, w) a model's input, scale (z - shift), of what was stored of z.
+
+    values: "moments", mean and log-variance, which is clamped to [-30, 20] as diffusers does; "mean-std", mean and standard
+    deviation; both are 2C channels, and z = mean + deviation x noise. "samples": C channels, z itself; noise is not used.
+    Raises ValueError for another number of channels.
+    """
+    channels = noise_BChw.shape[1]
+    wanted = channels if values == "samples" else 2 * channels
+    if stored_BMhw.shape[1] != wanted:
+        stored = stored_BMhw.shape[1]
+        raise ValueError(
+            f"{channels} channels of latents stored as {values} are {wanted} channels on disk, and not {stored}"
+        )
+    if values == "samples":
+        return scale * (stored_BMhw - shift)
+    mean, spread = stored_BMhw.chunk(2, dim=1)
+    deviation = (spread.clamp(-30, 20) / 2).exp() if values == "moments" else spread
+    return scale * (mean + deviation * noise_BChw - shift)
 
 
 def load_codec(name: str | None, channels: int, device: torch.device) -> Codec:
@@ -68,17 +117,28 @@ def load_codec(name: str | None, channels: int, device: torch.device) -> Codec:
                 f"the model makes latents of {channels} channels; give their decoder with --codec, such as --codec ema"
             )
         return PixelCodec()
+    codec = load_autoencoder(name, device)
+    if codec.channels != channels:
+        raise ValueError(f"the codec {name} decodes {codec.channels} channels; the model makes {channels}")
+    return codec
+
+
+def load_autoencoder(name: str, device: torch.device | str = "cpu") -> KLCodec:
+    """An AutoencoderKL by folder or hub id, or "ema" or "mse", in float32. Raises ValueError where there is none.
+
+    A folder of a hub's repository is written behind its id, such as "black-forest-labs/FLUX.1-dev/vae".
+    """
     from diffusers import AutoencoderKL
 
     source = KNOWN_CODECS.get(name, name)
+    subfolder = ""
+    if source.count("/") == 2 and not Path(source).exists():
+        source, _, subfolder = source.rpartition("/")
     try:
-        autoencoder = AutoencoderKL.from_pretrained(source, use_safetensors=True, low_cpu_mem_usage=False)
+        autoencoder = AutoencoderKL.from_pretrained(
+            source, subfolder=subfolder or None, use_safetensors=True, low_cpu_mem_usage=False
+        )
     except (OSError, ValueError, KeyError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"no AutoencoderKL could be loaded from {source!r} ({why}); give a folder that holds one"
-        ) from error
-    codec = KLCodec(autoencoder.to(device))
-    if codec.channels != channels:
-        raise ValueError(f"the codec {source} decodes {codec.channels} channels; the model makes {channels}")
-    return codec
+        raise ValueError(f"no AutoencoderKL could be loaded from {name!r} ({why}); give a folder that holds one") from error
+    return KLCodec(autoencoder.to(device))

@@ -15,7 +15,10 @@ INPUT_OF_256 = 224  # pixels of the encoder's input for 256 pixels of the image
 
 
 class VisionEncoder:
-    """Patch tokens of images. patch: pixels of a patch's side; width: D; normalisation: mean and deviation per channel."""
+    """Patch tokens of images. patch: pixels of a patch's side; width: D; normalisation: mean and deviation per channel.
+
+    column: the last part of the name, which stored features go by.
+    """
 
     def __init__(self, model: Any, name: str, normalisation: tuple[Any, Any] = IMAGENET) -> None:
         model = getattr(model, "vision_model", model)  # CLIP and its kin have a text tower too
@@ -24,6 +27,7 @@ class VisionEncoder:
         if not isinstance(patch, int):
             raise ValueError(f"{name} is no vision transformer with square patches; give one, such as facebook/dinov2-base")
         self.model, self.name, self.patch, self.width = model.eval().requires_grad_(False), name, patch, config.hidden_size
+        self.column = Path(name).name
         self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in normalisation)
         takes = inspect.signature(model.forward).parameters
         self.options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}

@@ -1,4 +1,4 @@
-"""Model folders from the Hugging Face hub."""
+"""Files from the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -7,21 +7,30 @@ from elit.bundled import CARD_FILE
 from elit.weights import CONFIG_FILE, WEIGHTS_FILE
 
 
+def from_hub(repository: str, files: list[str], remedy: str) -> Path:
+    """A folder with these files of a hub's repository ("user/name"), downloaded once into the hub's own cache.
+
+    The first file must be there; the others may be. Raises ValueError, ending in the remedy, where it cannot be had.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        folder = Path(snapshot_download(repository, allow_patterns=files))
+        if (folder / files[0]).is_file():
+            return folder
+        why = f"it holds no {files[0]}, or only its other files were fetched before"
+    except Exception as error:  # no network, no such repository, a broken cache: each has its own kinds of exception
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    raise ValueError(f"could not fetch {files[0]} of {repository} from the hub ({why}); {remedy}")
+
+
 def model_folder(name: str | Path) -> Path:
-    """A folder of that name, or the hub's model of that id ("user/model"), downloaded once into the hub's own cache.
+    """A folder of that name, or that of the hub's model of that id ("user/model").
 
     Raises ValueError where there is neither, or the hub cannot be reached.
     """
     folder = Path(name)
     if folder.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
         return folder
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(str(name), allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, CARD_FILE]))
-    except (OSError, ValueError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"there is no folder {name}, and no model of that id could be fetched from the hub ({why});"
-            " give a model folder, or fetch it where there is a network"
-        ) from error
+    remedy = f"there is no folder {name} either: give a model folder, or fetch it where there is a network"
+    return from_hub(str(name), [WEIGHTS_FILE, CONFIG_FILE, CARD_FILE], remedy)

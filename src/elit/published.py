@@ -19,6 +19,7 @@ from elit.backbones.layers import sincos_table
 from elit.backbones.presets import PATCHES, SIZES, preset_config, suggest
 from elit.bundled import CARD_FILE, Card, SamplingDefaults, save_card
 from elit.flow import Path as FlowPath
+from elit.hub import from_hub
 from elit.pickles import read_pickle
 from elit.weights import CONFIG_FILE, WEIGHTS_FILE, check_fit, empty_model, save_weights, whole_folder
 
@@ -208,17 +209,10 @@ def fetch(source: str) -> Path:
     repository, _, file = rest.partition("/")
     if not (owner and repository and file):
         raise ValueError(f"{source} names no file on the hub; write hf://{REPOSITORY}/{FILES[2]}")
-    from huggingface_hub import hf_hub_download
-
     name = f"{owner}/{repository}"
-    try:
-        return Path(hf_hub_download(name, file))
-    except Exception as error:  # no network, no such file, a broken cache: each has its own kinds of exception
-        unknown = f"; {suggest(file, FILES)}" if name == REPOSITORY and file not in FILES else ""
-        raise ValueError(
-            f"could not fetch {source} ({type(error).__name__}){unknown}; without a network, download"
-            f" https://huggingface.co/{name}/resolve/main/{file} elsewhere, and give the file's path instead"
-        ) from error
+    near = f"{suggest(file, FILES)}; " if name == REPOSITORY and file not in FILES else ""
+    by_hand = f"{near}without a network, download https://huggingface.co/{name}/resolve/main/{file} elsewhere"
+    return from_hub(name, [file], f"{by_hand}, and give the file's path instead") / file
 
 
 def split_checkpoint(checkpoint: Any, weights: str, source: str) -> tuple[State, dict[str, Any]]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from elit.backbones.dit import DiT, DiTConfig
 from elit.backbones.presets import suggest
@@ -139,6 +139,14 @@ def fingerprint(model: DiT) -> str:
     digest = hashlib.sha256(json.dumps(config_to_dict(model.config), sort_keys=True).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:12]
+
+
+def digest_of(module: nn.Module) -> str:
+    """A hash of any module's weights, which depends neither on their device nor on float16 or float32 holding them."""
+    digest = hashlib.sha256()
+    for tensor in module.state_dict().values():
+        digest.update(tensor.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:12]
 
 

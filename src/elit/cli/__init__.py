@@ -9,13 +9,14 @@ from collections.abc import Callable, Sequence
 
 from elit.cli.demo import add_demo
 from elit.cli.models import add_export, add_import, add_info
+from elit.cli.prepare import add_prepare
 from elit.cli.report import add_report
 from elit.cli.results import add_results
 from elit.cli.sample import add_sample
 from elit.cli.train import add_train
 from elit.console import console
 
-COMMANDS = (add_demo, add_report, add_train, add_sample, add_import, add_export, add_info, add_results)
+COMMANDS = (add_demo, add_report, add_prepare, add_train, add_sample, add_import, add_export, add_info, add_results)
 INTERRUPTED = 130  # the shell's code for a program ended by Ctrl-C
 
 

@@ -13,12 +13,13 @@ index into `DataInfo.buckets`), and either
 image    a PNG (`datasets.Image`), or
 latent   float16, row-major (stored channels, h, w), flat: `List(float16, length)`, without a length where there are
          buckets; with `mirror` also mirrored, the same of the picture mirrored left to right; and for each named feature
-         feature.NAME, float16 (tokens, width), flat.
+         feature.NAME, float16 (rows, columns, width) of its tokens, flat, with `mirror` also mirrored.feature.NAME.
 """
 
 import dataclasses
 import io
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elit.codec import moments_to_latents
 from elit.data.images import as_tensor, to_float
 
 if TYPE_CHECKING:
@@ -46,7 +48,8 @@ class DataInfo:
     size: (height, width) of one model input, in pixels or latent cells; None where `buckets` lists the sizes there are.
     channels: of one model input; latents of "moments" (mean, log-variance) and "mean-std" (mean, standard deviation)
     store twice as many, "samples" as many. A model input is scale (z - shift) with z = mean + standard deviation x noise;
-    codec: the AutoencoderKL that z belongs to. features: {name: (tokens, width)}.
+    codec: the AutoencoderKL that z belongs to; psnr: in dB, of decode(encode(x)) over some pictures, if it was measured.
+    features: {name: (rows, columns, width)} of a vision encoder's tokens.
     """
 
     kind: Literal["images", "latents"]
@@ -61,8 +64,9 @@ class DataInfo:
     scale: float = 1.0
     shift: float = 0.0
     codec: str = ""
+    psnr: float | None = None
     mirror: bool = False
-    features: dict[str, tuple[int, int]] = field(default_factory=dict)
+    features: dict[str, tuple[int, int, int]] = field(default_factory=dict)
 
     @property
     def stored_channels(self) -> int:
@@ -86,8 +90,9 @@ class DataInfo:
             columns["image"] = Image()
         for name in ("latent", "mirrored")[: 1 + self.mirror] if self.kind == "latents" else ():
             columns[name] = List(Value("float16"), length=length)
-        for name, (tokens, width) in self.features.items():
-            columns[f"feature.{name}"] = List(Value("float16"), length=tokens * width)
+        for name, shape in self.features.items():
+            for column in (f"feature.{name}", f"mirrored.feature.{name}")[: 1 + self.mirror]:
+                columns[column] = List(Value("float16"), length=math.prod(shape))
         return Features(columns)
 
     def to_json(self) -> str:
@@ -107,12 +112,14 @@ def read_info(folder: Path) -> DataInfo:
         version = values.pop("format")
         if version != FORMAT:
             raise ValueError(f"its format is {version}, and this version of elit reads {FORMAT}")
-        values["size"] = None if values["size"] is None else pair(values["size"])
-        values["buckets"] = tuple(pair(bucket) for bucket in values["buckets"])
+        values["size"] = None if values["size"] is None else sizes(values["size"], 2)
+        values["buckets"] = tuple(sizes(bucket, 2) for bucket in values["buckets"])
         values["label_names"] = tuple(str(name) for name in values["label_names"])
-        values["features"] = {str(name): pair(shape) for name, shape in values["features"].items()}
+        values["features"] = {str(name): sizes(shape, 3) for name, shape in values["features"].items()}
         info = DataInfo(**values)
         sound = info.kind in ("images", "latents") and type(info.count) is int and type(info.channels) is int
+        sound = sound and info.values in (None, "moments", "mean-std", "samples")
+        sound = sound and all(type(number) in (int, float) for number in (info.scale, info.shift))
         if not sound or (info.size is None) == (not info.buckets) or (info.kind == "latents") == (info.values is None):
             raise ValueError("its kind, count, size and values do not fit together")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -120,12 +127,11 @@ def read_info(folder: Path) -> DataInfo:
     return info
 
 
-def pair(values: Any) -> tuple[int, int]:
-    """Two positive whole numbers, checked."""
-    first, second = values
-    if type(first) is not int or type(second) is not int or min(first, second) < 1:
-        raise ValueError(f"{values!r} is not a pair of sizes")
-    return first, second
+def sizes(values: Any, count: int) -> tuple[Any, ...]:
+    """So many positive whole numbers, checked."""
+    if len(values) != count or any(type(value) is not int or value < 1 for value in values):
+        raise ValueError(f"{values!r} are not {count} sizes")
+    return tuple(values)
 
 
 class PreparedData:
@@ -199,25 +205,40 @@ class PreparedData:
         except (OSError, SyntaxError, TypeError) as error:
             raise ValueError(f"row {row} of {self.folder} is not a picture ({error}); prepare the data again") from error
 
-    def feature(self, name: str, rows: Tensor) -> Tensor:
-        """(B, tokens, width) float32 of a stored feature."""
-        column = self._column(f"feature.{name}")
-        stored = np.stack([column.value(int(row)) for row in rows])
-        return torch.from_numpy(stored).float().unflatten(1, self.info.features[name])
+    def feature(self, name: str, rows: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """(B, tokens, width) float32 of a stored feature, row by row of its grid.
+
+        Of the mirrored picture where `read` takes the mirrored latents: generators are new ones, as `read` gets them.
+        """
+        if name not in self.info.features:
+            raise ValueError(
+                f"{self.folder} holds no features of {name!r}, but {list(self.info.features) or 'none'};"
+                " store them with elit prepare latents --features"
+            )
+        names = [f"mirrored.feature.{name}" if flip else f"feature.{name}" for flip in self._mirrored(generators)]
+        return self._stored(names, rows).unflatten(1, (-1, self.info.features[name][2]))
+
+    def _mirrored(self, generators: Sequence[torch.Generator]) -> list[bool]:
+        """Whether each row is taken mirrored: its generator's first number, where mirrored latents are stored."""
+        return [self.info.mirror and float(torch.rand((), generator=g)) < 0.5 for g in generators]
+
+    def _stored(self, names: Sequence[str], rows: Tensor) -> Tensor:
+        """(B, length) float32: of each row, the column of its name."""
+        stored = np.stack([self._column(name).value(row) for name, row in zip(names, rows.tolist(), strict=True)])
+        return torch.from_numpy(stored).float()
 
     def _latents(self, rows: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
-        names = ["latent"] * len(rows)
-        if self.info.mirror:
-            names = ["mirrored" if float(torch.rand((), generator=g)) < 0.5 else "latent" for g in generators]
+        assert self.info.values is not None
+        names = ["mirrored" if flip else "latent" for flip in self._mirrored(generators)]
         shape = self.info.shape(0 if self.info.size is not None else int(self.table["bucket"][int(rows[0])].as_py()))
-        stored = np.stack([self._column(name).value(row) for name, row in zip(names, rows.tolist(), strict=True)])
-        z = torch.from_numpy(stored).unflatten(1, (-1, *shape[1:])).float()
+        stored = self._stored(names, rows)
+        if stored[0].numel() % math.prod(shape[1:]):
+            raise ValueError(f"row {int(rows[0])} of {self.folder} is not {shape[1]} x {shape[2]}; prepare the data again")
+        noise = torch.zeros(len(rows), *shape)
         if self.info.values != "samples":
-            mean, spread = z.chunk(2, dim=1)
-            std = (spread / 2).exp() if self.info.values == "moments" else spread
             noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-            z = mean + std * noise
-        return self.info.scale * (z - self.info.shift)
+        moments = stored.unflatten(1, (-1, *shape[1:]))
+        return moments_to_latents(moments, noise, self.info.values, self.info.scale, self.info.shift)
 
     def _column(self, name: str) -> "_Column":
         if name not in self._places:

@@ -44,15 +44,22 @@ class Preparation:
         self.out.mkdir(parents=True, exist_ok=True)
         if self.exclusive:
             self._take_lock()
-        if file.is_file():
-            check_settings(file, self.settings)
-        else:
-            write_whole(file, json.dumps(self.settings, indent=2) + "\n")
-        if not self.is_finished:
-            self.parts.mkdir(exist_ok=True)
+        try:
+            if file.is_file():
+                check_settings(file, self.settings)
+            else:
+                write_whole(file, json.dumps(self.settings, indent=2) + "\n")
+            if not self.is_finished:
+                self.parts.mkdir(exist_ok=True)
+        except BaseException:
+            self._release_lock()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._release_lock()
+
+    def _release_lock(self) -> None:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

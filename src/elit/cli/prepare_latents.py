@@ -1,0 +1,64 @@
+"""`elit prepare latents`: the latents of prepared pictures, and features to align with."""
+
+import argparse
+from pathlib import Path
+from typing import Literal
+
+from elit.cli.parsing import Commands, torch_dtype
+from elit.console import output
+
+
+def add_prepare_latents(kinds: Commands) -> None:
+    kind = kinds.add_parser("latents", help="encode prepared pictures; resumable, and the same under torchrun")
+    kind.add_argument("images", help="a folder that elit prepare images wrote")
+    kind.add_argument("--codec", required=True, help="an AutoencoderKL by folder or hub id (a/b or a/b/vae), or ema or mse")
+    kind.add_argument("--out", required=True, help="folder for the latents")
+    kind.add_argument("--mirror", action="store_true", help="also of the mirrored pictures; training takes either")
+    kind.add_argument(
+        "--features",
+        action="append",
+        default=[],
+        metavar="ENCODER",
+        help="also the tokens of a vision encoder, by folder or hub id, such as facebook/dinov2-base; may be repeated",
+    )
+    kind.add_argument("--tile", default="auto", help="pictures in one call of the codec (auto: probed); changes last bits")
+    kind.add_argument("--device", default="auto")
+    kind.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the codec")
+    kind.set_defaults(run=run_prepare_latents)
+
+
+def run_prepare_latents(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.codec import load_autoencoder
+    from elit.data.dataset import PreparedData
+    from elit.data.latents import Encoding, poor, prepare_latents
+    from elit.distributed import is_main, local_device, process_group
+    from elit.encoder import load_encoder
+
+    tile, out = parse_tile(options.tile), Path(options.out)
+    source, device = PreparedData(options.images), local_device(options.device)
+    codec = load_autoencoder(options.codec, device)
+    if options.dtype == "fp16" and codec.needs_float32:
+        raise ValueError(
+            f"the codec {options.codec} overflows float16 (its force_upcast says so); give --dtype fp32 or bf16"
+        )
+    codec.to(dtype=torch_dtype(options.dtype))
+    encoders = tuple(load_encoder(name, device) for name in options.features)
+    with process_group():
+        info = prepare_latents(source, Encoding(codec, encoders, options.mirror), out, tile)
+    if not is_main():
+        return
+    size = f"{info.size[0]} x {info.size[1]}" if info.size else f"{len(info.buckets)} sizes"
+    output.print(f"{info.count} latents of {info.channels} x {size} are in {out}", markup=False, soft_wrap=True)
+    if info.psnr is not None:
+        warning = poor(info.psnr)
+        text = warning or f"decoded again, pictures are {info.psnr:.1f} dB from themselves"
+        output.print(text, style="yellow" if warning else None, markup=False, soft_wrap=True)
+
+
+def parse_tile(text: str) -> int | Literal["auto"]:
+    """A number of pictures, or "auto". Raises ValueError for anything else."""
+    if text == "auto":
+        return "auto"
+    if not text.isascii() or not text.isdigit():
+        raise ValueError(f"--tile {text} is not a number of pictures; give one, such as 16, or auto")
+    return int(text)
