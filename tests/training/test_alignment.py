@@ -39,7 +39,7 @@ def encoder(tmp_path: Path) -> Path:
 @pytest.fixture
 def make_aligned(make_config: Make, encoder: Path) -> Make:
     """`make_config` with alignment on."""
-    on = {"alignment__on": "true", "alignment__encoder": encoder, "alignment__width": 8}
+    on = {"alignment__enabled": "true", "alignment__encoder": encoder, "alignment__width": 8}
     return lambda **values: make_config(**{**on, **values})
 
 

@@ -69,7 +69,8 @@ def test_a_converted_model_is_the_dense_one_without_its_core(
         block.register_forward_hook(lambda _m, _a, out, i=i: seen.update({i: out})) for i, block in enumerate(dense.blocks)
     ]
     dense(x, t, y)
-    [hook.remove() for hook in hooks]
+    for hook in hooks:
+        hook.remove()
     core, grid = model.core, model.config.grid
     tables = core.read.token_positions + core.write.token_positions
     h = ungroup(group(seen[1], grid, core.window) + tables, grid, core.window)

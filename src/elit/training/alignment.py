@@ -107,7 +107,7 @@ def stored_features(alignment: AlignmentConfig, data: TrainingData) -> Stored | 
 
     Raises ValueError for latents without them.
     """
-    if not alignment.on or not isinstance(data, PreparedData) or data.info.kind == "images":
+    if not alignment.enabled or not isinstance(data, PreparedData) or data.info.kind == "images":
         return None
     name = column_of(alignment.encoder)
     if name not in data.info.features:
@@ -129,7 +129,7 @@ def alignment_target(
 
     `generators` makes new ones, as those that `data.read` made x from.
     """
-    if not alignment.on:
+    if not alignment.enabled:
         return None
     if stored_features(alignment, data) is None:
         return to_uint8(x_BCHW)

@@ -40,12 +40,12 @@ class BudgetConfig:
 class AlignmentConfig:
     """Representation alignment (REPA, Yu et al., 2025) of the tokens after block `depth` with a vision encoder's.
 
-    on: whether to align. encoder: a folder or hub id of a backbone that transformers' AutoModel loads. depth: counted
+    enabled: whether to align. encoder: a folder or hub id of a backbone that transformers' AutoModel loads. depth: counted
     from 1; 8, or the head's depth where that is less, if none is given. weight: of minus the mean cosine in the loss.
     width: of the projector's hidden layers.
     """
 
-    on: bool = False
+    enabled: bool = False
     encoder: str = "facebook/dinov2-base"
     depth: int | None = None
     weight: float = 0.5
@@ -168,7 +168,7 @@ class TrainConfig:
         if self.budget.schedule is not None:
             parse_budget(self.budget.schedule)
         check_finetune(self.finetune, self.model, self.init_from)
-        if self.alignment.on:
+        if self.alignment.enabled:
             alignment_depth(self.alignment, self.model)
 
     def to_dict(self) -> dict[str, Any]:

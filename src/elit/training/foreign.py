@@ -251,15 +251,15 @@ def _alignment(theirs: dict[str, Any], name: str, out: Translation, origin: str)
     """REPA, which is on where both an encoder and a coefficient are given."""
     encoder, weight = theirs["enc_type"], theirs["proj_coeff"]
     if encoder in ("none", "None") or weight == 0:
-        out.say(f"enc_type {encoder}, proj_coeff {weight}", {"alignment.on": False})
+        out.say(f"enc_type {encoder}, proj_coeff {weight}", {"alignment.enabled": False})
         return
     if encoder not in ENCODERS:
         raise ValueError(
             f"{origin}: enc_type {encoder!r} is not translated, only {', '.join(ENCODERS)}; leave it out, and give"
-            " --alignment.on true and --alignment.encoder a folder or hub id"
+            " --alignment.enabled true and --alignment.encoder a folder or hub id"
         )
     told = f"enc_type {encoder}, proj_coeff {weight}, encoder_depth {theirs['encoder_depth']}"
-    ours = {"alignment.on": True, "alignment.encoder": ENCODERS[encoder]}
+    ours = {"alignment.enabled": True, "alignment.encoder": ENCODERS[encoder]}
     out.say(told, ours | {"alignment.weight": weight, "alignment.depth": theirs["encoder_depth"]})
 
 
@@ -268,7 +268,7 @@ def _ignored(theirs: dict[str, Any], given: dict[str, Any], name: str, out: Tran
     reasons = dict(IGNORED) | dict.fromkeys(OF_DFM, "only decomposable flow matching uses it")
     reasons["resume_step"] = "the same command goes on from the run's last checkpoint"
     if not name.startswith("ELIT-"):
-        aligned = out.values.get("alignment.on")
+        aligned = out.values.get("alignment.enabled")
         reasons |= {key: f"{name} is dense" for key in OF_ELASTIC if not (aligned and key == "encoder_depth")}
     reasons |= {key: f"{why}, as in the file" for key, (_, why) in ONLY.items()}
     out.ignored += [f"{key} {theirs[key]}: {reasons[key]}" for key in given if key in reasons]

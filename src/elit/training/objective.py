@@ -55,6 +55,6 @@ def make_objective(
     if teacher is not None and config.finetune.distill:
         objective.teacher = teacher.to(device).eval().requires_grad_(False)
         objective.distill = config.finetune.distill
-    if config.alignment.on:
+    if config.alignment.enabled:
         objective.aligner = make_aligner(config.alignment, model, device, stored)
     return objective
