@@ -4,6 +4,8 @@ torchrun and `accelerate launch` both tell a process its place in RANK, LOCAL_RA
 """
 
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -12,6 +14,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 
@@ -64,7 +68,9 @@ def process_group(timeout: timedelta = timedelta(hours=24), device: torch.device
     if gpu:
         torch.cuda.set_device(device)
     with _lost_ranks_told():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=timeout)
+        store = fresh_store(timeout)
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=rank(), world_size=world_size())
         try:
             yield
         except LostRankError:
@@ -78,6 +84,34 @@ def process_group(timeout: timedelta = timedelta(hours=24), device: torch.device
             dist.destroy_process_group()
             raise
         dist.destroy_process_group()
+
+
+def fresh_store(timeout: timedelta) -> Store:
+    """Where processes leave each other word. torchrun's own outlives its restarts, with the addresses of the dead in it.
+
+    So a part of it is used whose name the first process draws anew, and tells to those that greet it now: each leaves a
+    greeting of its own, in place of that of a dead one, and confirms the answer. Greetings of the dead are answered too,
+    and nobody reads those answers.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=timeout))
+    own = uuid.uuid4().hex
+    if not is_main():
+        store.set(f"greeting/{rank()}", own)
+        store.wait([f"answer/{own}"], timeout)
+        name = store.get(f"answer/{own}").decode()
+        store.set(f"confirmed/{name}/{rank()}", "")
+        return PrefixStore(name, store)
+    others, end = set(range(1, world_size())), time.monotonic() + timeout.total_seconds()
+    while others:
+        if time.monotonic() > end:
+            raise LostRankError(f"{len(others)} of {world_size()} processes did not come in time: {sorted(others)[:8]}")
+        for other in list(others):
+            if store.check([f"greeting/{other}"]):
+                store.set(f"answer/{store.get(f'greeting/{other}').decode()}", own)
+            if store.check([f"confirmed/{own}/{other}"]):
+                others.remove(other)
+        time.sleep(0.005)
+    return PrefixStore(own, store)
 
 
 @contextmanager

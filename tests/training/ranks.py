@@ -40,6 +40,8 @@ def fork(rank: int, count: int, port: str, work: Callable[[], object], log: Path
         os.environ.update({key: str(value) for key, value in place.items()})
         work()
         code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
     except (ValueError, OSError, FloatingPointError) as error:
         os.write(2, f"rank {rank}: {type(error).__name__}: {error}\n".encode())
         code = 2

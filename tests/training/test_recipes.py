@@ -18,10 +18,16 @@ NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 
 
 @cache
+def made(config: DiTConfig) -> DiT:
+    """Without weights."""
+    with torch.device("meta"):
+        return DiT(config)
+
+
+@cache
 def flops(model: DiTConfig, budget: BudgetConfig, flow: FlowConfig) -> float:
     """Many recipes share a model and its budgets."""
-    with torch.device("meta"):
-        return mean_flops(DiT(model), budget, flow)
+    return mean_flops(made(model), budget, flow)
 
 
 def cost_of(config: TrainConfig) -> float:

@@ -4,6 +4,7 @@ Only this folder parses. A user's mistake is one sentence on the error stream an
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -34,8 +35,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace, list[str]], None] = known.run
         run(known, rest)
     except (ValueError, OSError, FloatingPointError) as error:
-        console.print(f"elit: {error}", style="red", markup=False, soft_wrap=True)
+        from elit.distributed import is_main
+
+        if is_main():  # all processes of a torchrun fail alike, and one of them says why
+            console.print(f"elit: {error}", style="red", markup=False, soft_wrap=True)
         return 2
+    except RuntimeError as error:
+        from elit.distributed import LostRankError
+
+        if not isinstance(error, LostRankError):
+            raise
+        console.print(f"elit: {error}; the same command goes on from the last checkpoint", markup=False, soft_wrap=True)
+        sys.stderr.flush()
+        os._exit(1)  # threads may wait for the dead process: nothing in order can be expected of them
     except KeyboardInterrupt:
         console.print("elit: stopped; what was finished is kept, and the same command goes on from there", markup=False)
         return INTERRUPTED

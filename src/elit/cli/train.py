@@ -29,6 +29,7 @@ def train_keys() -> str:
 
 
 def run_train(options: argparse.Namespace, rest: list[str]) -> None:
+    from elit.distributed import is_main
     from elit.training.config import load_config
     from elit.training.loop import dry_run, train
 
@@ -38,7 +39,11 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> None:
     if not options.dry_run:
         train(config)
         return
-    cost = dry_run(config)
+    if is_main():
+        output.print(cost_table(dry_run(config)))
+
+
+def cost_table(cost: dict[str, float]) -> Table:
     table = Table(title="What the run would cost", show_header=False)
     table.add_row("parameters", f"{cost['parameters'] / 1e6:.2f} M")
     table.add_row("forward of one image, lowest budget", f"{cost['forward_gflops_lowest']:.2f} GFLOPs")
@@ -46,5 +51,9 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> None:
     table.add_row("step of a batch, highest budget", f"{cost['step_gflops_highest'] / 1e3:.2f} TFLOPs")
     table.add_row("step of a batch, on average", f"{cost['step_gflops_mean'] / 1e3:.2f} TFLOPs")
     table.add_row("weights, gradients, moments, EMA", f"{cost['state_bytes'] / 2**20:.0f} MiB")
-    table.add_row("activations of a batch, highest budget", f"{cost['activation_bytes_highest'] / 2**20:.0f} MiB")
-    output.print(table)
+    if cost["ranks"] > 1:
+        table.add_row("processes", f"{cost['ranks']:.0f}")
+        table.add_row("of these, on each process", f"{cost['rank_state_bytes'] / 2**20:.0f} MiB")
+        table.add_row("weights gathered at a time", f"{cost['rank_gathered_bytes'] / 2**20:.0f} MiB")
+    table.add_row("activations on each process, highest budget", f"{cost['activation_bytes_highest'] / 2**20:.0f} MiB")
+    return table

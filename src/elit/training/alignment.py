@@ -32,14 +32,15 @@ class Projector(nn.Sequential):
 
 
 class Tap:
-    """Notes the tokens (B, N, C) that a block makes in each forward, by a hook."""
+    """Notes the tokens (B, N, C) that a block makes in each forward with gradients, by a hook."""
 
     def __init__(self, block: nn.Module) -> None:
         self.tokens: Tensor | None = None
         self.hook = block.register_forward_hook(self.note)
 
     def note(self, block: nn.Module, given: Any, tokens_BNC: Tensor) -> None:
-        self.tokens = tokens_BNC
+        if torch.is_grad_enabled():
+            self.tokens = tokens_BNC
 
     def take(self) -> Tensor:
         """The tokens of the last forward, once."""

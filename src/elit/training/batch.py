@@ -1,6 +1,6 @@
 """What one step trains on, from (seed, step) alone: the same samples, noise and times for any number of ranks."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,7 +78,7 @@ def draw_batch(config: TrainConfig, data: LabelledImages, step: int, share: rang
     return Batch(interpolate(path, x, noise, t), labels, budget, target)
 
 
-def drawn_ahead(draw: Callable[[int], Batch], first: int, last: int) -> Iterator[Batch]:
+def drawn_ahead(draw: Callable[[int], Batch], first: int, last: int) -> Generator[Batch, None, None]:
     """draw(first) .. draw(last - 1), the next ones drawn in a thread of its own while one is used."""
     with ThreadPoolExecutor(1, "draw") as pool:
         pending: list[Future[Batch]] = [pool.submit(draw, step) for step in range(first, min(first + AHEAD, last))]

@@ -149,9 +149,9 @@ class Saver:
 
         Raises OSError where that one could not be written.
         """
-        self.wait()
-        import torch.distributed.checkpoint as dcp
+        from torch.distributed.checkpoint.state_dict_saver import async_save
 
+        self.wait()
         self.folder = self.run / "checkpoints" / f"step_{state.step:08d}"
         part = self.folder.with_name(f".{self.folder.name}.part")
         if is_main():
@@ -181,7 +181,7 @@ class Saver:
 
         barrier()
         quiet()
-        written = dcp.async_save(
+        written = async_save(
             state_tensors(state),
             storage_writer=_writer(part, finish),
             process_group=self.group,
@@ -208,7 +208,7 @@ class Saver:
 
 def _writer(part: Path, finish: Callable[[], None]) -> Any:
     """DCP's writer of safetensors, which calls `finish` on one rank when all ranks' files are written."""
-    from torch.distributed.checkpoint import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
 
     class Writer(HuggingFaceStorageWriter):
         def finish(self, metadata: Any, results: Any) -> None:
@@ -253,8 +253,9 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
     Checkpoints of before there were shards, with one training.safetensors, are read too. Raises ValueError for a
     truncated or foreign one.
     """
-    import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
         values = json.loads((folder / STATE_FILE).read_text(encoding="utf8"))
@@ -263,8 +264,8 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
                 raise ValueError(f"{name} is cut short")
         quiet()
         with torch.no_grad():
-            reader = dcp.HuggingFaceStorageReader(str(folder))
-            dcp.load(state_tensors(state) | state.ema, storage_reader=reader, no_dist=world_size() == 1)
+            reader = HuggingFaceStorageReader(str(folder))
+            load(state_tensors(state) | state.ema, storage_reader=reader, no_dist=world_size() == 1)
         state.step = int(values["step"])
         state.skipped, state.skipped_in_row = int(values.get("skipped", 0)), int(values.get("skipped_in_row", 0))
         if state.scaler.is_enabled() and values.get("scaler"):

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -30,10 +30,10 @@ from elit.pictures import save_png, spread, tile
 from elit.sampling import sample
 from elit.training.alignment import stored_features
 from elit.training.batch import Batch, draw_batch, drawn_ahead
-from elit.training.checkpoint import Saver, TrainState, checkpoints, load_checkpoint, locked, open_run, remove_unfinished
+from elit.training.checkpoint import Saver, checkpoints, load_checkpoint, locked, open_run, remove_unfinished
 from elit.training.config import TrainConfig
 from elit.training.dry_run import dry_run
-from elit.training.step import autocast, make_state, train_step
+from elit.training.step import TrainState, autocast, make_state, train_step
 
 __all__ = ["Batch", "draw_batch", "dry_run", "load_data", "make_state", "save_preview", "train", "train_step"]
 
@@ -98,33 +98,49 @@ def train_in(run: Path, config: TrainConfig, data: LabelledImages, device: torch
     saver = Saver(run, config.log.keep, card)
     share = own_share(config.batch_size)
     batches = drawn_ahead(lambda step: draw_batch(config, data, step, share), state.step, config.steps)
-    stopped = False
     with Log(config, run, state.step) as log, closing(batches):
-        for batch in batches:
-            loss = train_step(config, state, batch, device)
-            stopped, failed = anywhere([stop.is_set(), saver.failed])
-            if failed:
-                break
-            check_finite(config, state, run, saver)
-            log.step(state, loss)
-            last = stopped or state.step == config.steps
-            due = config.log.checkpoint_every and state.step % config.log.checkpoint_every == 0
-            if last or (due and not state.skipped_in_row):
-                saver.save(state)
-            if config.log.preview_every and not stopped and (last or state.step % config.log.preview_every == 0):
-                save_preview(config, state, run / "previews" / f"step_{state.step:08d}.png")
-            if last:
-                break
+        stopped = take_steps(config, state, batches, device, log, saver, stop)
     saver.wait()
     return tell_end(config, run, state, stopped)
 
 
-def check_finite(config: TrainConfig, state: TrainState, run: Path, saver: Saver) -> None:
+def take_steps(
+    config: TrainConfig,
+    state: TrainState,
+    batches: Iterable[Batch],
+    device: torch.device,
+    log: "Log",
+    saver: Saver,
+    stop: threading.Event,
+) -> bool:
+    """A step per batch, with what is due after it, until they end, a rank is asked to stop, or a checkpoint fails.
+
+    Returns whether it was asked to stop.
+    """
+    for batch in batches:
+        loss = train_step(config, state, batch, device)
+        stopped, failed = anywhere([stop.is_set(), saver.failed])
+        if failed:
+            break  # `saver.wait` tells why
+        check_finite(config, state, saver)
+        log.step(state, loss)
+        last = stopped or state.step == config.steps
+        due = config.log.checkpoint_every and state.step % config.log.checkpoint_every == 0
+        if last or (due and not state.skipped_in_row):
+            saver.save(state)
+        if config.log.preview_every and not stopped and (last or state.step % config.log.preview_every == 0):
+            save_preview(config, state, saver.run / "previews" / f"step_{state.step:08d}.png")
+        if last:
+            return stopped
+    return False
+
+
+def check_finite(config: TrainConfig, state: TrainState, saver: Saver) -> None:
     """Raises FloatingPointError where too many steps in a row were skipped; all ranks count the same."""
     if state.skipped_in_row < config.skip_limit:
         return
     saver.wait()
-    found = checkpoints(run)
+    found = checkpoints(saver.run)
     good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
     raise FloatingPointError(
         f"the loss or its gradient was not finite in the last {state.skipped_in_row} steps, up to step {state.step};"

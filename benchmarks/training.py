@@ -1,0 +1,108 @@
+"""What the training loop costs beside the bare step of the model.
+
+    python benchmarks/training.py
+
+Steps/s of the loop (drawing the data, EMA, the checks, logging) and of forward, backward, clipping and optimisers alone on
+the same batches, drawn beforehand; interleaved. Then what drawing a batch and averaging the weights take by themselves.
+"""
+
+import argparse
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.table import Table
+
+from elit.distributed import local_device
+from elit.training.batch import Batch, draw_batch, drawn_ahead
+from elit.training.checkpoint import Saver
+from elit.training.config import LogConfig, TrainConfig, load_config
+from elit.training.loop import Log, load_data, take_steps
+from elit.training.step import TrainState, batch_loss, make_state
+from timing import Variant, interleave, machine, open_report, spread
+
+
+def bare_steps(config: TrainConfig, state: TrainState, batches: list[Batch], device: torch.device) -> None:
+    """What no loop can leave out."""
+    for batch in batches:
+        batch_loss(config, state, batch, device).backward()
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip)
+        for optimizer in state.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+
+
+def ready_state(config: TrainConfig, device: torch.device) -> TrainState:
+    state = make_state(config, device)
+    if config.compile:
+        state.model.compile_blocks()
+    state.model.train()
+    return state
+
+
+def milliseconds(run: Callable[[], object], repeats: int) -> float:
+    """The median time of one call."""
+    seconds = []
+    for _ in range(repeats):
+        began = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - began)
+    return 1000 * spread(seconds).median
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default="configs/emoji-tiny.yaml")
+    parser.add_argument("--steps", type=int, default=20, help="of one round")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--quick", action="store_true", help="two rounds of two steps, not compiled: whether it runs")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    args, overrides = parser.parse_known_args()
+    if args.quick:
+        args.steps, args.rounds, overrides = 2, 2, [*overrides, "--compile", "false", "--batch_size", "4"]
+    torch.set_num_threads(args.threads)
+    config = load_config(args.config, overrides)
+    config = replace(config, steps=10**9, log=LogConfig(every=config.log.every, checkpoint_every=0, preview_every=0))
+    device, data = local_device(config.device), load_data(config)
+    batches = [draw_batch(config, data, step) for step in range(args.steps)]  # the same budgets in every round
+    bare, looped = ready_state(config, device), ready_state(config, device)
+
+    with tempfile.TemporaryDirectory() as folder:
+        saver = Saver(Path(folder), 1)
+
+        def loop(_: object) -> None:
+            looped.step = 0
+            with Log(config, Path(folder), 0) as log:
+                ahead = drawn_ahead(lambda step: draw_batch(config, data, step), 0, args.steps)
+                take_steps(config, looped, ahead, device, log, saver, threading.Event())
+
+        variants = {"loop": Variant(loop), "bare": Variant(lambda _: bare_steps(config, bare, batches, device))}
+        seconds = interleave(variants, args.rounds, "training")
+    ratio = spread([a / b - 1 for a, b in zip(seconds["loop"], seconds["bare"], strict=True)])
+    rate = {name: spread([args.steps / value for value in values]) for name, values in seconds.items()}
+    drawing = milliseconds(lambda: draw_batch(config, data, 0), 20)
+    averaging = milliseconds(lambda: looped.update_ema(config.optimizer.ema_decay), 20)
+
+    out = open_report()
+    title = (
+        f"{args.config}: batch {config.batch_size}, {config.dtype}, {args.rounds} rounds of {args.steps} steps (quartiles)"
+    )
+    table = Table(title=title)
+    for column in ("loop, steps/s", "bare, steps/s", "overhead", "drawing, ms", "averaging, ms"):
+        table.add_column(column, justify="right")
+    overhead = f"{ratio.show(100, 1)} %"
+    table.add_row(rate["loop"].show(), rate["bare"].show(), overhead, f"{drawing:.2f}", f"{averaging:.2f}")
+    out.print(table)
+    if args.json:
+        figures = {"machine": machine(), "seconds": seconds, "drawing_ms": drawing, "averaging_ms": averaging}
+        args.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
