@@ -11,10 +11,12 @@ from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
+from elit.data.dataset import DataInfo, PreparedData
 from elit.data.images import to_uint8
+from elit.data.shards import Preparation
 from elit.elastic import Grid, Layout
 from elit.encoder import load_encoder
-from elit.training.alignment import Projector, alignment_loss, resample_tokens
+from elit.training.alignment import Projector, alignment_loss, resample_tokens, stored_features
 from elit.training.checkpoint import checkpoints
 from elit.training.config import TrainConfig, alignment_depth
 from elit.training.loop import draw_batch, load_data, make_state, train, train_step
@@ -205,3 +207,69 @@ def test_processes_align_as_one_does(make_aligned: Make, tmp_path: Path) -> None
     assert run_ranks(2, lambda: train(config), log) == [0, 0], log.read_text()
     one, two = (load_file(checkpoints(Path(c.out))[-1] / "model.safetensors") for c in (alone, config))
     assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4
+
+
+@pytest.fixture
+def latents(tmp_path: Path) -> PreparedData:
+    """Ten prepared latents of 4 x 4 x 4 with 2 x 3 features: row i holds i everywhere, and 100 + i where it is mirrored."""
+    info = DataInfo(
+        "latents", 0, (4, 4), ("a", "b"), channels=4, values="samples", mirror=True, features={"tiny-dino": (2, 3, 5)}
+    )
+    column = {
+        f"{mirrored}{name}": [[float(i + base)] * size for i in range(10)]
+        for mirrored, base in (("", 0), ("mirrored.", 100))
+        for name, size in (("latent", 64), ("feature.tiny-dino", 30))
+    }
+    column["mirrored"] = column.pop("mirrored.latent")
+    column |= {"label": [i % 2 for i in range(10)], "key": [str(i) for i in range(10)]}
+    with Preparation(tmp_path / "latents", {"of": "the test"}) as preparation:
+        preparation.write(0, info, {name: column[name] for name in info.columns()})
+        preparation.finish(info, 1)
+    return PreparedData(tmp_path / "latents")
+
+
+def test_latents_are_aligned_with_their_stored_features(make_aligned: Make, latents: PreparedData) -> None:
+    """No encoder is loaded; every sample gets its own row's features, mirrored where its latents are."""
+    config = make_aligned(alignment__encoder="/nowhere/tiny-dino", model__in_channels=4, model__input_size=4)
+    batches = [draw_batch(config, latents, step) for step in range(5)]
+    for batch in batches:
+        t = batch.flow.t.view(-1, 1, 1, 1)
+        clean = (batch.flow.x_t - t * batch.flow.velocity).flatten(1)[:, 0]
+        assert batch.target.shape == (4, 6, 5)
+        torch.testing.assert_close(batch.target.flatten(1)[:, 0], clean, rtol=0, atol=1e-3)
+    seen = torch.cat([batch.target.flatten() for batch in batches])
+    assert (seen < 50).any() and (seen >= 100).any()
+    stored = stored_features(config.alignment, latents)
+    assert stored == (2, 3, 5)
+    state = make_state(config, CPU, stored)
+    assert state.objective.aligner.encoder is None
+    loss = state.objective.aligner.loss
+    state.model(batches[0].flow.x_t, batches[0].flow.t, batches[0].labels)
+    tokens = state.objective.aligner.tap.tokens
+    expected = 0.5 * alignment_loss(
+        state.objective.projector(tokens), resample_tokens(batches[0].target, Grid(2, 3), Grid(2, 2))
+    )
+    assert loss(batches[0].target, Grid(2, 2)).item() == pytest.approx(expected.item())
+
+
+def test_latents_without_the_encoders_features_are_refused(make_aligned: Make, latents: PreparedData) -> None:
+    config = make_aligned(alignment__encoder="facebook/dinov2-base")
+    with pytest.raises(ValueError, match=r"no features of facebook/dinov2-base, but tiny-dino; .* --features"):
+        stored_features(config.alignment, latents)
+
+
+def test_compiled_blocks_give_their_tokens_too(make_aligned: Make) -> None:
+    """Traced by dynamo, the hook gives the loss and the gradients that it gives otherwise."""
+    config = make_aligned()
+    batch = draw_batch(config, load_data(config), 0)
+    found = []
+    for compiled in (False, True):
+        state = make_state(config, CPU)
+        randomised(state.model)
+        for block in state.model.blocks if compiled else ():
+            block.compile(backend="eager", fullgraph=True)
+        loss = batch_loss(config, state, batch, CPU)
+        loss.backward()
+        found.append((loss.item(), state.model.patch_embedding.weight.grad))
+    assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1])

@@ -116,7 +116,7 @@ def stored_features(alignment: AlignmentConfig, data: TrainingData) -> Stored | 
             f"{data.folder} holds no features of {alignment.encoder}, but {', '.join(data.info.features) or 'none'};"
             " set alignment.encoder, or store them with elit prepare latents --features"
         )
-    return data.info.features[name]  # type: ignore[return-value]
+    return data.info.features[name]
 
 
 def alignment_target(
