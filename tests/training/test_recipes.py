@@ -17,11 +17,17 @@ FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 
 
+class Shapes(DiT):
+    """A model without weights, whose initialisation, which takes a second at this size, is left out."""
+
+    def init_weights(self) -> None:
+        pass
+
+
 @cache
 def made(config: DiTConfig) -> DiT:
-    """Without weights."""
     with torch.device("meta"):
-        return DiT(config)
+        return Shapes(config)
 
 
 @cache
@@ -52,9 +58,9 @@ def test_a_recipe_says_its_command_and_cost(name: str) -> None:
         assert f"--out {config.data.source}" in text
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if "emoji" in name or name.endswith("release/sit-xl2-256.yaml")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(("finetune.yaml", "release/sit-xl2-256.yaml"))])
 def test_a_recipe_can_be_priced(name: str) -> None:
-    """`dry_run` agrees with the comment's cost; of the XL recipes, whose models are alike, one stands for all."""
+    """`dry_run` agrees with the comment's cost; of the others, whose models are alike, these stand for all."""
     config = load_config(ROOT / name, [])
     assert dry_run(config)["step_gflops_mean"] == pytest.approx(1e3 * cost_of(config))
 
