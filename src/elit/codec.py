@@ -3,6 +3,7 @@
 Scale and shift live here and nowhere else: a model's input is scale (z - shift), where z is what the codec knows.
 """
 
+import math
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -101,8 +102,10 @@ def moments_to_latents(
     if values == "samples":
         return scale * (stored_BMhw - shift)
     mean, spread = stored_BMhw.chunk(2, dim=1)
-    deviation = (spread.clamp(-30, 20) / 2).exp() if values == "moments" else spread
-    return scale * (mean + deviation * noise_BChw - shift)
+    if values == "moments":
+        # exp(spread / 2), as exp2 because torch splits an exp of more than 2,048 numbers over threads, which costs more
+        spread = spread.clamp(-30, 20).mul_(0.5 / math.log(2)).exp2_()
+    return torch.addcmul(mean, spread, noise_BChw).sub_(shift).mul_(scale)
 
 
 def load_codec(name: str | None, channels: int, device: torch.device) -> Codec:

@@ -28,6 +28,7 @@ from elit.data.images import to_float
 from elit.data.latents import Encoding, decoder_of, parts_of, poor, prepare_latents, probe_tile
 from elit.data.shards import Preparation
 from elit.encoder import VisionEncoder
+from elit.weights import write_whole
 
 CPU = torch.device("cpu")
 SIZES = ((8, 8), (8, 12))
@@ -199,6 +200,28 @@ def test_only_what_is_missing_is_made(tmp_path: Path, monkeypatch: pytest.Monkey
     assert contents(tmp_path / "out") == contents(tmp_path / "straight")
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_a_stop_at_the_very_end_loses_nothing(late: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped just before, or just after, the file that says that all is there: the next call ends in the same files."""
+    source, encoding = make_source(tmp_path / "images", 5), Encoding(KLCodec(make_autoencoder("sd")))
+    prepare_latents(source, encoding, tmp_path / "straight", tile=2)
+
+    def stopped(file: Path, text: str) -> None:
+        if file.name == "elit-data.json" and not late:
+            raise KeyboardInterrupt
+        write_whole(file, text)
+        if file.name == "elit-data.json":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("elit.data.shards.write_whole", stopped)
+        prepare_latents(source, encoding, tmp_path / "out", tile=2)
+    assert contents(tmp_path / "out") != contents(tmp_path / "straight")
+    prepare_latents(source, encoding, tmp_path / "out", tile=2)
+    assert contents(tmp_path / "out") == contents(tmp_path / "straight")
+    assert not (tmp_path / "out" / "parts").exists()
+
+
 def test_the_psnr_is_torchmetrics_own_and_poor_codecs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the decoded means of all of up to 16 pictures; a codec of random weights is far off, and the command says so."""
     source = make_source(tmp_path / "images", 5)
@@ -268,12 +291,12 @@ def test_values_of_another_kind_do_not_pass_for_moments(values: str, tmp_path: P
 
 
 def test_bucketed_moments_do_not_pass_for_samples(tmp_path: Path) -> None:
-    """There the table has no lengths; the channels tell."""
+    """There the table has no lengths; the values of a row are too many."""
     data = tmp_path / "out"
     source = make_source(tmp_path / "images", 4, bucketed=True)
     info = prepare_latents(source, Encoding(KLCodec(make_autoencoder("sd"))), data, tile=2)
     (data / "elit-data.json").write_text(replace(info, values="samples").to_json())
-    with pytest.raises(ValueError, match="stored as samples are 4 channels on disk, and not 8"):
+    with pytest.raises(ValueError, match="a stored latent is not 4 x 4 x 4; prepare the data again"):
         PreparedData(data).read(torch.tensor([0, 2]), generators(2))
 
 

@@ -41,7 +41,8 @@ def run_prepare_latents(options: argparse.Namespace, rest: list[str]) -> None:
         raise ValueError(
             f"the codec {options.codec} overflows float16 (its force_upcast says so); give --dtype fp32 or bf16"
         )
-    codec.to(dtype=torch_dtype(options.dtype))
+    if options.dtype != "fp32":
+        codec.to(dtype=torch_dtype(options.dtype))
     encoders = tuple(load_encoder(name, device) for name in options.features)
     with process_group():
         info = prepare_latents(source, Encoding(codec, encoders, options.mirror), out, tile)

@@ -7,8 +7,8 @@ DIR/data-00000-of-00004.arrow  shards of about 500 MB, memory-mapped; dataset_in
 DIR/settings.json              what the folder was asked to hold, so that another request is refused
 DIR/skipped.json               [[key, why], ...] of the pictures that could not be read
 
-Columns: label (int64, null where there is none), key (the picture's path in its source), with buckets bucket (int64, an
-index into `DataInfo.buckets`), and either
+Columns: label (int64 with names, null where there is none), key (the picture's path in its source), with buckets bucket
+(int64, an index into `DataInfo.buckets`), and either
 
 image    a PNG (`datasets.Image`), or
 latent   float16, row-major (stored channels, h, w), flat: `List(float16, length)`, without a length where there are
@@ -30,7 +30,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.codec import moments_to_latents
+from elit.codec import Values, moments_to_latents
 from elit.data.images import as_tensor, to_float
 
 if TYPE_CHECKING:
@@ -45,7 +45,8 @@ FORMAT = 1
 class DataInfo:
     """What the rows of a prepared folder are.
 
-    size: (height, width) of one model input, in pixels or latent cells; None where `buckets` lists the sizes there are.
+    label_counts: the rows of each label, of those that have one. size: (height, width) of one model input, in pixels or
+    latent cells; None where `buckets` lists the sizes there are.
     channels: of one model input; latents of "moments" (mean, log-variance) and "mean-std" (mean, standard deviation)
     store twice as many, "samples" as many. A model input is scale (z - shift) with z = mean + standard deviation x noise;
     codec: the AutoencoderKL that z belongs to; psnr: in dB, of decode(encode(x)) over some pictures, if it was measured.
@@ -56,6 +57,7 @@ class DataInfo:
     count: int
     size: tuple[int, int] | None
     label_names: tuple[str, ...] = ()
+    label_counts: tuple[int, ...] = ()
     channels: int = 3
     buckets: tuple[tuple[int, int], ...] = ()
     source: str = ""
@@ -80,10 +82,11 @@ class DataInfo:
 
     def columns(self) -> "datasets.Features":
         """The columns of the table, as `datasets` types."""
-        from datasets import Features, Image, List, Value
+        from datasets import ClassLabel, Features, Image, List, Value
 
         length = -1 if self.size is None else self.stored_channels * self.size[0] * self.size[1]
-        columns: dict[str, Any] = {"label": Value("int64"), "key": Value("string")}
+        label = ClassLabel(names=list(self.label_names)) if self.label_names else Value("int64")
+        columns: dict[str, Any] = {"label": label, "key": Value("string")}
         if self.size is None:
             columns["bucket"] = Value("int64")
         if self.kind == "images":
@@ -114,6 +117,7 @@ def read_info(folder: Path) -> DataInfo:
             raise ValueError(f"its format is {version}, and this version of elit reads {FORMAT}")
         values["size"] = None if values["size"] is None else sizes(values["size"], 2)
         values["buckets"] = tuple(sizes(bucket, 2) for bucket in values["buckets"])
+        values["label_counts"] = sizes(values["label_counts"], len(values["label_counts"]), least=0)
         values["label_names"] = tuple(str(name) for name in values["label_names"])
         values["features"] = {str(name): sizes(shape, 3) for name, shape in values["features"].items()}
         info = DataInfo(**values)
@@ -127,9 +131,9 @@ def read_info(folder: Path) -> DataInfo:
     return info
 
 
-def sizes(values: Any, count: int) -> tuple[Any, ...]:
-    """So many positive whole numbers, checked."""
-    if len(values) != count or any(type(value) is not int or value < 1 for value in values):
+def sizes(values: Any, count: int, least: int = 1) -> tuple[Any, ...]:
+    """So many whole numbers of at least `least`, checked."""
+    if len(values) != count or any(type(value) is not int or value < least for value in values):
         raise ValueError(f"{values!r} are not {count} sizes")
     return tuple(values)
 
@@ -148,8 +152,13 @@ class PreparedData:
         self.info = read_info(self.folder)
         self._table: pa.Table | None = None
         self._places: dict[str, _Column] = {}
-        label = self.table["label"].combine_chunks().fill_null(-1)
-        self.labels = torch.from_numpy(label.to_numpy().copy())
+        self.labels = self._integers("label")
+        self.members: tuple[Tensor, ...] = ()  # the rows of each size there is, where there are several
+        if self.info.size is None:
+            self.buckets = self._integers("bucket")
+            if not 0 <= int(self.buckets.min()) <= int(self.buckets.max()) < len(self.info.buckets):
+                raise ValueError(f"{self.folder} has rows of buckets that its {INFO_FILE} does not list")
+            self.members = tuple((self.buckets == bucket).nonzero()[:, 0] for bucket in self.buckets.unique())
         if len(self.labels) and self.info.label_names and int(self.labels.max()) >= len(self.info.label_names):
             raise ValueError(
                 f"{self.folder} has the label {int(self.labels.max())} and {len(self.info.label_names)} label names"
@@ -171,13 +180,6 @@ class PreparedData:
         return self.info.shape()
 
     @property
-    def buckets(self) -> Tensor | None:
-        """(N,) the bucket of every row, or None where all rows have one size."""
-        if self.info.size is not None:
-            return None
-        return torch.from_numpy(self.table["bucket"].combine_chunks().to_numpy().copy())
-
-    @property
     def table(self) -> "pa.Table":
         """The Arrow table, memory-mapped."""
         if self._table is None:
@@ -192,9 +194,15 @@ class PreparedData:
         With buckets, all rows must be of one bucket.
         """
         labels = self.labels[rows]
+        shape = self.info.shape(int(self.buckets[rows[0]]) if self.members else 0)
+        x = torch.empty(len(rows), *shape)
         if self.info.kind == "images":
-            return torch.stack([to_float(self.image(int(row))) for row in rows]), labels
-        return self._latents(rows, generators), labels
+            for row, into in zip(rows.tolist(), x, strict=True):
+                into.copy_(to_float(self.image(row)))
+            return x, labels
+        for i, (row, generator) in enumerate(zip(rows.tolist(), generators, strict=True)):
+            x[i] = self._latent(row, generator, shape)
+        return x, labels
 
     def image(self, row: int) -> Tensor:
         """(3, H, W) uint8 of one picture."""
@@ -215,35 +223,45 @@ class PreparedData:
                 f"{self.folder} holds no features of {name!r}, but {list(self.info.features) or 'none'};"
                 " store them with elit prepare latents --features"
             )
-        names = [f"mirrored.feature.{name}" if flip else f"feature.{name}" for flip in self._mirrored(generators)]
-        return self._stored(names, rows).unflatten(1, (-1, self.info.features[name][2]))
-
-    def _mirrored(self, generators: Sequence[torch.Generator]) -> list[bool]:
-        """Whether each row is taken mirrored: its generator's first number, where mirrored latents are stored."""
-        return [self.info.mirror and float(torch.rand((), generator=g)) < 0.5 for g in generators]
-
-    def _stored(self, names: Sequence[str], rows: Tensor) -> Tensor:
-        """(B, length) float32: of each row, the column of its name."""
+        names = [f"mirrored.feature.{name}" if self._mirrored(g) else f"feature.{name}" for g in generators]
         stored = np.stack([self._column(name).value(row) for name, row in zip(names, rows.tolist(), strict=True)])
-        return torch.from_numpy(stored).float()
+        return torch.from_numpy(stored).float().unflatten(1, (-1, self.info.features[name][2]))
 
-    def _latents(self, rows: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    def _mirrored(self, generator: torch.Generator) -> bool:
+        """Whether a row is taken mirrored: its generator's first number, where mirrored latents are stored."""
+        return self.info.mirror and float(torch.rand((), generator=generator)) < 0.5
+
+    def _latent(self, row: int, generator: torch.Generator, shape: tuple[int, int, int]) -> Tensor:
         assert self.info.values is not None
-        names = ["mirrored" if flip else "latent" for flip in self._mirrored(generators)]
-        shape = self.info.shape(0 if self.info.size is not None else int(self.table["bucket"][int(rows[0])].as_py()))
-        stored = self._stored(names, rows)
-        if stored[0].numel() % math.prod(shape[1:]):
-            raise ValueError(f"row {int(rows[0])} of {self.folder} is not {shape[1]} x {shape[2]}; prepare the data again")
-        noise = torch.zeros(len(rows), *shape)
-        if self.info.values != "samples":
-            noise = torch.stack([torch.randn(shape, generator=g) for g in generators])
-        moments = stored.unflatten(1, (-1, *shape[1:]))
-        return moments_to_latents(moments, noise, self.info.values, self.info.scale, self.info.shift)
+        name = "mirrored" if self._mirrored(generator) else "latent"
+        return latent_input(
+            self._column(name).value(row), shape, self.info.values, self.info.scale, self.info.shift, generator
+        )
+
+    def _integers(self, name: str) -> Tensor:
+        values = self.table[name].combine_chunks().fill_null(-1)
+        return torch.from_numpy(values.to_numpy().copy())
 
     def _column(self, name: str) -> "_Column":
         if name not in self._places:
             self._places[name] = _Column(self.table, name)
         return self._places[name]
+
+
+def latent_input(
+    stored: np.ndarray, shape: tuple[int, int, int], values: Values, scale: float, shift: float, generator: torch.Generator
+) -> Tensor:
+    """(C, h, w) the model input of one stored latent, its noise drawn from the generator.
+
+    One row at a time, so that no bit depends on its batch; torch starts no threads for so few numbers. Raises ValueError
+    where it is of another shape.
+    """
+    channels = shape[0] if values == "samples" else 2 * shape[0]
+    if stored.size != channels * shape[1] * shape[2]:
+        raise ValueError(f"a stored latent is not {channels} x {shape[1]} x {shape[2]}; prepare the data again")
+    moments = torch.from_numpy(np.array(stored)).float().view(1, channels, *shape[1:])
+    noise = torch.zeros(1, *shape) if values == "samples" else torch.randn((1, *shape), generator=generator)
+    return moments_to_latents(moments, noise, values, scale, shift)[0]
 
 
 class _Column:

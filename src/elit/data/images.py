@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -21,6 +22,7 @@ class LabelledImages:
     label_names: tuple[str, ...]
 
     exact = True  # rows are read by number, so that a resumed run sees the same data
+    members: ClassVar[tuple[Tensor, ...]] = ()  # all of one size
 
     def __len__(self) -> int:
         return len(self.images)
@@ -48,6 +50,9 @@ def to_uint8(images: Tensor) -> Tensor:
 
 def on_white(image: Image.Image) -> Image.Image:
     """RGB, with what is transparent composited on white."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
     if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255, not scale them
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     rgba = image.convert("RGBA")

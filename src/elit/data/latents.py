@@ -146,7 +146,8 @@ def settled_tile(source: PreparedData, encoding: Encoding, out: Path) -> int:
         return int(json.loads((out / SETTINGS_FILE).read_text(encoding="utf8"))["tile"])
     except (OSError, ValueError, KeyError, TypeError):  # not begun, or another's: Preparation says so
         tile = probe_tile(encoding.columns, largest_image(source))
-        console.print(f"a tile of {tile} pictures is the fastest that fits; --tile {tile} repeats these bytes elsewhere")
+        text = f"a tile of {tile} pictures is the fastest that fits; --tile {tile} repeats these bytes elsewhere"
+        console.print(text, soft_wrap=True)
         return tile
 
 

@@ -1,16 +1,116 @@
-"""Which rows of the data a step trains on, and the random numbers of each sample: functions of (seed, step, index) alone."""
+"""Which rows of the data a step trains on, their random numbers, and the batches of many steps read ahead.
+
+All are functions of (seed, step, index) alone: any number of ranks and workers, and a resumed run, see the same batches.
+"""
+
+import bisect
+import functools
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from elit.seeding import generator_for
 
+T = TypeVar("T")
 
-def rows_of_step(seed: int, count: int, batch_size: int, step: int) -> Tensor:
-    """(batch_size,): the rows of a step. Each epoch is a new random order of all `count` rows; epochs follow gaplessly."""
-    place = torch.arange(batch_size * step, batch_size * (step + 1))
-    epochs, index = place // count, place % count
-    return torch.cat([_epoch_order(seed, int(epoch), count)[index[epochs == epoch]] for epoch in epochs.unique()])
+
+class Data(Protocol):
+    """What training and evaluation read: images in memory, a prepared folder, or the published layout.
+
+    label_names: () where they are not known. shape: (channels, height, width) of one model input. exact: whether rows are
+    read by number, so that a resumed run sees the same data. members: the rows of each size there is; batches are of one.
+    """
+
+    @property
+    def label_names(self) -> tuple[str, ...]: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def exact(self) -> bool: ...
+    @property
+    def members(self) -> Sequence[Tensor]: ...
+    def __len__(self) -> int: ...
+    def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
+        """Model inputs (B, C, H, W) float32, and labels (B,) int64, -1 where there is none; row i draws from generator i."""
+        ...
+
+
+@dataclass(frozen=True)
+class LoadedBatch:
+    """The inputs x (B, C, H, W) float32 and labels (B,) int64 of samples first .. first + B - 1 of a step."""
+
+    step: int
+    first: int
+    x: Tensor
+    labels: Tensor
+
+
+def batches(data: Data, seed: int, batch_size: int, steps: range, part: range, workers: int = 0) -> Iterator[LoadedBatch]:
+    """The batch of each of `steps`, in order; of its samples those in `part`, such as a rank's range(64, 128).
+
+    Raises ValueError for data that cannot be read.
+    """
+
+    def load(step: int) -> LoadedBatch:
+        rows = rows_of_step(seed, len(data), batch_size, step, data.members)[part.start : part.stop]
+        generators = sample_generators("data", seed, step, part.start, part.stop)
+        return LoadedBatch(step, part.start, *data.read(rows, generators))
+
+    return read_ahead(load, steps, workers)
+
+
+def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Iterator[T]:
+    """load(step) of each step, in order, made ahead by `workers` threads, two each; by this thread when asked if 0.
+
+    Threads and not processes: what costs (copies, draws, decoding) runs outside Python's lock, and nothing is pickled.
+    """
+    if workers == 0:
+        yield from map(load, steps)
+        return
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="elit-data")
+    ahead: deque[Future[T]] = deque()
+    try:
+        for step in steps:
+            ahead.append(pool.submit(load, step))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def rows_of_step(seed: int, count: int, batch_size: int, step: int, members: Sequence[Tensor] = ()) -> Tensor:
+    """(batch_size,): the rows of a step. Each epoch is a new random order of all `count` rows; epochs follow gaplessly.
+
+    members: the rows of each of several buckets. A batch is then of one bucket: each bucket has its own gapless sequence
+    of epochs cut into batches, and an epoch has, in random order, the batches that become full in it. So every row comes
+    as often as every other, in small buckets too.
+    """
+    if len(members) <= 1:
+        return _gapless(("epoch", seed), count, batch_size, step)
+    sizes = [len(rows) for rows in members]
+
+    def batches_before(epoch: int) -> int:
+        return sum(epoch * size // batch_size for size in sizes)
+
+    last = (step + len(sizes)) * batch_size // count + 1
+    epoch = bisect.bisect_right(range(last + 1), step, key=batches_before) - 1
+    full = [
+        (bucket, turn)
+        for bucket, size in enumerate(sizes)
+        for turn in range(epoch * size // batch_size, (epoch + 1) * size // batch_size)
+    ]
+    place = _order(("buckets", seed, epoch), len(full))[step - batches_before(epoch)]
+    bucket, turn = full[int(place)]
+    return members[bucket][_gapless(("epoch", seed, bucket), sizes[bucket], batch_size, turn)]
 
 
 def sample_generators(name: str, seed: int, step: int, first: int, last: int) -> list[torch.Generator]:
@@ -18,5 +118,14 @@ def sample_generators(name: str, seed: int, step: int, first: int, last: int) ->
     return [generator_for(name, seed, step, index) for index in range(first, last)]
 
 
-def _epoch_order(seed: int, epoch: int, count: int) -> Tensor:
-    return torch.randperm(count, generator=generator_for("epoch", seed, epoch))
+def _gapless(key: tuple[str | int, ...], count: int, batch_size: int, step: int) -> Tensor:
+    """Places step * batch_size and on of the sequence of random orders of range(count)."""
+    place = torch.arange(batch_size * step, batch_size * (step + 1))
+    epochs, index = place // count, place % count
+    return torch.cat([_order((*key, int(epoch)), count)[index[epochs == epoch]] for epoch in epochs.unique()])
+
+
+@functools.lru_cache(maxsize=16)
+def _order(key: tuple[str | int, ...], count: int) -> Tensor:
+    """A random order of range(count); kept, since the steps of an epoch share it."""
+    return torch.randperm(count, generator=generator_for(*key))

@@ -5,12 +5,13 @@ only unfinished parts, and the shards are the same bytes in the end.
 """
 
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,8 @@ import pyarrow as pa
 from elit.data.dataset import INFO_FILE, SETTINGS_FILE, SKIPPED_FILE, DataInfo
 from elit.weights import write_whole, written_whole
 
-SHARD_BYTES = 500_000_000
+SHARD_BYTES, BATCH_BYTES = 500_000_000, 64_000_000
+PLAN_FILE = "shards.json"  # there from the moment that parts are joined until the folder is finished
 
 
 class Preparation:
@@ -51,6 +53,8 @@ class Preparation:
                 write_whole(file, json.dumps(self.settings, indent=2) + "\n")
             if not self.is_finished:
                 self.parts.mkdir(exist_ok=True)
+            elif self.exclusive:
+                (self.out / PLAN_FILE).unlink(missing_ok=True)
         except BaseException:
             self._release_lock()
             raise
@@ -58,6 +62,11 @@ class Preparation:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._release_lock()
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise ValueError(
+                f"there is no room for {self.out} ({os.strerror(error.errno)}); what is finished is kept:"
+                " make room and run the same command again"
+            ) from error
 
     def _release_lock(self) -> None:
         if self._lock is not None:
@@ -80,7 +89,7 @@ class Preparation:
 
     def has(self, part: int) -> bool:
         """Whether a part is written, or already joined into a shard."""
-        return (self.out / "shards.json").is_file() or self._note(part).is_file()
+        return (self.out / PLAN_FILE).is_file() or self._note(part).is_file()
 
     def write(
         self, part: int, info: DataInfo, columns: dict[str, Any], skipped: Sequence[tuple[str, str]] = (), **notes: Any
@@ -97,20 +106,29 @@ class Preparation:
         write_whole(self._note(part), json.dumps(note) + "\n")
 
     def notes(self, count: int) -> Iterator[dict[str, Any]]:
-        """What was written beside each of the first `count` parts: rows, bytes, skipped and further notes."""
+        """What was written beside each of the first `count` parts: rows, bytes and further notes."""
+        if (self.out / PLAN_FILE).is_file():
+            yield from json.loads((self.out / PLAN_FILE).read_text(encoding="utf8"))["notes"]
+            return
         for part in range(count):
             yield json.loads(self._note(part).read_text(encoding="utf8"))
 
     def finish(self, info: DataInfo, parts: int) -> DataInfo:
-        """Joins all parts into shards, writes the folder's descriptions and removes the parts; `info` with its count."""
-        plan_file = self.out / "shards.json"
+        """Joins all parts into shards, writes the folder's descriptions and removes the parts; `info` with its count.
+
+        Raises ValueError where no part has a row.
+        """
+        plan_file = self.out / PLAN_FILE
         if not plan_file.is_file():
             notes = list(self.notes(parts))
-            skipped = [entry for note in notes for entry in note["skipped"]]
+            skipped = [entry for note in notes for entry in note.pop("skipped")]
             write_whole(self.out / SKIPPED_FILE, json.dumps(skipped, indent=1, ensure_ascii=False) + "\n")
-            plan = {"count": sum(n["rows"] for n in notes), "shards": plan_shards([n["bytes"] for n in notes])}
+            shards = plan_shards([note["bytes"] for note in notes])
+            plan = {"count": sum(note["rows"] for note in notes), "shards": shards, "notes": notes}
             write_whole(plan_file, json.dumps(plan) + "\n")
         plan = json.loads(plan_file.read_text(encoding="utf8"))
+        if not plan["count"]:
+            raise ValueError(f"none of the pictures could be read; {self.out / SKIPPED_FILE} says why of each")
         shards = plan["shards"]
         names = [f"data-{i:05d}-of-{len(shards):05d}.arrow" for i in range(len(shards))]
         for name, (first, last) in zip(names, shards, strict=True):
@@ -124,14 +142,17 @@ class Preparation:
 
     def _join(self, shard: Path, info: DataInfo, parts: range) -> None:
         if not shard.is_file():
-            with written_whole(shard) as beside, new_stream(beside, info.columns().arrow_schema) as writer:
-                for part in parts:
-                    with pa.OSFile(str(self._file(part))) as source, pa.ipc.open_stream(source) as reader:
-                        for batch in reader:
-                            if batch.num_rows:
-                                writer.write_batch(batch)
+            schema = info.columns().arrow_schema
+            with written_whole(shard) as beside, new_stream(beside, schema) as writer:
+                for batch in larger(self._batches(parts)):
+                    writer.write_batch(batch)
         for part in parts:
             self._file(part).unlink(missing_ok=True)
+
+    def _batches(self, parts: range) -> Iterator[pa.RecordBatch]:
+        for part in parts:
+            with pa.OSFile(str(self._file(part))) as source, pa.ipc.open_stream(source) as reader:
+                yield from reader
 
     def _describe(self, info: DataInfo, names: list[str]) -> None:
         """The files by which `datasets.load_from_disk` knows the folder."""
@@ -139,7 +160,7 @@ class Preparation:
 
         DatasetInfo(features=info.columns()).write_to_directory(str(self.out))
         identity = hashlib.sha256(json.dumps([self.settings, info.to_json()], sort_keys=True).encode()).hexdigest()
-        state = {
+        state: dict[str, Any] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": identity[:16],
             "_format_columns": None,
@@ -162,6 +183,19 @@ def new_stream(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWr
     """An Arrow stream to write record batches to."""
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         yield writer
+
+
+def larger(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    """The same rows in batches of about BATCH_BYTES, for a table is read faster the fewer batches it has."""
+    held: list[pa.RecordBatch] = []
+    for batch in batches:
+        if held and sum(b.nbytes for b in held) + batch.nbytes > BATCH_BYTES:
+            yield pa.concat_batches(held)
+            held = []
+        if batch.num_rows:
+            held.append(batch)
+    if held:
+        yield pa.concat_batches(held)
 
 
 def plan_shards(sizes: Sequence[int], shard_bytes: int = SHARD_BYTES) -> list[tuple[int, int]]:

@@ -1,0 +1,261 @@
+"""Pictures of any source to a prepared folder: cropped, resampled and encoded on all cores.
+
+The rows are a function of the source and the settings alone: any number of processes, and a run that was killed and
+started again, write the same bytes. The pictures are taken in parts of a few; see shards.py.
+"""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from elit.console import console, progress_bar
+from elit.data.crops import CROPS, crop, decode, default_buckets
+from elit.data.dataset import DataInfo, read_info
+from elit.data.shards import Preparation
+from elit.data.sources import Source, SourceOptions, open_source
+from elit.labels import label_index
+from elit.weights import whole_folder
+
+PART_BYTES = 2**24  # of raw pixels in a part
+Listed = tuple[str, int | None]
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """What decides the rows of prepared images.
+
+    source: as `open_source` takes it. size: pixels of a side. crop: a name in CROPS. seed: of random crops. buckets:
+    (height, width) pairs for the crop "buckets"; () for `default_buckets` with multiples of bucket_step. count: only the
+    first pictures, where it is not None.
+    """
+
+    source: str
+    size: int = 256
+    crop: str = "center-crop-adm"
+    seed: int = 0
+    buckets: tuple[tuple[int, int], ...] = ()
+    bucket_step: int = 16
+    count: int | None = None
+    options: SourceOptions = field(default_factory=SourceOptions)
+
+    def __post_init__(self) -> None:
+        for name in ("size", "bucket_step", "count"):
+            value = getattr(self, name)
+            if value is not None and not 1 <= value <= (65_536 if name == "size" else 2**40):
+                raise ValueError(f"{name} is {value}; it must be at least 1, and a side at most 65536 pixels")
+        if self.crop not in CROPS:
+            raise ValueError(f"there is no crop {self.crop!r}; choose one of {', '.join(CROPS)}")
+        if self.buckets and self.crop != "buckets":
+            raise ValueError(f"buckets are given and the crop is {self.crop}; give --crop buckets with them")
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """The buckets there are; () for a crop to one size."""
+        if self.crop != "buckets":
+            return ()
+        return self.buckets or default_buckets(self.size, self.bucket_step)
+
+    @property
+    def part_rows(self) -> int:
+        """Pictures of a part."""
+        return min(64, max(1, PART_BYTES // (3 * self.size * self.size)))
+
+    def info(self, label_names: tuple[str, ...]) -> DataInfo:
+        """The description of the rows, without their number."""
+        size = None if self.sizes else (self.size, self.size)
+        return DataInfo("images", 0, size, label_names, buckets=self.sizes, source=self.source, crop=self.crop)
+
+
+def prepare_images(settings: ImageSettings, out: str | Path, workers: int | None = None) -> DataInfo:
+    """Writes the prepared folder `out`, or goes on with it; returns what it holds.
+
+    workers: processes, as many as there are cores if None; 1 works in this process. A picture that cannot be read is
+    left out and listed in skipped.json. Raises ValueError for a source that is missing, empty or unreadable, a folder
+    that was prepared with other settings or where another preparation is at work, and where no picture can be read.
+    """
+    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers is {workers}; it must be at least 1")
+    source = open_source(settings.source, settings.options)
+    info = settings.info(source.label_names)
+    total, listing = survey(source, settings)
+    recorded = {**dataclasses.asdict(settings), "pictures": total, "listing": listing, "kind": "images"}
+    with Preparation(out, recorded) as work:
+        if work.is_finished:
+            console.print(f"{out} is already prepared")
+            return read_info(work.out)
+        parts = -(-total // settings.part_rows)
+        _write_parts(work, settings, source, info, total, workers)
+        counts: Counter[int] = Counter()
+        for note in work.notes(parts):
+            counts.update({int(label): n for label, n in note["labels"].items()})
+        info = dataclasses.replace(info, label_counts=tuple(counts[i] for i in range(len(info.label_names))))
+        return work.finish(info, parts)
+
+
+def survey(source: Source, settings: ImageSettings) -> tuple[int, str]:
+    """The number of pictures and a hash of what is listed, so that a source that changed is noticed."""
+    digest, total = hashlib.sha256(), 0
+    for key, label in itertools.islice(source.listing(), settings.count):
+        digest.update(f"{key}\0{label}\n".encode())
+        total += 1
+    if not total:
+        raise ValueError(f"{settings.source} holds no images; put them in one folder per class, such as cats/1.png")
+    return total, digest.hexdigest()[:16]
+
+
+def _write_parts(
+    work: Preparation, settings: ImageSettings, source: Source, info: DataInfo, total: int, workers: int
+) -> None:
+    """Writes the parts that are missing, with a bar."""
+    listing = itertools.islice(source.listing(), settings.count)
+    parts = enumerate(iter(lambda: list(itertools.islice(listing, settings.part_rows)), []))
+    missing = ((part, listed) for part, listed in parts if not work.has(part))
+    with progress_bar() as bar:
+        task = bar.add_task("preparing", total=total, unit="images")
+        finished = sum(work.has(part) for part in range(-(-total // settings.part_rows)))
+        bar.update(task, completed=min(total, finished * settings.part_rows))
+
+        def advance(pictures: int) -> None:
+            bar.update(task, advance=pictures)
+
+        if workers == 1:
+            worker = _Worker(work.out, settings, source, info)
+            for part, listed in missing:
+                advance(worker.write(part, listed))
+        else:
+            _in_processes(missing, (work.out, settings, source, info), workers, advance)
+
+
+class _Worker:
+    """One process's share of the work: a source opened once, and parts written to the folder."""
+
+    def __init__(self, out: Path, settings: ImageSettings, source: Source, info: DataInfo) -> None:
+        self.work, self.settings, self.source, self.info = Preparation(out, {}), settings, source, info
+
+    def write(self, part: int, listed: list[Listed]) -> int:
+        """Writes a part; the number of pictures that it was made of."""
+        columns: dict[str, list[Any]] = {"label": [], "key": [], "image": [], "bucket": []}
+        skipped = []
+        for key, label in listed:
+            try:
+                image, bucket = self._picture(key)
+            except ValueError as error:
+                skipped.append((key, str(error)))
+                continue
+            columns["label"].append(label)
+            columns["key"].append(key)
+            columns["bucket"].append(bucket)
+            columns["image"].append({"bytes": image, "path": None})
+        labels = Counter(label for label in columns["label"] if label is not None)
+        self.work.write(part, self.info, columns, skipped, labels=dict(sorted(labels.items())))
+        return len(listed)
+
+    def _picture(self, key: str) -> tuple[bytes, int]:
+        """A picture's crop as a PNG, and its bucket. Raises ValueError where it cannot be read."""
+        settings = self.settings
+        image = decode(self.source.read(key))
+        image, bucket = crop(image, settings.crop, settings.size, settings.seed, key, settings.sizes)
+        return encode(image), bucket
+
+
+def encode(image: Image.Image) -> bytes:
+    """A PNG, lightly compressed: the next level takes longer than all else, for a few per cent of the size."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+_worker: _Worker | None = None  # of a worker process
+
+
+def _start_worker(*arguments: Any) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = _Worker(*arguments)
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the main one is gone, killed ones included."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _write_part(part: int, listed: list[Listed]) -> int:
+    assert _worker is not None
+    return _worker.write(part, listed)
+
+
+def _in_processes(
+    tasks: Iterator[tuple[int, list[Listed]]], arguments: tuple[Any, ...], workers: int, advance: Callable[[int], None]
+) -> None:
+    """Runs `_write_part` on every task; at most two tasks a process wait, so that memory does not grow with their number."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    pool = ProcessPoolExecutor(workers, context, _start_worker, arguments)
+    waiting: set[Future[int]] = set()
+    try:
+        for part, listed in tasks:
+            waiting.add(pool.submit(_write_part, part, listed))
+            while len(waiting) >= 2 * workers:
+                waiting = _settle(waiting, advance)
+        while waiting:
+            waiting = _settle(waiting, advance)
+    except BrokenProcessPool as error:
+        raise ValueError(
+            "a process was ended from outside, perhaps for want of memory; run the command again, with fewer --workers"
+        ) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _settle(waiting: set[Future[int]], advance: Callable[[int], None]) -> set[Future[int]]:
+    """Waits for a task to end; those that have not."""
+    done, pending = wait(waiting, return_when=FIRST_COMPLETED)
+    for future in done:
+        advance(future.result())
+    return pending
+
+
+def write_folder(source: Source, out: Path, labels: Sequence[str], count: int | None) -> int:
+    """Writes a source's picture files, as they are, as a folder of class folders; returns how many.
+
+    labels: names of the classes to write, all if there are none. count: at most so many of each. Raises ValueError for a
+    label that is not there, and where `out` exists.
+    """
+    if out.exists():
+        raise ValueError(f"{out} exists; give another folder with --out")
+    names = source.label_names
+    chosen = {label_index(label, len(names), names) for label in labels or names}
+    written: Counter[int] = Counter()
+    with whole_folder(out) as part:
+        for key, label in source.listing():
+            if label in chosen and (count is None or written[label] < count):
+                file = part / safe_name(names[label]) / f"{written[label]:06d}{Path(key).suffix or '.png'}"
+                file.parent.mkdir(exist_ok=True)
+                file.write_bytes(source.read(key))
+                written[label] += 1
+    return written.total()
+
+
+def safe_name(name: str) -> str:
+    """A class's name as a folder's."""
+    return re.sub(r"[^\w.,() -]", "_", name).lstrip(".") or "_"
