@@ -24,6 +24,10 @@ class LostRankError(RuntimeError):
     """Another process died or does not answer: this one cannot go on."""
 
 
+class OneRankError(ValueError):
+    """A mistake that only this process may have met, such as a file that it cannot read: it tells of it itself."""
+
+
 def rank() -> int:
     """This process's number, as torchrun sets it."""
     return int(os.environ.get("RANK", "0"))

@@ -145,6 +145,9 @@ def test_mistyped_values_name_their_key(key: str, value: str) -> None:
     [
         ("steps", "0"),
         ("batch_size", "-1"),
+        ("accumulate", "0"),
+        ("skip_limit", "0"),
+        ("parallel.timeout", "0"),
         ("flow.label_dropout", "1.5"),
         ("flow.label_dropout", ".nan"),
         ("optimizer.lr", "0"),

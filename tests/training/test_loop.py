@@ -294,6 +294,29 @@ def test_dry_run_knows_budgets_and_checkpointing(make_config: Make) -> None:
     assert saving["parameters"] == cost["parameters"]
 
 
+def test_dry_run_knows_the_mesh(make_config: Make) -> None:
+    """A rank of 2 x 4 holds a quarter of the state, gathers less than the weights, and runs an eighth of a batch."""
+    alone = dry_run(make_config(batch_size=16))
+    assert (alone["ranks"], alone["rank_state_bytes"], alone["rank_gathered_bytes"]) == (1, alone["state_bytes"], 0)
+    mesh = {"batch_size": 16, "parallel__replicate": 2, "parallel__shard": 4}
+    cost = dry_run(make_config(**mesh))
+    assert cost["ranks"] == 8
+    assert cost["rank_state_bytes"] == alone["state_bytes"] / 4
+    assert cost["activation_bytes_highest"] == dry_run(make_config(batch_size=2))["activation_bytes_highest"]
+    state = make_state(make_config(), CPU)
+    sizes = {name: p.numel() for name, p in state.model.named_parameters()}
+    two = sum(size for name, size in sizes.items() if name.startswith(("blocks.0.", "blocks.1.read.layers")))
+    rest = sum(
+        size
+        for name, size in sizes.items()
+        if not name.startswith(("blocks.0.", "blocks.2.", "blocks.1.blocks")) and ".layers." not in name
+    )
+    assert 4 * (two + rest) <= cost["rank_gathered_bytes"] < 4 * cost["parameters"]
+    held = dry_run(make_config(accumulate=2, **mesh))
+    assert held["rank_gathered_bytes"] == cost["rank_gathered_bytes"] + 4 * cost["parameters"]
+    assert held["activation_bytes_highest"] == dry_run(make_config(batch_size=1))["activation_bytes_highest"]
+
+
 def test_data_that_does_not_fit_the_model_is_refused(make_config: Make) -> None:
     """Another size or more classes than the model's: the message says which setting to change."""
     with pytest.raises(ValueError, match=r"set model\.in_channels 3 and model\.input_size 16"):

@@ -215,6 +215,17 @@ def test_another_config_in_the_folder_is_refused(make_config: Make, changed: dic
     assert {file: file.read_bytes() for file in Path(config.out).rglob("*") if file.is_file()} == before
 
 
+def test_how_a_run_is_computed_may_change(make_config: Make) -> None:
+    """Another accumulation, mesh or device goes on in the folder, and so does a run of before these keys were known."""
+    config = make_config()
+    run = open_run(config)
+    for changed in ({"accumulate": 2}, {"parallel__replicate": 2}, {"compile": "true"}, {"checkpointing": "true"}):
+        assert open_run(make_config(**changed)) == run
+    old = {key: value for key, value in config.to_dict().items() if key not in ("accumulate", "skip_limit", "parallel")}
+    (run / "config.json").write_text(json.dumps(old))
+    assert open_run(config) == run
+
+
 def test_a_folder_that_is_no_run_is_refused(make_config: Make, tmp_path: Path) -> None:
     """A file, a folder with other things in it, and a config.json of another program; an empty folder will do."""
     (tmp_path / "file").write_text("mine")

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,10 +17,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from elit.cli import main
-from elit.distributed import gathered, process_group
-from elit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, state_tensors
+from elit.data.images import LabelledImages
+from elit.distributed import OneRankError, gathered, process_group
+from elit.training.checkpoint import checkpoints, load_checkpoint, open_run, save_checkpoint, state_tensors
 from elit.training.config import TrainConfig
-from elit.training.loop import draw_batch, load_data, make_state, train, train_step
+from elit.training.loop import draw_batch, draw_own, load_data, make_state, train, train_step
 
 CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]
@@ -74,7 +75,7 @@ def test_stopped_and_killed_runs_go_on_exactly(tmp_path: Path, arguments: Argume
     assert "going on from" in (tmp_path / "killed [0, 1]").read_text()
 
     last = checkpoints(run)[-1]
-    processes = start(straight, "straight")
+    processes = start(straight, "alone")
     wait_until((straight / "checkpoints" / last.name / "training.json").is_file)
     os.kill(processes[0], signal.SIGTERM)
     assert wait_for(processes) == [0, 0]
@@ -186,8 +187,6 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was(make_config: Make, tmp_path
     save_first = make_state(config, CPU)
     for step in range(2):
         train_step(config, save_first, draw_batch(config, load_data(config), step), CPU)
-    from elit.training.checkpoint import open_run
-
     before = save_checkpoint(open_run(config), save_first, keep=1)
     assert run_ranks(count, short_of_room, log) == [2] * count, log.read_text()
     assert re.search(r"step_00000004 could not be written \(File too large\); the last whole", log.read_text())
@@ -287,3 +286,21 @@ def test_torchrun_restarts_what_died(arguments: Arguments, tmp_path: Path) -> No
     assert checkpoints(run)[-1].name == "step_00000040"
     with safe_open(checkpoints(run)[-1] / "model.safetensors", "pt") as file:
         assert "final.linear.weight" in file.keys()  # noqa: SIM118
+
+
+def test_data_that_one_rank_cannot_read_names_it(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others have read something else, so the error tells whose it is; alone it is as it was."""
+    config = make_config()
+
+    class Torn(LabelledImages):
+        def read(self, rows: torch.Tensor, generators: Sequence[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+            raise ValueError("shard 3 is cut short")
+
+    data = load_data(config)
+    torn = Torn(data.images, data.labels, data.label_names)
+    with pytest.raises(ValueError, match="^shard 3 is cut short"):
+        draw_own(config, torn, 0, range(4))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(OneRankError, match="^rank 1: shard 3 is cut short"):
+        draw_own(config, torn, 0, range(4))

@@ -35,9 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run: Callable[[argparse.Namespace, list[str]], None] = known.run
         run(known, rest)
     except (ValueError, OSError, FloatingPointError) as error:
-        from elit.distributed import is_main
+        from elit.distributed import OneRankError, is_main
 
-        if is_main():  # all processes of a torchrun fail alike, and one of them says why
+        if is_main() or isinstance(error, OneRankError):  # processes of a torchrun fail alike, and one says why
             console.print(f"elit: {error}", style="red", markup=False, soft_wrap=True)
         return 2
     except RuntimeError as error:

@@ -149,6 +149,7 @@ class Saver:
 
         Raises OSError where that one could not be written.
         """
+        from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
         from torch.distributed.checkpoint.state_dict_saver import async_save
 
         self.wait()
@@ -184,6 +185,8 @@ class Saver:
         written = async_save(
             state_tensors(state),
             storage_writer=_writer(part, finish),
+            # replicas leave the writing to the first of them: as many files to open as there are shards
+            planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True),
             process_group=self.group,
             no_dist=self.group is None,
         )

@@ -158,6 +158,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "skip_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.parallel.timeout > 0:
+            raise ValueError(f"parallel.timeout is {self.parallel.timeout} seconds; it must be above 0")
         if not 0 <= self.flow.label_dropout <= 1:
             raise ValueError(f"flow.label_dropout is {self.flow.label_dropout}; it is a chance, 0 to 1")
         for name in ("lr", "muon_lr"):

@@ -14,6 +14,7 @@ from elit.bundled import Card
 from elit.console import console, progress_bar
 from elit.data.images import LabelledImages, load_images
 from elit.distributed import (
+    OneRankError,
     anywhere,
     barrier,
     is_main,
@@ -22,6 +23,7 @@ from elit.distributed import (
     own_part,
     own_share,
     process_group,
+    rank,
     together,
     world_size,
 )
@@ -90,18 +92,29 @@ def train_in(run: Path, config: TrainConfig, data: LabelledImages, device: torch
     barrier()  # nobody begins to write before all have looked
     if found:
         together(lambda: load_checkpoint(found[-1], state))
-        say(f"going on from {found[-1]}")
+        inexact = "" if data.exact else "; its data is a stream, which begins anew: this is not the run it would have been"
+        say(f"going on from {found[-1]}{inexact}")
     if config.compile:
         state.model.compile_blocks()
     state.model.train()
     card = Card(path=FlowPath(config.flow.path), label_names=data.label_names)
     saver = Saver(run, config.log.keep, card)
     share = own_share(config.batch_size)
-    batches = drawn_ahead(lambda step: draw_batch(config, data, step, share), state.step, config.steps)
+    batches = drawn_ahead(lambda step: draw_own(config, data, step, share), state.step, config.steps)
     with Log(config, run, state.step) as log, closing(batches):
         stopped = take_steps(config, state, batches, device, log, saver, stop)
     saver.wait()
     return tell_end(config, run, state, stopped)
+
+
+def draw_own(config: TrainConfig, data: LabelledImages, step: int, share: range) -> Batch:
+    """`draw_batch`, whose errors name the process where there are several: the others have read something else."""
+    try:
+        return draw_batch(config, data, step, share)
+    except (ValueError, OSError) as error:
+        if world_size() == 1:
+            raise
+        raise OneRankError(f"rank {rank()}: {error}") from error
 
 
 def take_steps(
