@@ -227,9 +227,9 @@ def shard_model(
     fully_shard(model, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False), reshard_after_forward=True)
 
 
-def hold_gradients(model: nn.Module, hold: bool) -> None:
-    """Whether the next backward pass adds up gradients within this process only, and sends nothing."""
-    if _grouped():
+def hold_gradients(model: nn.Module | None, hold: bool) -> None:
+    """Whether the next backward pass adds up gradients within this process only, and sends nothing; None is no model."""
+    if model is not None and _grouped():
         model.set_requires_gradient_sync(not hold)  # type: ignore[operator]  # shard_model made it an FSDPModule
 
 

@@ -49,6 +49,13 @@ class TimeLaw(StrEnum):
         n = torch.randn(count, generator=generator)
         return n.sigmoid() if path is Path.LINEAR else 2 / math.pi * n.exp().atan()
 
+    def share_above(self, t: float, path: Path) -> float:
+        """The chance of a time above t in [0, 1]."""
+        if self is TimeLaw.UNIFORM or t in (0, 1):
+            return 1 - t
+        n = math.log(t / (1 - t)) if path is Path.LINEAR else math.log(math.tan(math.pi / 2 * t))
+        return math.erfc(n / math.sqrt(2)) / 2
+
 
 @dataclass(frozen=True)
 class FlowSample:

@@ -335,16 +335,10 @@ def config_of(settings: dict[str, Setting], state: State, source: str) -> DiTCon
 def published_names(model: DiT) -> dict[str, str]:
     """Our name of every learned tensor of a model -> the published one."""
     modules = {ours: theirs for theirs, ours in OUTER.items()}
-    count = 0
-    for i, block in enumerate(model.blocks):
-        if block is not model.core:
-            places = [f"blocks.{i}"]
-        else:
-            places = [f"blocks.{i}.blocks.{j}" for j in range(len(model.core.blocks))]
-            modules |= {f"blocks.{i}.{ours}": theirs for theirs, ours in INTERFACE.items()}
-        for place in places:
-            modules |= {f"{place}.{ours}": f"blocks.{count}.{theirs}" for theirs, ours in BLOCK.items()}
-            count += 1
+    if model.core is not None:
+        modules |= {f"blocks.{model.config.head_depth}.{ours}": theirs for theirs, ours in INTERFACE.items()}
+    for i, place in enumerate(model.host_blocks()):
+        modules |= {f"{place}.{ours}": f"blocks.{i}.{theirs}" for theirs, ours in BLOCK.items()}
     names = {}
     for name in model.state_dict():
         module, _, leaf = name.rpartition(".")

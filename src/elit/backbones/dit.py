@@ -158,6 +158,10 @@ class DiT(nn.Module):
         """J, the number of levels; 1 for a dense model, whose only budget is the full one."""
         return 1 if self.core is None else self.core.latents
 
+    def host_blocks(self) -> list[str]:
+        """The names of the host's own blocks, first to last, whether in the core or outside: block i is what i names."""
+        return [name for name, module in self.named_modules() if isinstance(module, Block)]
+
     @property
     def null_class(self) -> int:
         """The label that stands for no label."""

@@ -49,6 +49,8 @@ class LatentCore(nn.Module):
         super().__init__()
         self.read, self.blocks, self.write = read, nn.ModuleList(blocks), write
         self.window, self.head_width, self.write_sees_dropped = window, head_width, write_sees_dropped
+        # Levels that run even for no sample at all, where processes must make the same calls whatever their samples.
+        self.always: tuple[int, ...] = ()
 
     @property
     def latents(self) -> int:
@@ -59,11 +61,13 @@ class LatentCore(nn.Module):
         """Tokens (B, N, C) to tokens (B, N, C), at `layout.level` latents per group: one level, or one per sample."""
         level = self.latents if layout.level is None else layout.level
         if isinstance(level, int):
-            return self.at_level(x_BNC, c_BC, layout.grid, level)
+            if not self.always:
+                return self.at_level(x_BNC, c_BC, layout.grid, level)
+            level = (level,) * len(x_BNC)
         order = sorted(range(len(level)), key=level.__getitem__)
         parts = []
-        for k in sorted(set(level)):
-            rows = torch.tensor([i for i in order if level[i] == k], device=x_BNC.device)
+        for k in sorted({*level, *self.always}):
+            rows = torch.tensor([i for i in order if level[i] == k], dtype=torch.long, device=x_BNC.device)
             parts.append(self.at_level(x_BNC[rows], c_BC[rows], layout.grid, k))
         return torch.cat(parts)[torch.tensor(order, device=x_BNC.device).argsort()]
 

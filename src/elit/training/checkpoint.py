@@ -4,7 +4,7 @@ RUN/config.json                    the run's configuration
 RUN/.lock                          held by the run's first process
 RUN/checkpoints/step_00001000/     a model folder of the EMA weights (config.json, model.safetensors, card.json), with
     shard-*.safetensors            the raw weights and the optimisers' moments, float32, a file per rank that wrote, and
-    training.json                  the steps done and skipped, the loss scale, and the sizes of the files
+    training.json                  the steps done, skipped and held, the loss scale, and the sizes of the files
 
 torch.distributed.checkpoint writes and reads the tensors as safetensors, for any number of ranks on either side; nothing
 is pickled. Every random number of a run is a function of (seed, step), so there is no generator to save.
@@ -27,6 +27,7 @@ from torch import Tensor
 from elit.bundled import Card, save_card
 from elit.distributed import background_group, barrier, gathered, is_main, together, world_size
 from elit.training.config import TrainConfig, flat
+from elit.training.finetune import held_parameters
 from elit.training.optimizer import MOMENTS, set_updates
 from elit.training.step import TrainState
 from elit.weights import CONFIG_FILE, WEIGHTS_FILE, config_to_dict, remove_folder, write_whole
@@ -114,9 +115,9 @@ def remove_unfinished(run: Path) -> None:
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
     """The raw weights and the moments by the names they have in a checkpoint."""
-    tensors = {f"model.{name}": p.detach() for name, p in state.model.named_parameters()}
+    tensors = {f"model.{name}": p.detach() for name, p in state.trained()}
     optimizer_of = state.optimizer_of
-    for name, p in state.model.named_parameters():
+    for name, p in state.trained():
         for key in MOMENTS[type(optimizer_of[p])]:
             tensors[f"optimizer.{key}.{name}"] = optimizer_of[p].state[p][key]
     return tensors
@@ -125,6 +126,7 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
 def counters(state: TrainState) -> dict[str, Any]:
     """What training.json holds beside the sizes of the files."""
     values: dict[str, Any] = {"step": state.step, "skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
+    values["held"] = state.held
     return values | {"scaler": state.scaler.state_dict()}
 
 
@@ -271,8 +273,12 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         state.skipped, state.skipped_in_row = int(values.get("skipped", 0)), int(values.get("skipped_in_row", 0))
         if state.scaler.is_enabled() and values.get("scaler"):
             state.scaler.load_state_dict(values["scaler"])
+        state.held = int(values.get("held", 0))
+        updates, optimizer_of = state.step - state.skipped, state.optimizer_of
         for optimizer in state.optimizers:
-            set_updates(optimizer, state.step - state.skipped)
+            set_updates(optimizer, updates)
+        for p in held_parameters(state.model) if state.held else ():
+            set_updates(optimizer_of[p], updates - state.held, [p])
     except (KeyError, RuntimeError, ValueError, OSError, AttributeError, CheckpointException) as error:
         raise ValueError(
             f"{folder} is not a checkpoint of this run ({reason(error)}); remove it to go on from the one before"

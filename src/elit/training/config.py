@@ -11,7 +11,8 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from elit.backbones.dit import DiTConfig
 from elit.backbones.presets import preset_config, suggest
-from elit.elastic.budget import draw_budget
+from elit.elastic.budget import draw_budget, parse_budget
+from elit.training.foreign import DEFAULTS, is_foreign, read_foreign
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,43 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """The training draw: a level uniform between those of `lowest` and `highest`, once per step."""
+    """The training draw: a level uniform between those of `lowest` and `highest`, once per step.
+
+    schedule: instead of the draw, a budget for every sample by its time, such as "1/2@t>0.5,1": half of the latents in
+    the noisier half of the times, all otherwise.
+    """
 
     lowest: float = 0.0625
     highest: float = 1.0
+    schedule: str | None = None
+
+
+@dataclass(frozen=True)
+class AlignmentConfig:
+    """Representation alignment (REPA, Yu et al., 2025) of the tokens after block `depth` with a vision encoder's.
+
+    enabled: whether to align. encoder: a folder or hub id of a backbone that transformers' AutoModel loads. depth: counted
+    from 1; 8, or the head's depth where that is less, if none is given. weight: of minus the mean cosine in the loss.
+    width: of the projector's hidden layers.
+    """
+
+    enabled: bool = False
+    encoder: str = "facebook/dinov2-base"
+    depth: int | None = None
+    weight: float = 0.5
+    width: int = 2048
+
+
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """Fine-tuning of the model in `init_from`.
+
+    distill: weight of the mean squared difference between the model's velocity and that of the frozen original at its
+    full budget. interface_first: steps at the start in which Read and Write alone learn.
+    """
+
+    distill: float = 0.0
+    interface_first: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,8 +145,9 @@ class TrainConfig:
     batch_size: samples of one step, over all processes. accumulate: parts that each process computes its share in, one
     after another, to save memory; the gradient is that of the whole. skip_limit: steps in a row that are skipped, their
     loss or gradient not being finite, before the run stops. preset: a name of `create_model` whose values `model`
-    overrides. dtype: of the matrix products, fp16 with a scaled loss; weights, optimiser and EMA stay in float32.
-    compile: torch.compile every block. checkpointing: recompute activations to save memory.
+    overrides. init_from: a model folder that the weights start from; an elastic model may start from a dense one. dtype:
+    of the matrix products, fp16 with a scaled loss; weights, optimiser and EMA stay in float32. compile: torch.compile
+    every block. checkpointing: recompute activations to save memory.
     """
 
     out: str = "runs/default"
@@ -126,11 +161,14 @@ class TrainConfig:
     compile: bool = False
     checkpointing: bool = False
     preset: str | None = None
+    init_from: str | None = None
     model: DiTConfig = field(default_factory=DiTConfig)
     data: DataConfig = field(default_factory=DataConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     log: LogConfig = field(default_factory=LogConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
@@ -150,11 +188,41 @@ class TrainConfig:
                 raise ValueError(f"optimizer.{name} is {getattr(self.optimizer, name)}; it must be above 0")
         if self.model.window is not None:
             draw_budget(0, 0, self.budget.lowest, self.budget.highest, self.model.window.size)
+        if self.budget.schedule is not None:
+            parse_budget(self.budget.schedule)
+        check_finetune(self.finetune, self.model, self.init_from)
+        if self.alignment.enabled:
+            alignment_depth(self.alignment, self.model)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON keeps them."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
+
+
+def check_finetune(finetune: FinetuneConfig, model: DiTConfig, init_from: str | None) -> None:
+    """Raises ValueError for settings of fine-tuning that have nothing to work on."""
+    if not finetune.distill >= 0 or finetune.interface_first < 0:
+        raise ValueError(
+            f"finetune.distill {finetune.distill} and .interface_first {finetune.interface_first} are at least 0"
+        )
+    if init_from is None and (finetune.distill or finetune.interface_first):
+        raise ValueError("finetune needs a model to start from; give its folder with --init-from")
+    if finetune.interface_first and model.window is None:
+        raise ValueError("finetune.interface_first needs an elastic model, for a dense one has no interface; set it to 0")
+
+
+def alignment_depth(alignment: AlignmentConfig, model: DiTConfig) -> int:
+    """The block, counted from 1, whose tokens are aligned. Raises ValueError where the model has no such tokens."""
+    deepest = model.depth if model.window is None else model.head_depth
+    depth = min(8, deepest) if alignment.depth is None else alignment.depth
+    if not 1 <= depth <= deepest:
+        what = "its blocks" if model.window is None else "its head, since the core holds latents"
+        raise ValueError(f"alignment.depth is {depth}; it is 1 to {deepest} in this model, the depth of {what}")
+    for name, least in (("weight", 0), ("width", 1)):
+        if not getattr(alignment, name) >= least:
+            raise ValueError(f"alignment.{name} is {getattr(alignment, name)}; it is at least {least}")
+    return depth
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -168,10 +236,15 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def load_config(file: str | Path | None, overrides: list[str]) -> TrainConfig:
     """A run's configuration: defaults, then the preset, then the YAML file, then `--any.key value` overrides.
 
+    The file, and then options too, may have the authors' keys (see `foreign`); what became of them is told on the console.
     Raises ValueError for a file that cannot be read, an unknown key (naming the nearest known one) or a mistyped value.
     """
-    values = flat(read_yaml(Path(file)) if file is not None else {}) | parse_overrides(overrides)
     known = flat(TrainConfig().to_dict())
+    values, given = flat(read_yaml(Path(file)) if file is not None else {}), parse_overrides(overrides)
+    if is_foreign(values):
+        theirs = {key: given.pop(key) for key in list(given) if key in DEFAULTS}
+        values = read_foreign(values | theirs, list(known), list(given), str(file))
+    values |= given
     for key, value in values.items():
         if key not in known:
             raise ValueError(f"unknown key {key!r}{f' in {file}' if file else ''}; {suggest(key, list(known))}")

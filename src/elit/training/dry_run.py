@@ -4,6 +4,7 @@ import torch
 
 from elit.backbones.dit import DiT
 from elit.evaluation.cost import activation_bytes, count_flops
+from elit.training.budgets import mean_flops
 from elit.training.config import TrainConfig
 from elit.training.optimizer import hidden_matrices
 from elit.training.step import DTYPES, units
@@ -33,11 +34,13 @@ def dry_run(config: TrainConfig) -> dict[str, float]:
     if ranks > 1 and config.accumulate > 1:
         gathered += 4 * parameters
     state = 4 * (5 * parameters - by_muon)
+    flops = count_flops(model, highest)
     return {
         "parameters": parameters,
         "forward_gflops_lowest": count_flops(model, lowest) / 1e9,
-        "forward_gflops_highest": count_flops(model, highest) / 1e9,
-        "step_gflops_highest": 3 * config.batch_size * count_flops(model, highest) / 1e9,
+        "forward_gflops_highest": flops / 1e9,
+        "step_gflops_highest": 3 * config.batch_size * flops / 1e9,
+        "step_gflops_mean": 3 * config.batch_size * mean_flops(model, config.budget, config.flow) / 1e9,
         # weights, gradients, two moments (Muon: one) and the EMA, float32
         "state_bytes": state,
         "ranks": ranks,

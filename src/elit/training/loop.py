@@ -30,6 +30,7 @@ from elit.distributed import (
 from elit.flow import Path as FlowPath
 from elit.pictures import save_png, spread, tile
 from elit.sampling import sample
+from elit.training.alignment import stored_features
 from elit.training.batch import Batch, draw_batch
 from elit.training.checkpoint import Saver, checkpoints, load_checkpoint, locked, open_run, remove_unfinished
 from elit.training.config import TrainConfig
@@ -84,7 +85,7 @@ def asked_to_stop() -> Iterator[threading.Event]:
 
 def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, stop: threading.Event) -> Path:
     """`train`, in a run's folder that is ours."""
-    state = make_state(config, device)
+    state = together(lambda: make_state(config, device, stored_features(config.alignment, data)))
     if is_main():
         remove_unfinished(run)
     barrier()
@@ -238,6 +239,7 @@ class Log:
             "images_per_second": rate,
             "learning_rate": state.optimizers[-1].param_groups[0]["lr"],
             "skipped_steps": state.skipped,
+            **{f"loss_{name}": part.item() for name, part in state.objective.parts.items()},
         }
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, state.step)

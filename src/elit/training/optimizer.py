@@ -1,6 +1,7 @@
 """The optimisers of a run and their schedule: AdamW alone, or Muon for the hidden matrices and AdamW for the rest."""
 
 import math
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -50,15 +51,18 @@ def hidden_matrices(model: nn.Module) -> list[Tensor]:
     ]
 
 
-def make_optimizers(model: nn.Module, config: OptimizerConfig) -> tuple[Optimizer, ...]:
-    """The optimisers that share the model's parameters, their moments zero; every group knows its peak learning rate."""
+def make_optimizers(model: nn.Module, config: OptimizerConfig, projector: nn.Module | None = None) -> tuple[Optimizer, ...]:
+    """The optimisers that share the model's parameters, and AdamW those of a projector, their moments zero.
+
+    Every group knows its peak learning rate.
+    """
 
     def adamw(parameters: list[Tensor]) -> AdamW:
         groups = [{"params": parameters, "peak": config.lr}]
         betas = (config.beta1, config.beta2)
         return with_moments(AdamW(groups, config.lr, betas, weight_decay=config.weight_decay, fused=True))
 
-    parameters: list[Tensor] = list(model.parameters())
+    parameters: list[Tensor] = [*model.parameters(), *(projector.parameters() if projector is not None else ())]
     if config.name == "adamw":
         return (adamw(parameters),)
     matrices = hidden_matrices(model)
@@ -77,11 +81,11 @@ def with_moments(optimizer: Anyone) -> Anyone:
     return optimizer
 
 
-def set_updates(optimizer: Optimizer, count: int) -> None:
-    """Tells AdamW how many steps it has made."""
+def set_updates(optimizer: Optimizer, count: int, parameters: Iterable[Tensor] | None = None) -> None:
+    """Tells AdamW how many steps it has made, of all parameters or of some."""
     if isinstance(optimizer, AdamW):
-        for p, state in optimizer.state.items():
-            state["step"] = torch.tensor(float(count), device=p.device)
+        for p in optimizer.state if parameters is None else parameters:
+            optimizer.state[p]["step"] = torch.tensor(float(count), device=p.device)
 
 
 def lr_scale(config: OptimizerConfig, step: int, steps: int) -> float:

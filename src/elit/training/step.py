@@ -4,7 +4,7 @@ A step whose loss or gradient is not finite in any process changes no weight in 
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -15,9 +15,12 @@ from elit.backbones.dit import DiT
 from elit.backbones.layers import Block
 from elit.distributed import gathered, hold_gradients, mesh_size, own_part, shard_model, sum_over_ranks, world_size
 from elit.elastic.interface import ReadLayer, WriteLayer
-from elit.flow import flow_loss
+from elit.training.alignment import Stored
 from elit.training.batch import Batch
+from elit.training.budgets import schedule_levels
 from elit.training.config import TrainConfig
+from elit.training.finetune import hold_all_but_interface, start_from
+from elit.training.objective import Objective, make_objective
 from elit.training.optimizer import lr_scale, make_optimizers
 from elit.weights import empty_model
 
@@ -33,6 +36,7 @@ class TrainState:
     """What training changes: the model, the EMA of its weights by name, the optimisers, and the number of steps done.
 
     scaler: of the loss, for fp16. skipped: how many of the steps were; skipped_in_row: how many of the last ones.
+    objective: what is minimised; alignment's projector learns too. held: updates of Read and Write alone.
     """
 
     model: DiT
@@ -42,6 +46,14 @@ class TrainState:
     scaler: GradScaler = field(default_factory=no_scaler)
     skipped: int = 0
     skipped_in_row: int = 0
+    objective: Objective = field(default_factory=Objective)
+    held: int = 0
+
+    def trained(self) -> Iterator[tuple[str, Tensor]]:
+        """Everything that learns, by name: the model's parameters, then the projector's."""
+        yield from self.model.named_parameters()
+        if self.objective.projector is not None:
+            yield from self.objective.projector.named_parameters(prefix="projector")
 
     @property
     def optimizer_of(self) -> dict[Tensor, torch.optim.Optimizer]:
@@ -55,18 +67,30 @@ class TrainState:
         torch._foreach_lerp_([own_part(self.ema[name]) for name, _ in self.model.named_parameters()], weights, weight)
 
 
-def make_state(config: TrainConfig, device: torch.device) -> TrainState:
-    """A model initialised from the seed, sharded over the processes, its EMA and its optimisers."""
+def make_state(config: TrainConfig, device: torch.device, stored: Stored | None = None) -> TrainState:
+    """A model initialised from the seed or from `init_from`, sharded over the processes, its EMA, optimisers and objective.
+
+    `stored`: of the data, for alignment (see `stored_features`).
+    """
+    teacher = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = DiT(config.model)
+        if config.init_from is not None:
+            teacher = start_from(model, config.init_from, config.flow.path)
+        objective = make_objective(config, model, teacher, device, stored)
     model.to(device)
     model.set_checkpointing(config.checkpointing)
     replicate, shard = mesh_size(config.parallel.replicate, config.parallel.shard)
     shard_model(model, units(model), replicate, shard, device, DTYPES[config.dtype])
+    if objective.projector is not None:
+        shard_model(objective.projector, (), replicate, shard, device, DTYPES[config.dtype])
+    if model.core is not None and world_size() > 1:  # sharded weights are gathered by all ranks at once
+        model.core.always = schedule_levels(config.budget, config.model)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
     scaler = GradScaler(device.type, enabled=config.dtype == "fp16")
-    return TrainState(model, ema, make_optimizers(model, config.optimizer), scaler=scaler)
+    optimizers = make_optimizers(model, config.optimizer, objective.projector)
+    return TrainState(model, ema, optimizers, scaler=scaler, objective=objective)
 
 
 def averaged_model(state: TrainState, device: torch.device) -> DiT:
@@ -90,7 +114,7 @@ def batch_loss(config: TrainConfig, state: TrainState, batch: Batch, device: tor
     """The mean loss of some samples: what training minimises."""
     batch = batch.to(device)
     with autocast(config, device):
-        return flow_loss(lambda x, t: state.model(x, t, batch.labels, batch.budget), batch.flow)
+        return state.objective(state.model, batch)
 
 
 def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> Tensor:
@@ -102,14 +126,17 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: tor
     loss = torch.zeros((), device=device)
     parts = batch.split(config.accumulate)
     for i, part in enumerate(parts):
-        hold_gradients(state.model, i + 1 < len(parts))
+        for module in (state.model, state.objective.projector):
+            hold_gradients(module, i + 1 < len(parts))
         weight = len(part) / config.batch_size
         part_loss = batch_loss(config, state, part, device)
         state.scaler.scale(part_loss * (weight * world_size())).backward()
         loss += weight * part_loss.detach()
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
-    norm = gathered(torch.nn.utils.get_total_norm([p.grad for p in state.model.parameters() if p.grad is not None]))
+    if state.step < config.finetune.interface_first:
+        hold_all_but_interface(state.model)
+    norm = gathered(torch.nn.utils.get_total_norm([p.grad for _, p in state.trained() if p.grad is not None]))
     loss = sum_over_ranks(loss)
     state.step += 1
     if all(math.isfinite(value) for value in torch.stack([loss, norm]).tolist()):
@@ -125,10 +152,11 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: tor
 
 def update(config: TrainConfig, state: TrainState, norm: Tensor) -> None:
     """The optimisers and the EMA, from gradients of that norm; `state.step` counts the step already."""
-    torch.nn.utils.clip_grads_with_norm_(state.model.parameters(), config.optimizer.clip, norm)
+    torch.nn.utils.clip_grads_with_norm_([p for _, p in state.trained()], config.optimizer.clip, norm)
     scale = lr_scale(config.optimizer, state.step - 1, config.steps)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = scale * group["peak"]
         optimizer.step()
+    state.held += state.step <= config.finetune.interface_first
     state.update_ema(config.optimizer.ema_decay)

@@ -1,0 +1,63 @@
+"""Which budget a training step runs, and what that costs on average: one draw per step, or a schedule over the noise."""
+
+import torch
+from torch import Tensor
+
+from elit.backbones.dit import DiT, DiTConfig
+from elit.elastic.budget import Schedule, draw_budget, level_of, parse_budget
+from elit.evaluation.cost import count_flops
+from elit.flow import Path, TimeLaw
+from elit.training.config import BudgetConfig, FlowConfig
+
+
+def training_schedule(config: BudgetConfig) -> Schedule | None:
+    """The schedule over the noise, or None where the budget is drawn once per step."""
+    if config.schedule is None:
+        return None
+    parsed = parse_budget(config.schedule)
+    return parsed if isinstance(parsed, Schedule) else Schedule(otherwise=parsed)
+
+
+def step_budget(config: BudgetConfig, model: DiTConfig, seed: int, step: int, t_B: Tensor) -> float | Tensor | None:
+    """One budget for the step, drawn from (seed, step), or (B,) budgets by the samples' times; None in a dense model."""
+    if model.window is None:
+        return None
+    schedule = training_schedule(config)
+    if schedule is None:
+        return draw_budget(seed, step, config.lowest, config.highest, model.window.size)
+    return torch.tensor([schedule.at(t) for t in t_B.tolist()])
+
+
+def schedule_levels(config: BudgetConfig, model: DiTConfig) -> tuple[int, ...]:
+    """Every level that a schedule may ask for, lowest first; none without one."""
+    schedule = training_schedule(config)
+    if schedule is None or model.window is None:
+        return ()
+    budgets = (schedule.otherwise, *(budget for _, budget in schedule.pieces))
+    return tuple(sorted({level_of(budget, model.window.size) for budget in budgets}))
+
+
+def mean_flops(model: DiT, budget: BudgetConfig, flow: FlowConfig) -> float:
+    """FLOPs of a training forward of one image: the mean over the drawn levels, or over the schedule's times."""
+    if model.config.window is None:
+        return count_flops(model)
+    schedule = training_schedule(budget)
+    if schedule is None:
+        low, high = (level_of(fraction, model.latents) for fraction in (budget.lowest, budget.highest))
+        return mean_over_levels(model, low, high)
+    path, law = Path(flow.path), TimeLaw(flow.time_law)
+    pieces, mean, above = sorted(schedule.pieces, reverse=True), 0.0, 0.0
+    for time, fraction in (*pieces, (0.0, schedule.otherwise)):
+        share = law.share_above(time, path)
+        mean, above = mean + (share - above) * count_flops(model, fraction), share
+    return mean
+
+
+def mean_over_levels(model: DiT, low: int, high: int) -> float:
+    """The mean FLOPs of a forward at levels low .. high. FLOPs are quadratic in the level: three of them tell all."""
+    first = [count_flops(model, level / model.latents) for level in range(low, min(low + 2, high) + 1)]
+    if high - low < 3:
+        return sum(first) / len(first)
+    a, b, c = first
+    total = sum(a + n * (b - a) + n * (n - 1) // 2 * (c - 2 * b + a) for n in range(high - low + 1))
+    return total / (high - low + 1)

@@ -1,0 +1,112 @@
+"""Fine-tuning: a model that starts from another's weights, a dense one made elastic among them.
+
+A dense SiT or DiT gives an elastic model its embeddings, its blocks (the i-th becomes the i-th, in the head, the core or
+the tail) and its final layer; Read and Write are fresh, with the learned queries and the three learned tables of positions:
+those that Read and Write add to the tokens, and that of the latents (which a `rope` model has not). Write's two branches
+start at zero, so before the first step the converted model computes its head and then its tail: the dense model without the
+blocks of the core, plus the two fresh tables on the tokens (N(0, 0.02) each). Read's gates start at zero too, so the latents
+are at first the queries and their positions, whatever the image.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+
+from torch import nn
+
+from elit.backbones.dit import DiT, DiTConfig
+from elit.bundled import load_card
+from elit.console import console
+from elit.distributed import is_main
+from elit.flow import Path as FlowPath
+from elit.weights import load_model
+
+# What a dense model need not share with the elastic one that starts from it.
+OF_THE_INTERFACE = (
+    "group_size",
+    "head_depth",
+    "tail_depth",
+    "read_depth",
+    "write_depth",
+    "interface_mlp_ratio",
+    "write_sees_dropped",
+    "latent_table",
+)
+
+
+def start_from(model: DiT, folder: str | Path, path: str) -> DiT:
+    """Copies the weights of a model folder into `model`, says on the console which, and returns the original model.
+
+    `path`: of the flow that the model will be trained on. Raises ValueError for a folder that is no model, for one trained
+    on another path, and for tensors or settings that do not fit, listing them.
+    """
+    folder = Path(folder)
+    source = load_model(folder)
+    if (theirs := load_card(folder).path) != FlowPath(path):
+        raise ValueError(f"{folder} was trained on the {theirs} path; set flow.path {theirs}, not {path}")
+    own, given = places(model), places(source)
+    state, taken = source.state_dict(), model.state_dict()
+    fresh = [name for place, name in own.items() if place not in given]
+    wrong = differing(source.config, model.config)
+    wrong += [f"{name} is not there" for name in fresh if source.core is not None or not is_interface(model, name)]
+    wrong += [f"{name} has no place here" for place, name in given.items() if place not in own]
+    wrong += [
+        f"{name} is {tuple(state[given[place]].shape)} there and {tuple(taken[name].shape)} here"
+        for place, name in own.items()
+        if place in given and state[given[place]].shape != taken[name].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 12} more" if len(wrong) > 12 else ""
+        raise ValueError(f"the model cannot start from {folder}: {'; '.join(wrong[:12])}{more}")
+    common = {own[place]: state[name] for place, name in given.items()}
+    model.load_state_dict(common, strict=False)
+    if is_main():
+        console.print(describe(folder, list(common), fresh), markup=False, soft_wrap=True)
+    return source
+
+
+def describe(folder: Path, taken: list[str], fresh: list[str]) -> str:
+    """Two lines for people: the parts whose tensors are taken, and every fresh tensor."""
+    parts = dict.fromkeys(".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1]) for name in taken)
+    lines = f"{len(taken)} tensors are taken from {folder}: those of {', '.join(parts)}"
+    return f"{lines}\n{len(fresh)} are fresh: {', '.join(fresh)}" if fresh else f"{lines}; none is fresh"
+
+
+def places(model: DiT) -> dict[str, str]:
+    """A name for every learned tensor that does not depend on the split (host.3.mlp.fc1.weight), with the model's own."""
+    moved = {f"{name}.": f"host.{i}." for i, name in enumerate(model.host_blocks())}
+    if model.core is not None:
+        moved |= {f"blocks.{model.config.head_depth}.{part}.": f"{part}." for part in ("read", "write")}
+    out = {}
+    for name in model.state_dict():
+        prefix = next((prefix for prefix in moved if name.startswith(prefix)), "")
+        out[moved.get(prefix, "") + name.removeprefix(prefix)] = name
+    return out
+
+
+def is_interface(model: DiT, name: str) -> bool:
+    """Whether a tensor of the model belongs to Read or Write."""
+    core = f"blocks.{model.config.head_depth}."
+    return model.core is not None and name.startswith((f"{core}read.", f"{core}write."))
+
+
+def differing(source: DiTConfig, wanted: DiTConfig) -> list[str]:
+    """The settings that must agree and do not. The input's size may differ where no learned position depends on it."""
+    free = set(OF_THE_INTERFACE) if source.window is None else set()
+    if source.window is None or source.rope:
+        free.add("input_size")
+    return [
+        f"model.{field.name} is {getattr(source, field.name)} there and {getattr(wanted, field.name)} here"
+        for field in fields(DiTConfig)
+        if field.name not in free and getattr(source, field.name) != getattr(wanted, field.name)
+    ]
+
+
+def held_parameters(model: DiT) -> list[nn.Parameter]:
+    """The parameters outside Read and Write."""
+    return [p for name, p in model.named_parameters() if not is_interface(model, name)]
+
+
+def hold_all_but_interface(model: DiT) -> None:
+    """Lets go of the gradients of everything but Read and Write, so that the optimisers leave all else as it is."""
+    for parameter in held_parameters(model):
+        parameter.grad = None

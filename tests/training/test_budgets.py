@@ -1,0 +1,109 @@
+"""The budgets of training steps: drawn once per step, or by the time of every sample; and what they cost on average."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+from safetensors.torch import load_file
+
+from elit import DiT, count_flops
+from elit.flow import Path as FlowPath
+from elit.flow import TimeLaw
+from elit.training.budgets import mean_flops, schedule_levels, step_budget
+from elit.training.checkpoint import checkpoints
+from elit.training.config import BudgetConfig, FlowConfig, TrainConfig
+from elit.training.loop import draw_batch, load_data, make_state, train
+from elit.training.step import batch_loss
+from randomised import randomised
+
+CPU = torch.device("cpu")
+Make = Callable[..., TrainConfig]
+HALF = "1/2@t>0.5,1"
+
+
+def test_a_schedule_gives_every_sample_the_budget_of_its_time(make_dit: Callable[..., DiT]) -> None:
+    """Above the time the piece's, below and at it what holds otherwise; a dense model has none."""
+    model = make_dit().config
+    t = torch.tensor([0.1, 0.5, 0.51, 0.9, 1.0])
+    budget = step_budget(BudgetConfig(schedule="1/4@t>0.8,1/2@t>0.5,1"), model, 0, 0, t)
+    assert isinstance(budget, torch.Tensor) and budget.tolist() == [1, 1, 0.5, 0.25, 0.25]
+    assert step_budget(BudgetConfig(schedule="1/2"), model, 0, 0, t).tolist() == [0.5] * 5
+    assert schedule_levels(BudgetConfig(schedule="1/4@t>0.8,1/2@t>0.5,1"), model) == (1, 2, 4)
+    assert schedule_levels(BudgetConfig(), model) == ()
+    assert step_budget(BudgetConfig(schedule=HALF), make_dit(group_size=None).config, 0, 0, t) is None
+
+
+def test_a_batch_runs_every_sample_at_its_own_budget(make_config: Make) -> None:
+    """The loss is the mean of the samples' own losses, each alone at half the latents or at all; parts of a batch too."""
+    config = make_config(budget__schedule=HALF, batch_size=8, flow__time_law="uniform")
+    state, batch = make_state(config, CPU), draw_batch(config, load_data(config), 0)
+    randomised(state.model)
+    assert {0.5, 1.0} == set(batch.budget.tolist())
+    alone = [batch.split(8)[i] for i in range(8)]
+    for one, budget, t in zip(alone, batch.budget, batch.flow.t, strict=True):
+        assert one.budget.tolist() == [budget.item()] == [0.5 if t > 0.5 else 1.0]
+    expected = sum(
+        (state.model(one.flow.x_t, one.flow.t, one.labels, one.budget.item()) - one.flow.velocity).square().mean().item()
+        for one in alone
+    )
+    assert batch_loss(config, state, batch, CPU).item() == pytest.approx(expected / 8, rel=1e-5)
+
+
+def test_a_schedule_that_cannot_be_read_is_refused(make_config: Make) -> None:
+    with pytest.raises(ValueError, match=r"write it as 1/4@t>0\.5"):
+        make_config(budget__schedule="1/4@noise,1")
+
+
+@pytest.mark.parametrize(
+    ("lowest", "highest", "sees"), [(1 / 16, 1.0, False), (0.25, 0.75, True), (0.5, 9 / 16, False), (0.25, 0.25, True)]
+)
+def test_mean_flops_are_the_mean_over_the_levels(
+    make_dit: Callable[..., DiT], lowest: float, highest: float, sees: bool
+) -> None:
+    """Counted at three levels, the mean is that of counting at every one."""
+    model = make_dit(group_size=4, input_size=8, write_sees_dropped=sees)
+    levels = range(round(16 * lowest), round(16 * highest) + 1)
+    brute = sum(count_flops(model, k / 16) for k in levels) / len(levels)
+    assert mean_flops(model, BudgetConfig(lowest, highest), FlowConfig()) == pytest.approx(brute, rel=1e-12)
+
+
+def test_mean_flops_of_a_schedule(make_dit: Callable[..., DiT]) -> None:
+    """Each budget's FLOPs, weighted by how often the law of times asks for it."""
+    model = make_dit()
+    full, half, quarter = (count_flops(model, budget) for budget in (1, 0.5, 0.25))
+    config = BudgetConfig(schedule="1/2@t>0.2,1/4@t>0.7,1")
+    uniform = mean_flops(model, config, FlowConfig(time_law="uniform"))
+    assert uniform == pytest.approx(0.3 * quarter + 0.5 * half + 0.2 * full)
+    for path in ("linear", "cosine"):
+        noisier = mean_flops(model, BudgetConfig(schedule=HALF), FlowConfig(path=path))
+        assert noisier == pytest.approx((half + full) / 2)
+    dense = make_dit(group_size=None)
+    assert mean_flops(dense, config, FlowConfig()) == count_flops(dense)
+
+
+@pytest.mark.parametrize("law", TimeLaw)
+@pytest.mark.parametrize("path", FlowPath)
+def test_share_above_is_that_of_the_draws(law: TimeLaw, path: FlowPath) -> None:
+    """Of 100,000 drawn times, within four deviations; all are above 0, none above 1."""
+    t = law.draw(100_000, path, torch.Generator().manual_seed(0))
+    for time in (0.0, 0.1, 0.5, 0.77, 1.0):
+        share = law.share_above(time, path)
+        deviation = math.sqrt(share * (1 - share) / 100_000)
+        assert (t > time).double().mean().item() == pytest.approx(share, abs=4 * deviation + 1e-9)
+
+
+def test_processes_with_samples_of_different_levels_train_alike(make_config: Make, tmp_path: Path) -> None:
+    """Where one process has samples of both levels and the other of one, they still gather the same weights at once."""
+    options = {"steps": 4, "batch_size": 4, "budget__schedule": HALF, "log__every": 0, "seed": 1}
+    alone = make_config(out=tmp_path / "alone", **options)
+    batches = [draw_batch(alone, load_data(alone), step).split(2) for step in range(4)]
+    assert any(a.budget.unique().numel() != b.budget.unique().numel() for a, b in batches)
+    train(alone)
+    config = make_config(out=tmp_path / "two", **options, parallel__timeout=60)
+    log = tmp_path / "log"
+    assert run_ranks(2, lambda: train(config), log) == [0, 0], log.read_text()
+    one, two = (load_file(checkpoints(Path(c.out))[-1] / "model.safetensors") for c in (alone, config))
+    assert max((one[name] - two[name]).abs().max().item() for name in one) < 1e-4

@@ -1,0 +1,228 @@
+"""Fine-tuning: what a model takes from another, what it computes then, distillation, and the interface learning first."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from elit import DiT, DiTConfig
+from elit.backbones.layers import unpatchify
+from elit.bundled import Card, save_card
+from elit.console import console
+from elit.elastic import Layout, group, ungroup
+from elit.elastic.rope import token_rope
+from elit.flow import Path as FlowPath
+from elit.training.config import TrainConfig
+from elit.training.finetune import is_interface, start_from
+from elit.training.loop import draw_batch, load_data, make_state, train, train_step
+from elit.training.step import batch_loss
+from elit.weights import load_model, save_weights
+from models import inputs_of
+from randomised import randomised
+
+CPU = torch.device("cpu")
+Make = Callable[..., TrainConfig]
+
+
+def saved(model: DiT, folder: Path, path: FlowPath = FlowPath.LINEAR) -> Path:
+    """A model folder."""
+    folder.mkdir()
+    save_weights(model, folder)
+    save_card(Card(path=path), folder)
+    return folder
+
+
+@pytest.fixture
+def dense(make_config: Make, tmp_path: Path) -> Path:
+    """A dense model's folder that `make_config`'s elastic one may start from."""
+    return saved(randomised(DiT(make_config(model__group_size=None).model)), tmp_path / "dense")
+
+
+@pytest.fixture
+def make_tuned(make_config: Make, dense: Path) -> Make:
+    """`make_config` that starts from the dense model."""
+    return lambda **values: make_config(**{"init_from": dense, **values})
+
+
+def raw_of(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Raw weights and moments."""
+    return {name: tensor for file in checkpoint.glob("shard-*.safetensors") for name, tensor in load_file(file).items()}
+
+
+@pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True}, {"write_sees_dropped": True, "write_depth": 2}])
+def test_a_converted_model_is_the_dense_one_without_its_core(
+    make_dit: Callable[..., DiT], tmp_path: Path, options: dict[str, object]
+) -> None:
+    """At every budget: its head, the two fresh tables of token positions, and its tail, stated block by block."""
+    size = {"depth": 5, "head_depth": 2, "tail_depth": 1}
+    dense = make_dit(group_size=None, **size, **options)
+    torch.manual_seed(1)
+    model = DiT(DiTConfig(**{**vars(dense.config), "group_size": 2}))
+    start_from(model, saved(dense, tmp_path / "dense"), "linear")
+    x, t, y = inputs_of(dense.config)
+    seen: dict[int, torch.Tensor] = {}
+    hooks = [
+        block.register_forward_hook(lambda _m, _a, out, i=i: seen.update({i: out})) for i, block in enumerate(dense.blocks)
+    ]
+    dense(x, t, y)
+    for hook in hooks:
+        hook.remove()
+    core, grid = model.core, model.config.grid
+    tables = core.read.token_positions + core.write.token_positions
+    h = ungroup(group(seen[1], grid, core.window) + tables, grid, core.window)
+    rope = token_rope(grid, dense.config.width // dense.config.heads, CPU) if dense.config.rope else None
+    c = dense.time_embedding(t) + dense.label_embedding(y)
+    expected = unpatchify(dense.final(dense.blocks[4](h, c, Layout(grid, rope)), c), grid, dense.config.patch_size)
+    for budget in (1.0, 0.5, 0.25):
+        torch.testing.assert_close(model(x, t, y, budget), expected)
+
+
+def test_every_tensor_of_the_dense_model_is_taken(make_tuned: Make, dense: Path) -> None:
+    """Block i becomes block i wherever it stands; Read and Write alone are fresh, as from scratch; all is told."""
+    with console.capture() as captured:
+        state = make_state(make_tuned(model__depth=3), CPU)
+    source, own = load_file(dense / "model.safetensors"), state.model.state_dict()
+    moved = {"blocks.0.": "blocks.0.", "blocks.1.": "blocks.1.blocks.0.", "blocks.2.": "blocks.2."}
+    taken = set()
+    for name, tensor in source.items():
+        place = next((ours + name.removeprefix(theirs) for theirs, ours in moved.items() if name.startswith(theirs)), name)
+        assert torch.equal(own[place], tensor), name
+        assert torch.equal(state.ema[place], tensor), name
+        taken.add(place)
+    fresh = own.keys() - taken - {"positions"}
+    assert fresh == {name for name in own if name.startswith(("blocks.1.read.", "blocks.1.write."))}
+    told = " ".join(captured.get().split())
+    assert f"{len(source)} tensors are taken from {dense}" in told
+    assert all(name in told for name in fresh)
+    scratch = make_state(make_tuned(init_from=None), CPU).model.state_dict()
+    assert all(torch.equal(scratch[name], own[name]) for name in fresh)
+
+
+def test_an_elastic_model_starts_warm(make_dit: Callable[..., DiT], tmp_path: Path) -> None:
+    """From one of the same architecture everything is taken: the velocities are the same at every budget."""
+    source = make_dit()
+    model = DiT(source.config)
+    start_from(model, saved(source, tmp_path / "elastic"), "linear")
+    x, t, y = inputs_of(source.config)
+    for budget in (0.25, 1.0):
+        assert torch.equal(model(x, t, y, budget), source(x, t, y, budget))
+
+
+def test_a_dense_model_starts_one_of_another_size_of_input(make_dit: Callable[..., DiT], tmp_path: Path) -> None:
+    """Its positions are computed; an elastic model's are learned for one grid."""
+    folder = saved(make_dit(group_size=None), tmp_path / "dense")
+    start_from(make_dit(input_size=16), folder, "linear")
+    with pytest.raises(ValueError, match=r"model\.input_size is 8 there and 16 here"):
+        start_from(make_dit(input_size=16), saved(make_dit(), tmp_path / "elastic"), "linear")
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "told"),
+    [
+        ({"width": 64}, {}, r"patch_embedding\.weight is \(64, 12\) there and \(32, 12\) here"),
+        ({"num_classes": 9}, {}, r"label_embedding\.weight is \(10, 32\) there and \(8, 32\) here"),
+        ({"depth": 4}, {}, r"blocks\.3\.attention\.qkv\.weight has no place here"),
+        ({"depth": 2, "head_depth": 0}, {}, r"blocks\.2\.attention\.qkv\.weight is not there"),
+        ({"qk_norm": True}, {}, r"q_norm\.weight has no place here"),
+        ({"heads": 4}, {}, r"model\.heads is 4 there and 2 here"),
+        ({"rope": True}, {}, r"model\.rope is True there and False here"),
+        ({"group_size": 2}, {"group_size": None}, r"read\.queries has no place here"),
+        ({"group_size": 4}, {}, r"read\.queries is \(16, 32\) there and \(4, 32\) here"),
+        ({"group_size": 2, "head_depth": 0}, {}, r"model\.head_depth is 0 there and 1 here"),
+    ],
+)
+def test_what_does_not_fit_is_listed(
+    make_dit: Callable[..., DiT], tmp_path: Path, theirs: dict[str, object], ours: dict[str, object], told: str
+) -> None:
+    """Tensors of other shapes, missing or left over, and settings that no shape tells; nothing is changed."""
+    folder, model = saved(make_dit(**{"group_size": None, **theirs}), tmp_path / "source"), make_dit(**ours)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=told):
+        start_from(model, folder, "linear")
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_another_path_and_no_model_are_refused(make_dit: Callable[..., DiT], tmp_path: Path) -> None:
+    folder = saved(make_dit(group_size=None), tmp_path / "cosine", FlowPath.COSINE)
+    with pytest.raises(ValueError, match=r"set flow\.path cosine"):
+        start_from(make_dit(), folder, "linear")
+    with pytest.raises(ValueError, match="is not a model folder"):
+        start_from(make_dit(), tmp_path / "nothing", "linear")
+
+
+def test_settings_without_anything_to_work_on_are_refused(make_config: Make, make_tuned: Make) -> None:
+    for options in ({"finetune__distill": 1.0}, {"finetune__interface_first": 3}):
+        with pytest.raises(ValueError, match="--init-from"):
+            make_config(**options)
+    with pytest.raises(ValueError, match="interface_first needs an elastic model"):
+        make_tuned(model__group_size=None, finetune__interface_first=3)
+    with pytest.raises(ValueError, match="at least 0"):
+        make_tuned(finetune__distill=-1)
+
+
+def test_distillation_is_the_mean_squared_difference_from_the_original(make_tuned: Make, dense: Path) -> None:
+    """loss = flow + weight x distillation; the original runs at its full budget, on the same points, times and labels."""
+    config = make_tuned(finetune__distill=3.0, budget__highest=0.25)
+    state, original, data = make_state(config, CPU), load_model(dense), load_data(config)
+    for step in range(3):
+        batch = draw_batch(config, data, step)
+        with torch.no_grad():
+            velocity = state.model(batch.flow.x_t, batch.flow.t, batch.labels, batch.budget)
+            wanted = original(batch.flow.x_t, batch.flow.t, batch.labels)
+        flow, far = (velocity - batch.flow.velocity).square().mean().item(), (velocity - wanted).square().mean().item()
+        assert batch_loss(config, state, batch, CPU).item() == pytest.approx(flow + 3 * far, rel=1e-5)
+        train_step(config, state, batch, CPU)
+    teacher = state.objective.teacher.state_dict()
+    assert all(torch.equal(teacher[name], tensor) for name, tensor in original.state_dict().items())
+    assert make_state(make_tuned(), CPU).objective.teacher is None
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_interface_learns_first(make_tuned: Make, optimizer: str) -> None:
+    """For so many steps nothing but Read and Write changes, weight decay or not; from the next on everything does."""
+    config = make_tuned(finetune__interface_first=2, optimizer__name=optimizer, optimizer__weight_decay=0.1, steps=9)
+    state, data = make_state(config, CPU), load_data(config)
+    start = {name: p.detach().clone() for name, p in state.model.named_parameters()}
+
+    def changed() -> set[str]:
+        return {name for name, p in state.model.named_parameters() if not torch.equal(p, start[name])}
+
+    for step in range(2):
+        train_step(config, state, draw_batch(config, data, step), CPU)
+        assert changed() and all(is_interface(state.model, name) for name in changed())
+        assert all(torch.equal(average, start[name]) for name, average in state.ema.items() if name not in changed())
+    train_step(config, state, draw_batch(config, data, 2), CPU)
+    assert any(not is_interface(state.model, name) for name in changed())
+
+
+def test_adam_counts_what_was_held_from_its_own_first_update(make_tuned: Make) -> None:
+    """The first update of a held weight is AdamW's first: lr times the gradient's sign, after however many steps."""
+    config = make_tuned(finetune__interface_first=5, optimizer__clip=1e9, optimizer__lr=1e-3, steps=9)
+    state, data = make_state(config, CPU), load_data(config)
+    held = state.model.final.linear.weight
+    before = held.detach().clone()
+    for step in range(6):
+        train_step(config, state, draw_batch(config, data, step), CPU)
+    moved = (held.detach() - before).abs()
+    assert moved[moved > 0].median().item() == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("lost", [2, 4])
+def test_a_run_goes_on_exactly(make_tuned: Make, lost: int) -> None:
+    """Whether it stopped while the interface learned alone or after, and with what it distils from."""
+    options = {"finetune__interface_first": 3, "finetune__distill": 1.0, "steps": 6, "log__checkpoint_every": 2}
+    config = make_tuned(**options, log__keep=9)
+    last = train(config)
+    expected = raw_of(last)
+    for folder in last.parent.glob("step_*"):
+        if int(folder.name.removeprefix("step_")) > lost:
+            shutil.rmtree(folder)
+    assert train(config) == last
+    again = raw_of(last)
+    assert expected.keys() == again.keys()
+    assert [name for name in expected if not torch.equal(expected[name], again[name])] == []
+    assert json.loads((last / "training.json").read_text())["held"] == 3

@@ -1,0 +1,85 @@
+"""The recipes in configs/: each loads, fits its own command, and costs what its comment says."""
+
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+
+from elit import DiT, DiTConfig
+from elit.training.budgets import mean_flops
+from elit.training.config import BudgetConfig, FlowConfig, TrainConfig, load_config
+from elit.training.dry_run import dry_run
+
+ROOT = Path(__file__).parents[2]
+FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+NAMES = [str(file.relative_to(ROOT)) for file in FILES]
+
+
+class Shapes(DiT):
+    """A model without weights, whose initialisation, which takes a second at this size, is left out."""
+
+    def init_weights(self) -> None:
+        pass
+
+
+@cache
+def made(config: DiTConfig) -> DiT:
+    with torch.device("meta"):
+        return Shapes(config)
+
+
+@cache
+def flops(model: DiTConfig, budget: BudgetConfig, flow: FlowConfig) -> float:
+    """Many recipes share a model and its budgets."""
+    return mean_flops(made(model), budget, flow)
+
+
+def cost_of(config: TrainConfig) -> float:
+    """TFLOPs per iteration."""
+    dense = config.model.window is None
+    flow = FlowConfig() if config.budget.schedule is None else config.flow
+    return 3 * config.batch_size * flops(config.model, BudgetConfig() if dense else config.budget, flow) / 1e12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_recipe_says_its_command_and_cost(name: str) -> None:
+    """The comments name this very file, and the TFLOPs per iteration are those counted, to the digits given."""
+    text, config = (ROOT / name).read_text(encoding="utf8"), load_config(ROOT / name, [])
+    assert f"train --config {name}\n" in text
+    said = re.search(r"^# (\d+\.\d+) TFLOPs per iteration", text, re.M)
+    assert said is not None
+    assert float(said[1]) == pytest.approx(cost_of(config), abs=0.5 * 10 ** -len(said[1].split(".")[1]))
+    assert config.out == f"runs/{name.removeprefix('configs/').removesuffix('.yaml')}"
+    for path in re.findall(r"configs/\S+\.yaml", text):
+        assert (ROOT / path).is_file()
+    if "--out " in text:
+        assert f"--out {config.data.source}" in text
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.endswith(("finetune.yaml", "release/sit-xl2-256.yaml"))])
+def test_a_recipe_can_be_priced(name: str) -> None:
+    """`dry_run` agrees with the comment's cost; of the others, whose models are alike, these stand for all."""
+    config = load_config(ROOT / name, [])
+    assert dry_run(config)["step_gflops_mean"] == pytest.approx(1e3 * cost_of(config))
+
+
+def test_the_paper_and_the_release_are_told_apart() -> None:
+    """Section 5 of each: channels of the VAE, positions, split, batch, steps, times and warm-up."""
+    for name, file in zip(NAMES, FILES, strict=True):
+        config = load_config(file, [])
+        model, elastic, multi = config.model, config.model.window is not None, name.endswith("multi.yaml")
+        assert "emoji" in name or config.optimizer.lr == 1e-4
+        if "/paper/" in name:
+            assert (model.in_channels, model.rope, model.qk_norm, model.write_sees_dropped) == (16, True, True, False)
+            assert (config.steps, config.optimizer.warmup_steps) == (500_000, 10_000)
+            assert config.flow.time_law == "logit-normal" and config.batch_size == (384 if multi else 256)
+            assert not elastic or (model.head_depth, model.tail_depth) == (4, 4)
+        if "/release/" in name:
+            assert (model.in_channels, model.rope, model.qk_norm, model.write_sees_dropped) == (4, False, False, elastic)
+            assert (config.steps, config.optimizer.warmup_steps) == ((7_000_000, 10_000) if multi else (400_000, 0))
+            assert config.flow.time_law == ("logit-normal" if elastic else "uniform") and config.batch_size == 256
+            assert not elastic or (model.head_depth, model.tail_depth) == (8, 4)
+        if elastic and "emoji" not in name:
+            assert model.window.size == {32: 16, 64: 64}[model.input_size]
