@@ -3,6 +3,7 @@
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.S)
 
 
-def commands(program: str) -> list[str]:
-    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.splitlines()]
-    return [line for line in lines if line.startswith(program)]
+def commands(*programs: str) -> list[str]:
+    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    return [line for line in lines if line.startswith(programs)]
 
 
 @pytest.fixture
@@ -32,8 +33,12 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_every_elit_command_runs(elsewhere: Path) -> None:
-    for command in commands("elit "):
-        assert main(shlex.split(command)[1:]) == 0, command
+    for command in commands("elit ", "torchrun "):
+        program, *words = shlex.split(command)
+        if program == "torchrun":
+            subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", *words], check=True)
+        else:
+            assert main(words) == 0, command
     assert {"demo", "demo-mine", "runs"} <= {p.name for p in elsewhere.iterdir()}
 
 
@@ -50,8 +55,7 @@ def test_every_make_target_exists() -> None:
 
 
 def test_no_other_kind_of_command_stands_in_the_readme() -> None:
-    lines = [line.strip() for block in blocks("bash") for line in block.splitlines() if line.strip()]
-    assert all(line.startswith(("elit ", "make ", *INSTALLING)) for line in lines)
+    assert all(line.startswith(("elit ", "make ", "torchrun ", *INSTALLING)) for line in commands("") if line)
 
 
 def test_the_tree_names_every_module() -> None:
