@@ -148,7 +148,7 @@ def read_foreign(values: dict[str, Any], ours: list[str], given: list[str], orig
         if key not in translation.values and key not in given:
             raise ValueError(f"{origin} has no {theirs}; write it there, or give --{key}")
     if is_main():
-        console.print(translation.describe(), markup=False)
+        console.print(translation.describe(), markup=False, soft_wrap=True)
     return translation.values
 
 
