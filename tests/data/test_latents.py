@@ -22,10 +22,10 @@ from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from autoencoders import KINDS, make_autoencoder, save_autoencoder
 from elit.cli import main
-from elit.codec import KLCodec, PixelCodec
+from elit.codec import KLCodec
 from elit.data.dataset import DataInfo, PreparedData, read_info
 from elit.data.images import to_float
-from elit.data.latents import Encoding, decoder_of, parts_of, poor, prepare_latents, probe_tile
+from elit.data.latents import Encoding, parts_of, poor, prepare_latents, probe_tile
 from elit.data.shards import Preparation
 from elit.encoder import VisionEncoder
 from elit.weights import write_whole
@@ -338,18 +338,6 @@ def test_a_probed_tile_is_recorded_and_repeats_the_bytes(tmp_path: Path) -> None
     prepare_latents(source, encoding, tmp_path / "probed")
     prepare_latents(source, encoding, tmp_path / "given", tile=tile)
     assert contents(tmp_path / "probed") == contents(tmp_path / "given")
-
-
-def test_previews_get_the_codec_of_the_data(tmp_path: Path) -> None:
-    """None without one; one of the same channels with another scale is refused."""
-    info = DataInfo("latents", 1, (4, 4), channels=4, values="moments", scale=0.18215)
-    sd, sdxl = (str(save_autoencoder(tmp_path / kind, kind)) for kind in ("sd", "sdxl"))
-    decoder = decoder_of(info, sd, CPU)
-    assert isinstance(decoder, KLCodec) and decoder.scale == 0.18215
-    assert decoder_of(info, None, CPU) is None
-    assert isinstance(decoder_of(DataInfo("images", 1, (8, 8)), None, CPU), PixelCodec)
-    with pytest.raises(ValueError, match=r"scale 0.13025 and shift 0, and the latents 0.18215 and 0"):
-        decoder_of(info, sdxl, CPU)
 
 
 def test_mistakes_are_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,22 +63,22 @@ def test_the_state_is_left_as_it_was_and_the_reference_kept(make_config: MakeCon
     state.model.train()
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     random = torch.random.get_rng_state()
-    found = evaluate_ema(config, state, data, CPU)
+    found = evaluate_ema(config, state, data, CPU, PixelCodec())
     assert list(found) == [f"{NAME}0.25", f"{NAME}1"]
     assert state.model.training
     assert torch.equal(torch.random.get_rng_state(), random)
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
     kept = Path(config.out) / "reference.npz"
     when = kept.stat().st_mtime_ns
-    assert evaluate_ema(config, state, data, CPU) == found
+    assert evaluate_ema(config, state, data, CPU, PixelCodec()) == found
     assert kept.stat().st_mtime_ns == when
     other = make_config(**TOLD, evaluate__reference=kept, out=Path(config.out).with_name("other"))
-    assert evaluate_ema(other, state, data, CPU) == found
+    assert evaluate_ema(other, state, data, CPU, PixelCodec()) == found
 
 
 def test_what_cannot_be_measured_is_refused(make_config: MakeConfig) -> None:
     with pytest.raises(ValueError, match=r"evaluate\.count is 1; a Fréchet distance needs at least 2 samples"):
         make_config(**{**TOLD, "evaluate__count": 1})
     latent = make_config(**TOLD, model__in_channels=4)
-    with pytest.raises(ValueError, match=r"evaluate\.every measures models of pixels"):
-        evaluate_ema(latent, make_state(latent, CPU), load_data(make_config()), CPU)
+    with pytest.raises(ValueError, match=r"evaluate\.every measures pictures, and the data are latents: give data\.codec"):
+        evaluate_ema(latent, make_state(latent, CPU), load_data(make_config()), CPU, None)

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elit.codec import PixelCodec
 from elit.data.images import LabelledImages, to_uint8
 from elit.flow import flow_loss
 from elit.training.checkpoint import TrainState, checkpoints, load_checkpoint
@@ -241,12 +242,12 @@ def test_preview_leaves_the_training_weights_alone(make_config: Make, tmp_path: 
     config = make_config()
     state = make_state(config, CPU)
     state.ema = {name: p + 0.05 for name, p in state.ema.items()}
-    save_preview(config, state, CPU, tmp_path / "previews" / "a.png")
+    save_preview(config, state, PixelCodec(), CPU, tmp_path / "previews" / "a.png")
     with torch.no_grad():
         for p in state.model.parameters():
             p.mul_(3)
     raw = [p.detach().clone() for p in state.model.parameters()]
-    save_preview(config, state, CPU, tmp_path / "previews" / "b.png")
+    save_preview(config, state, PixelCodec(), CPU, tmp_path / "previews" / "b.png")
     assert all(torch.equal(p, kept) for p, kept in zip(state.model.parameters(), raw, strict=True))
     assert (tmp_path / "previews" / "a.png").read_bytes() == (tmp_path / "previews" / "b.png").read_bytes()
 

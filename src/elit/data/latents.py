@@ -20,7 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from elit.codec import Codec, KLCodec, PixelCodec, load_codec, moments_to_latents
+from elit.codec import KLCodec, moments_to_latents
 from elit.console import console, progress_bar
 from elit.data.dataset import SETTINGS_FILE, DataInfo, PreparedData
 from elit.data.images import to_float
@@ -273,23 +273,3 @@ def arrow_columns(
             offsets = np.cumsum([0, *(len(value) for value in values)], dtype=np.int32)
             columns[name] = pa.ListArray.from_arrays(pa.array(offsets), flat)
     return columns
-
-
-def decoder_of(info: DataInfo, codec: str | None, device: torch.device) -> Codec | None:
-    """What decodes a model trained on this data, for previews: none where latents are given no `codec`.
-
-    Raises ValueError where the codec's channels, scale or shift are not those of the latents, which are thus another's. A
-    decoder tuned further, as "ema" and "mse" are of each other, may have other weights.
-    """
-    if info.kind == "images":
-        return PixelCodec()
-    if codec is None:
-        return None
-    found = load_codec(codec, info.channels, device)
-    assert isinstance(found, KLCodec)
-    if (found.scale, found.shift) != (info.scale, info.shift):
-        raise ValueError(
-            f"the codec {codec} has scale {found.scale:g} and shift {found.shift:g}, and the latents {info.scale:g} and"
-            f" {info.shift:g}; give the codec that they were made with ({info.codec or 'not recorded'})"
-        )
-    return found

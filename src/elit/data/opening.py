@@ -2,10 +2,14 @@
 
 from pathlib import Path
 
+import torch
+
+from elit.codec import Codec, KLCodec, PixelCodec, load_codec
 from elit.data.dataset import INFO_FILE, SETTINGS_FILE, PreparedData
 from elit.data.images import load_images
 from elit.data.loader import Data
 from elit.data.published_layout import FOLDER, PublishedLatents
+from elit.data.published_layout import SCALE as PUBLISHED_SCALE
 
 
 def open_data(source: str, size: int) -> Data:
@@ -41,3 +45,25 @@ def check_fit(data: Data, shape: tuple[int, int, int], num_classes: int, any_siz
         )
     if int(data.labels.max()) >= num_classes:
         raise ValueError(f"labels go up to {int(data.labels.max())}; set model.num_classes {len(data.label_names)}")
+
+
+def decoder_of(data: Data, codec: str | None, device: torch.device) -> Codec | None:
+    """What decodes the samples of a model of this data: nothing is needed for pixels; None for latents without a `codec`.
+
+    Raises ValueError where a codec's channels, scale or shift are not those of the latents, which are thus another's. A
+    decoder tuned further, as "ema" and "mse" are of each other, may have other weights.
+    """
+    if data.shape[0] == 3:
+        return PixelCodec()
+    if codec is None:
+        return None
+    assert isinstance(data, PreparedData | PublishedLatents)
+    found, made_with = load_codec(codec, data.shape[0], device), data.info.codec if isinstance(data, PreparedData) else None
+    assert isinstance(found, KLCodec)
+    scale, shift = (data.info.scale, data.info.shift) if isinstance(data, PreparedData) else (PUBLISHED_SCALE, 0.0)
+    if (found.scale, found.shift) != (scale, shift):
+        raise ValueError(
+            f"the codec {codec} has scale {found.scale:g} and shift {found.shift:g}, and the latents {scale:g} and"
+            f" {shift:g}; give the codec that they were made with ({made_with or 'not recorded'})"
+        )
+    return found

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 
 from elit.bundled import Card
+from elit.codec import Codec
 from elit.console import console, progress_bar
 from elit.data.loader import Data, read_ahead
-from elit.data.opening import check_fit, open_data
+from elit.data.opening import check_fit, decoder_of, open_data
 from elit.distributed import (
     OneRankError,
     anywhere,
@@ -103,13 +104,16 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
     share = own_share(config.batch_size)
     steps = range(state.step, config.steps)
     batches = read_ahead(lambda step: draw_own(config, data, step, share), steps, config.data.workers)
+    codec = together(lambda: decoder_of(data, config.data.codec, device))
+    if config.log.preview_every and codec is None:
+        say("no previews are drawn, for the data are latents; give data.codec, which decodes them")
     with Log(config, run, state.step) as log, closing(batches):
 
         def look(last: bool) -> None:
-            if config.log.preview_every and (last or state.step % config.log.preview_every == 0):
-                save_preview(config, state, device, run / "previews" / f"step_{state.step:08d}.png")
+            if codec and config.log.preview_every and (last or state.step % config.log.preview_every == 0):
+                save_preview(config, state, codec, device, run / "previews" / f"step_{state.step:08d}.png")
             if config.evaluate.every and (last or state.step % config.evaluate.every == 0):
-                log.distances(state, evaluate_ema(config, state, data, device))
+                log.distances(state, evaluate_ema(config, state, data, device, codec))
 
         stopped = take_steps(config, state, batches, device, log, saver, stop, look)
     saver.wait()
@@ -258,7 +262,9 @@ def load_data(config: TrainConfig) -> Data:
 
 
 @torch.no_grad()
-def save_preview(config: TrainConfig, state: TrainState, device: torch.device, file: Path, columns: int = 12) -> None:
+def save_preview(
+    config: TrainConfig, state: TrainState, codec: Codec, device: torch.device, file: Path, columns: int = 12
+) -> None:
     """Samples of the EMA weights: a row per budget, the same noise and labels down a column. All ranks call this."""
     model = averaged_model(state, device)
     if not is_main():
@@ -267,5 +273,6 @@ def save_preview(config: TrainConfig, state: TrainState, device: torch.device, f
     budgets = config.log.preview_budgets if config.model.window is not None else (1.0,)
     with autocast(config, device):
         rows = [sample(model, labels, steps=20, budget=budget, path=config.flow.path) for budget in budgets]
+    images = torch.cat([codec.decode(row).cpu() for row in rows])
     file.parent.mkdir(exist_ok=True)
-    save_png(tile(torch.cat(rows).cpu(), columns=len(labels), scale=2), file)
+    save_png(tile(images, columns=len(labels), scale=2 if images.shape[-1] <= 64 else 1), file)
