@@ -17,7 +17,7 @@ from elit.training.loop import train
 from elit.training.optimizer import ShardedMuon, with_moments
 
 Make = Callable[..., TrainConfig]
-RUN = {"steps": 8, "batch_size": 6, "log__every": 1, "optimizer__warmup_steps": 3, "log__checkpoint_every": 4}
+RUN = {"steps": 8, "batch_size": 6, "log__every": 1, "optimizer__warmup_steps": 3, "optimizer__clip": 0.1}
 
 
 def losses(config: TrainConfig) -> list[float]:
