@@ -130,7 +130,7 @@ def test_a_checkpoint_of_two_ranks_is_that_of_one(make_config: Make, tmp_path: P
     assert run_ranks(2, two_load, log) == [0, 0], log.read_text()
 
     next(two.glob("shard-00001-*")).unlink()  # what is left tells all shapes, and would leave half the weights as they were
-    with pytest.raises(ValueError, match="is not a checkpoint of this run .*remove it"):
+    with pytest.raises(ValueError, match=r"is not a checkpoint of this run .*remove it"):
         load_checkpoint(two, make_state(config, CPU))
 
 
