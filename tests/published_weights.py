@@ -53,6 +53,8 @@ def drawn_inputs() -> tuple[Tensor, Tensor, Tensor]:
 ARGS: dict[str, dict[str, Any]] = {
     "sit_s2_256": {"model": "SiT-S/2", "elit_group_size": 4},
     "elit_s4_qknorm": {"model": "ELIT-SiT-S/4", "qk_norm": True, "elit_group_size": 4},
+    "elit_s2_256": {"model": "ELIT-SiT-S/2", "elit_group_size": 4},
+    "elit_b2_128_g8": {"model": "ELIT-SiT-B/2", "elit_group_size": 8, "resolution": 128},
 }
 COMMON = {
     **{"resolution": 256, "num_classes": 1000, "encoder_depth": 8, "qk_norm": False, "path_type": "linear"},

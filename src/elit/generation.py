@@ -23,25 +23,27 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from elit.backbones.dit import DiT
 from elit.codec import Codec, PixelCodec
 from elit.console import console, progress_bar
-from elit.data.images import as_tensor, to_float
+from elit.data.images import as_tensor, to_float, to_uint8
 from elit.distributed import barrier, is_main, rank, world_size
 from elit.elastic.budget import Schedule, level_of
 from elit.guidance import Guidance
 from elit.labels import LabelRule
-from elit.pictures import save_png, tile, to_image
+from elit.pictures import save_png, tile
 from elit.sampling import image_noise, sample
 from elit.weights import fingerprint, write_whole, written_whole
 
 SETTINGS_FILE, LABELS_FILE, SHEET_FILE = "settings.json", "dataset.json", "sheet.png"
 SHEET_IMAGES = 64
 PER_FOLDER = 1000
-WRITERS = 2
+WRITERS, QUEUED = 2, 32  # threads, and tiles waiting for them
+SHEET_SIDE = 96  # pixels of a small image on the sheet, at least
 
 
 @dataclass(frozen=True)
@@ -131,9 +133,9 @@ def generate(
         for first in range(0, len(tiles), batch):
             made = [(tile, recipe.images(model, codec, tile)) for tile in tiles[first : first + batch]]
             for tile, images in made:
-                for i in missing(folder, recipe, tile, count):
-                    write(images[i - tile * recipe.tile], folder / image_name(i))
-                    bar.advance(task)
+                wanted = missing(folder, recipe, tile, count)
+                write(images[[i - tile * recipe.tile for i in wanted]], [folder / image_name(i) for i in wanted])
+                bar.advance(task, len(wanted))
     barrier()
     if is_main():
         finish(folder, recipe, count, npz)
@@ -174,18 +176,20 @@ def missing(folder: Path, recipe: Recipe, tile: int, count: int) -> list[int]:
 
 
 @contextmanager
-def writers() -> Iterator[Callable[[Tensor, Path], None]]:
-    """write(image_CHW, file): queues a PNG for threads of its own, so that sampling does not wait; the queue is bounded.
+def writers() -> Iterator[Callable[[Tensor, Sequence[Path]], None]]:
+    """write(images_NCHW, files): queues PNG files for threads of their own, so that sampling does not wait.
 
-    The first write that fails raises its error at a later call, or at the end.
+    A task is a tile, and runs no torch: many small tasks would hand the interpreter's lock to and fro while the processors
+    are full of the model's threads. The queue is bounded. The first write that fails raises its error at a later call, or
+    at the end.
     """
     pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITERS) as pool:
 
-        def write(image_CHW: Tensor, file: Path) -> None:
-            while pending and (pending[0].done() or len(pending) > 256):
+        def write(images_NCHW: Tensor, files: Sequence[Path]) -> None:
+            while pending and (pending[0].done() or len(pending) > QUEUED):
                 pending.popleft().result()
-            pending.append(pool.submit(_write, image_CHW, file))
+            pending.append(pool.submit(_write, to_uint8(images_NCHW).permute(0, 2, 3, 1).contiguous().numpy(), files))
 
         try:
             yield write
@@ -196,15 +200,16 @@ def writers() -> Iterator[Callable[[Tensor, Path], None]]:
                 future.cancel()
 
 
-def _write(image_CHW: Tensor, file: Path) -> None:
-    try:
-        file.parent.mkdir(exist_ok=True)
-        with written_whole(file) as part:
-            to_image(image_CHW).save(part, format="PNG")
-    except OSError as error:
-        why = error.strerror or error
-        text = f"{file} could not be written ({why}); all before it is kept: make room, and give the same command"
-        raise OSError(text) from error
+def _write(pixels_NHWC: NDArray[np.uint8], files: Sequence[Path]) -> None:
+    for pixels, file in zip(pixels_NHWC, files, strict=True):
+        try:
+            file.parent.mkdir(exist_ok=True)
+            with written_whole(file) as part:
+                Image.fromarray(pixels).save(part, format="PNG")
+        except OSError as error:
+            why = error.strerror or error
+            text = f"{file} could not be written ({why}); all before it is kept: make room, and give the same command"
+            raise OSError(text) from error
 
 
 def finish(folder: Path, recipe: Recipe, count: int, npz: bool) -> None:
@@ -220,12 +225,12 @@ def finish(folder: Path, recipe: Recipe, count: int, npz: bool) -> None:
 
 
 def side_by_side(files: Sequence[Path], columns: int = 8) -> Image.Image:
-    """Image files of one size, row by row, on white."""
+    """Image files of one size, row by row, on white; small ones enlarged."""
     images = []
     for file in files:
         with Image.open(file) as image:
             images.append(as_tensor(image.convert("RGB")))
-    return tile(to_float(torch.stack(images)), columns)
+    return tile(to_float(torch.stack(images)), columns, scale=max(1, SHEET_SIDE // images[0].shape[-1]))
 
 
 def save_npz(files: Sequence[Path], file: Path) -> None:
