@@ -17,13 +17,13 @@ from elit.training.loop import train
 from elit.training.optimizer import ShardedMuon, with_moments
 
 Make = Callable[..., TrainConfig]
-RUN = {"steps": 8, "batch_size": 6, "log__every": 1, "optimizer__warmup_steps": 3, "log__checkpoint_every": 4}
+RUN = {"steps": 8, "batch_size": 6, "log__every": 1, "optimizer__warmup_steps": 3, "optimizer__clip": 0.1}
 
 
-def losses(config: TrainConfig) -> list[float]:
+def curve(config: TrainConfig, name: str = "loss") -> list[float]:
     events = EventAccumulator(str(Path(config.out) / "tensorboard"))
     events.Reload()
-    return [event.value for event in events.Scalars("loss")]
+    return [event.value for event in events.Scalars(name)]
 
 
 def weights(config: TrainConfig) -> dict[str, torch.Tensor]:
@@ -55,10 +55,11 @@ def test_any_number_of_processes_trains_alike(
     config = make_config(out=tmp_path / "many", **{**RUN, **options})
     log = tmp_path / "log"
     assert run_ranks(count, lambda: train(config), log) == [0] * count, log.read_text()
-    assert len(losses(alone)) == 8
-    assert losses(config) == pytest.approx(losses(alone), rel=0, abs=1e-5)
-    moved = losses(alone)[0] - losses(alone)[-1]
-    assert moved > 0.01  # the curve is not flat
+    assert len(curve(alone)) == 8
+    assert curve(config) == pytest.approx(curve(alone), rel=0, abs=1e-5)
+    assert curve(alone)[0] - curve(alone)[-1] > 0.01  # the curve is not flat
+    assert curve(config, "gradient_norm") == pytest.approx(curve(alone, "gradient_norm"), rel=1e-3 if muon else 1e-4)
+    assert min(curve(alone, "gradient_norm")) > 0.1  # and every gradient is clipped
     far = max((weights(alone)[name] - tensor).abs().max().item() for name, tensor in weights(config).items())
     assert far < 1e-4 or muon
 

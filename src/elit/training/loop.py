@@ -240,6 +240,7 @@ class Log:
     def report(self, state: TrainState, loss: float, rate: float) -> None:
         scalars = {
             "loss": loss,
+            "gradient_norm": state.gradient_norm,
             "images_per_second": rate,
             "learning_rate": state.optimizers[-1].param_groups[0]["lr"],
             "skipped_steps": state.skipped,

@@ -36,6 +36,7 @@ class TrainState:
     """What training changes: the model, the EMA of its weights by name, the optimisers, and the number of steps done.
 
     scaler: of the loss, for fp16. skipped: how many of the steps were; skipped_in_row: how many of the last ones.
+    gradient_norm: of the last step, before it was clipped.
     objective: what is minimised; alignment's projector learns too. held: updates of Read and Write alone.
     """
 
@@ -46,6 +47,7 @@ class TrainState:
     scaler: GradScaler = field(default_factory=no_scaler)
     skipped: int = 0
     skipped_in_row: int = 0
+    gradient_norm: float = 0.0
     objective: Objective = field(default_factory=Objective)
     held: int = 0
 
@@ -139,7 +141,8 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: tor
     norm = gathered(torch.nn.utils.get_total_norm([p.grad for _, p in state.trained() if p.grad is not None]))
     loss = sum_over_ranks(loss)
     state.step += 1
-    if all(math.isfinite(value) for value in torch.stack([loss, norm]).tolist()):
+    whole_loss, state.gradient_norm = torch.stack([loss, norm]).tolist()
+    if math.isfinite(whole_loss) and math.isfinite(state.gradient_norm):
         update(config, state, norm)
         state.skipped_in_row = 0
     else:
