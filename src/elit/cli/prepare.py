@@ -67,7 +67,9 @@ def run_images(options: argparse.Namespace, rest: list[str]) -> None:
     skipped = json.loads((out / SKIPPED_FILE).read_text(encoding="utf8"))
     console.print(f"{info.count} pictures of {len(info.label_names)} classes are in {out}", markup=False, soft_wrap=True)
     if skipped:
-        console.print(f"{len(skipped)} could not be read and are left out: see {out / SKIPPED_FILE}", markup=False, soft_wrap=True)
+        console.print(
+            f"{len(skipped)} could not be read and are left out: see {out / SKIPPED_FILE}", markup=False, soft_wrap=True
+        )
     if options.publish is not None:
         publish(out, Path(options.publish))
         console.print(f"Parquet files and a card are in {options.publish}", markup=False, soft_wrap=True)

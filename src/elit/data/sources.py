@@ -77,7 +77,7 @@ class _Files:
     """
 
     name: str
-    suffixes = SUFFIXES
+    suffixes: tuple[str, ...] = SUFFIXES
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in vars(self).items() if key != "table"}  # workers read pictures, not labels
