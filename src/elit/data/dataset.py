@@ -16,10 +16,12 @@ latent   float16, row-major (stored channels, h, w), flat: `List(float16, length
          feature.NAME, float16 (rows, columns, width) of its tokens, flat, with `mirror` also mirrored.feature.NAME.
 """
 
+import bisect
 import dataclasses
 import io
 import json
 import math
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +153,7 @@ class PreparedData:
         self.folder = Path(folder)
         self.info = read_info(self.folder)
         self._table: pa.Table | None = None
+        self._maps: list[mmap.mmap] = []
         self._places: dict[str, _Column] = {}
         self.labels = self._integers("label")
         self.members: tuple[Tensor, ...] = ()  # the rows of each size there is, where there are several
@@ -165,7 +168,7 @@ class PreparedData:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_table": None, "_places": {}}
+        return {**vars(self), "_table": None, "_maps": [], "_places": {}}
 
     def __len__(self) -> int:
         return self.info.count
@@ -183,7 +186,7 @@ class PreparedData:
     def table(self) -> "pa.Table":
         """The Arrow table, memory-mapped."""
         if self._table is None:
-            self._table = open_table(self.folder, self.info)
+            self._table, self._maps = open_table(self.folder, self.info)
         return self._table
 
     def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
@@ -196,6 +199,7 @@ class PreparedData:
         labels = self.labels[rows]
         shape = self.info.shape(int(self.buckets[rows[0]]) if self.members else 0)
         x = torch.empty(len(rows), *shape)
+        self._fetch("image" if self.info.kind == "images" else "latent", rows)
         if self.info.kind == "images":
             for row, into in zip(rows.tolist(), x, strict=True):
                 into.copy_(to_float(self.image(row)))
@@ -206,7 +210,7 @@ class PreparedData:
 
     def image(self, row: int) -> Tensor:
         """(3, H, W) uint8 of one picture."""
-        content = self._column("image").value(row)
+        content = self._column("image").value(row).tobytes()
         try:
             with Image.open(io.BytesIO(content)) as image:
                 return as_tensor(image.convert("RGB"))
@@ -227,6 +231,12 @@ class PreparedData:
         stored = np.stack([self._column(name).value(row) for name, row in zip(names, rows.tolist(), strict=True)])
         return torch.from_numpy(stored).float().unflatten(1, (-1, self.info.features[name][2]))
 
+    def _fetch(self, name: str, rows: Tensor) -> None:
+        """Lets the disk read all rows of a batch at once, which then come from memory one by one."""
+        column = self._column(name)
+        for row in rows.tolist():
+            column.fetch(row)
+
     def _mirrored(self, generator: torch.Generator) -> bool:
         """Whether a row is taken mirrored: its generator's first number, where mirrored latents are stored."""
         return self.info.mirror and float(torch.rand((), generator=generator)) < 0.5
@@ -244,7 +254,7 @@ class PreparedData:
 
     def _column(self, name: str) -> "_Column":
         if name not in self._places:
-            self._places[name] = _Column(self.table, name)
+            self._places[name] = _Column(self.table, name, self._maps)
         return self._places[name]
 
 
@@ -265,43 +275,64 @@ def latent_input(
 
 
 class _Column:
-    """Values of one column by row, without copies: bytes of pictures, flat float16 of latents."""
+    """Values of one column by row, without copies: the bytes of a picture, or a flat float16 latent."""
 
-    def __init__(self, table: "pa.Table", name: str) -> None:
+    def __init__(self, table: "pa.Table", name: str, maps: Sequence[mmap.mmap]) -> None:
         import pyarrow as pa
 
         chunks = table[name].chunks
         self.starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
-        self.is_image = name == "image"
-        self.chunks: list[Any] = []
+        self.values: list[np.ndarray] = []
+        self.bounds: list[np.ndarray] = []  # where each row's values begin, and the last ones end
         for chunk in chunks:
-            if self.is_image:
-                self.chunks.append(chunk.field("bytes"))
-            elif pa.types.is_fixed_size_list(chunk.type):
-                values = chunk.flatten().to_numpy(zero_copy_only=True)
-                self.chunks.append(values.reshape(len(chunk), chunk.type.list_size))
-            else:
-                self.chunks.append((chunk.values.to_numpy(zero_copy_only=True), chunk.offsets.to_numpy()))
+            if name == "image":
+                _, offsets, content = chunk.field("bytes").buffers()
+                self.values.append(np.frombuffer(content, np.uint8))
+                self.bounds.append(np.frombuffer(offsets, np.int32)[chunk.offset : chunk.offset + len(chunk) + 1])
+                continue
+            self.values.append(chunk.values.to_numpy(zero_copy_only=True))
+            fixed = pa.types.is_fixed_size_list(chunk.type)
+            bounds = np.arange(len(chunk) + 1) * chunk.type.list_size if fixed else chunk.offsets.to_numpy()
+            self.bounds.append(bounds)
+        first = [np.frombuffer(m, np.uint8).ctypes.data for m in maps]
+        place = [int(values.ctypes.data) for values in self.values]
+        order = sorted(range(len(maps)), key=first.__getitem__)
+        ordered = [first[i] for i in order]
+        found = [order[bisect.bisect_right(ordered, address) - 1] for address in place]
+        self.maps = [maps[i] for i in found]
+        self.offsets = [address - first[i] for address, i in zip(place, found, strict=True)]  # in the file
 
-    def value(self, row: int) -> Any:
-        place = int(np.searchsorted(self.starts, row, side="right")) - 1
-        chunk, index = self.chunks[place], row - int(self.starts[place])
-        if self.is_image:
-            return chunk[index].as_py()
-        if isinstance(chunk, tuple):
-            values, offsets = chunk
-            return values[offsets[index] : offsets[index + 1]]
-        return chunk[index]
+    def value(self, row: int) -> np.ndarray:
+        """What a row holds."""
+        chunk, start, end = self._find(row)
+        return self.values[chunk][start:end]
+
+    def fetch(self, row: int) -> None:
+        """Asks the system to read a row from the disk now, without waiting for it."""
+        file, start, end = self.span(row)
+        aligned = start - start % mmap.PAGESIZE
+        file.madvise(mmap.MADV_WILLNEED, aligned, end - aligned)
+
+    def span(self, row: int) -> tuple[mmap.mmap, int, int]:
+        """The file that holds a row, and the first and last + 1 of its bytes there."""
+        chunk, start, end = self._find(row)
+        size = self.values[chunk].itemsize
+        return self.maps[chunk], self.offsets[chunk] + start * size, self.offsets[chunk] + end * size
+
+    def _find(self, row: int) -> tuple[int, int, int]:
+        chunk = int(np.searchsorted(self.starts, row, side="right")) - 1
+        index = row - int(self.starts[chunk])
+        return chunk, int(self.bounds[chunk][index]), int(self.bounds[chunk][index + 1])
 
 
-def open_table(folder: Path, info: DataInfo) -> "pa.Table":
-    """The memory-mapped rows of a prepared folder; ValueError where they are not what `info` says."""
+def open_table(folder: Path, info: DataInfo) -> tuple["pa.Table", list[mmap.mmap]]:
+    """The memory-mapped rows of a prepared folder, and its files; ValueError where they are not what `info` says."""
     import pyarrow as pa
 
     try:
         listed = json.loads((folder / "state.json").read_text(encoding="utf8"))["_data_files"]
-        files = [folder / Path(str(entry["filename"])).name for entry in listed]
-        table = pa.concat_tables(pa.ipc.open_stream(pa.memory_map(str(file))).read_all() for file in files)
+        maps = [map_file(folder / Path(str(entry["filename"])).name) for entry in listed]
+        table = pa.concat_tables(pa.ipc.open_stream(pa.py_buffer(file)).read_all() for file in maps)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the rows of {folder} cannot be read ({error}); prepare the data again") from error
     schema = info.columns().arrow_schema
@@ -310,4 +341,12 @@ def open_table(folder: Path, info: DataInfo) -> "pa.Table":
             f"{folder} holds {table.num_rows} rows of {table.schema.names}, and its {INFO_FILE} says {info.count} rows"
             f" of {schema.names} of certain sizes; prepare the data again"
         )
-    return table
+    return table, maps
+
+
+def map_file(file: Path) -> mmap.mmap:
+    """A file in memory, of which only the pages asked for are read: rows come in random order."""
+    with file.open("rb") as opened:
+        mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
+    mapped.madvise(mmap.MADV_RANDOM)
+    return mapped
