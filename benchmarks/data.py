@@ -177,7 +177,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="little data, once: a check that all of it runs")
     parser.add_argument("--rows", type=int, help="latents of part 1 (100,000)")
-    parser.add_argument("--pictures", type=int, help="of part 2 (3,000)")
+    parser.add_argument("--pictures", type=int, help="of part 2 (6,000)")
     parser.add_argument("--memory-count", type=int, help="N of part 3 (1,000)")
     parser.add_argument("--repeats", type=int, help="rounds, of which the median is told (3)")
     cores = len(os.sched_getaffinity(0))
@@ -192,7 +192,7 @@ def main() -> None:
         return
     for name, full, quick in (
         ("rows", 100_000, 2_560),
-        ("pictures", 3_000, 96),
+        ("pictures", 6_000, 96),
         ("memory_count", 1_000, 64),
         ("repeats", 3, 1),
     ):
