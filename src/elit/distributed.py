@@ -80,7 +80,7 @@ def process_group(timeout: timedelta = timedelta(hours=24), device: torch.device
         except LostRankError:
             raise
         except RuntimeError as error:
-            if _tells_of_lost_rank(error):  # leaving the group in order would wait for the dead
+            if tells_of_lost_rank(error):  # leaving the group in order would wait for the dead
                 raise
             dist.destroy_process_group()
             raise
@@ -123,13 +123,18 @@ def _lost_ranks_told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, LostRankError) or not _tells_of_lost_rank(error):
+        if isinstance(error, LostRankError) or not tells_of_lost_rank(error):
             raise
-        told = " ".join(str(error).split())
-        raise LostRankError(f"rank {rank()} lost another process, which died or did not answer ({told[:200]})") from error
+        raise lost_rank(error) from error
 
 
-def _tells_of_lost_rank(error: BaseException) -> bool:
+def lost_rank(error: BaseException) -> LostRankError:
+    """The error that says so, of a collective's own."""
+    told = " ".join(str(error).split())
+    return LostRankError(f"rank {rank()} lost another process, which died or did not answer ({told[:200]})")
+
+
+def tells_of_lost_rank(error: BaseException) -> bool:
     """Whether an error is that of a collective whose other side is gone: torch has no type of its own for gloo's."""
     words = ("connection closed", "connection reset", "connection refused", "timed out", "timeout", "broken pipe", "nccl")
     text = str(error).lower()

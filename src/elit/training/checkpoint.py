@@ -25,7 +25,16 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from elit.bundled import Card, save_card
-from elit.distributed import background_group, barrier, gathered, is_main, together, world_size
+from elit.distributed import (
+    background_group,
+    barrier,
+    gathered,
+    is_main,
+    lost_rank,
+    tells_of_lost_rank,
+    together,
+    world_size,
+)
 from elit.training.config import TrainConfig, flat
 from elit.training.finetune import held_parameters
 from elit.training.optimizer import MOMENTS, set_updates
@@ -195,11 +204,16 @@ class Saver:
         return self.folder
 
     def wait(self) -> None:
-        """Returns when the last checkpoint is whole. Raises OSError, on every rank, where it could not be written."""
+        """Returns when the last checkpoint is whole.
+
+        Raises OSError, on every rank, where it could not be written, and LostRankError where a rank died meanwhile.
+        """
         pending, self.pending = self.pending, None
         error = None if pending is None else pending.exception()
         if error is None:
             return
+        if tells_of_lost_rank(cause(error)):
+            raise lost_rank(cause(error)) from error
         if is_main():
             remove_unfinished(self.run)
         found = checkpoints(self.run)
@@ -229,10 +243,15 @@ def sync(place: Path) -> None:
         os.close(descriptor)
 
 
-def reason(error: BaseException) -> str:
-    """What DCP's exception, which gathers those of all ranks, says in a few words."""
+def cause(error: BaseException) -> BaseException:
+    """The first of those that DCP's exception gathers of all ranks; any other error is its own."""
     failures = getattr(error, "failures", None) or {}
-    first = next((failure[0] for _, failure in sorted(failures.items())), error)
+    return next((failure[0] for _, failure in sorted(failures.items())), error)
+
+
+def reason(error: BaseException) -> str:
+    """What an error of DCP says in a few words."""
+    first = cause(error)
     told = getattr(first, "strerror", None) or " ".join(str(first).split()) or type(first).__name__
     return str(told)[:300]
 
