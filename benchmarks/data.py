@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from elit.console import console as progress
 from elit.data.dataset import DataInfo, PreparedData
-from elit.data.loader import batches, rows_of_step, sample_generators
+from elit.data.loader import read_ahead, read_part
 from elit.data.prepare import ImageSettings, prepare_images
 from elit.data.shards import Preparation
 from timing import machine, open_report
@@ -58,21 +58,21 @@ def write_latents(folder: Path, rows: int) -> None:
         work.finish(info, parts)
 
 
-class Steps(Dataset[tuple[torch.Tensor, torch.Tensor]]):
+class Steps(Dataset[tuple[torch.Tensor, ...]]):
     """The same batches for torch's DataLoader: item i is the batch of step i."""
 
     def __init__(self, folder: Path) -> None:
         self.data = PreparedData(folder)
 
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows = rows_of_step(0, len(self.data), BATCH, step)
-        return self.data.read(rows, sample_generators("data", 0, step, 0, BATCH))
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, ...]:
+        return read_part(self.data, 0, BATCH, step, range(BATCH))
 
 
 def loaded(how: str, workers: int, folder: Path, steps: range) -> Iterator[object]:
     """The batches of some steps, from files opened anew."""
     if how == "threads":
-        yield from batches(PreparedData(folder), 0, BATCH, steps, range(BATCH), workers)
+        data = PreparedData(folder)
+        yield from read_ahead(lambda step: read_part(data, 0, BATCH, step, range(BATCH)), steps, workers)
     else:
         yield from DataLoader(Steps(folder), None, sampler=list(steps), num_workers=workers, prefetch_factor=2)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from elit.data.images import LabelledImages
-from elit.data.loader import batches, read_ahead, rows_of_step, sample_generators
+from elit.data.loader import read_ahead, read_part, rows_of_step, sample_generators
 from elit.seeding import generator_for
 
 
@@ -65,14 +65,15 @@ def test_one_bucket_is_the_same_as_none() -> None:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_ranks_and_workers_share_one_batch(workers: int) -> None:
     """Two ranks' parts together are the batch of one, in order, from any step on; each sample draws from its place."""
-    whole = [(batch.x, batch.labels) for batch in batches(DATA, 5, 6, range(2, 9), range(6))]
-    parts = [list(batches(DATA, 5, 6, range(2, 9), part, workers)) for part in (range(0, 2), range(2, 6))]
-    assert [batch.step for batch in parts[1]] == list(range(2, 9)) and parts[1][0].first == 2
-    for (x, labels), first, second in zip(whole, *parts, strict=True):
-        assert torch.equal(torch.cat([first.x, second.x]), x)
-        assert torch.equal(torch.cat([first.labels, second.labels]), labels)
-        assert torch.equal(x[:, 0].long(), labels)
-    assert float(whole[1][0][4, 1]) == float(torch.rand((), generator=generator_for("data", 5, 3, 4)))
+
+    def batches(part: range) -> list[tuple[torch.Tensor, ...]]:
+        return list(read_ahead(lambda step: read_part(DATA, 5, 6, step, part), range(2, 9), workers))
+
+    whole, first, second = (batches(part) for part in (range(6), range(2), range(2, 6)))
+    for batch, *halves in zip(whole, first, second, strict=True):
+        assert all(torch.equal(torch.cat(both), one) for one, *both in zip(batch, *halves, strict=True))
+        assert torch.equal(batch[1][:, 0].long(), batch[2])
+    assert float(whole[1][1][4, 1]) == float(torch.rand((), generator=generator_for("data", 5, 3, 4)))
 
 
 def test_generators_of_a_share_are_those_of_the_whole() -> None:

@@ -6,9 +6,8 @@ All are functions of (seed, step, index) alone: any number of ranks and workers,
 import bisect
 import functools
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -42,28 +41,13 @@ class Data(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class LoadedBatch:
-    """The inputs x (B, C, H, W) float32 and labels (B,) int64 of samples first .. first + B - 1 of a step."""
-
-    step: int
-    first: int
-    x: Tensor
-    labels: Tensor
-
-
-def batches(data: Data, seed: int, batch_size: int, steps: range, part: range, workers: int = 0) -> Iterator[LoadedBatch]:
-    """The batch of each of `steps`, in order; of its samples those in `part`, such as a rank's range(64, 128).
+def read_part(data: Data, seed: int, batch_size: int, step: int, part: range) -> tuple[Tensor, Tensor, Tensor]:
+    """Rows (B,), inputs and labels of those samples of a step's batch that are in `part`, such as a rank's range(64, 128).
 
     Raises ValueError for data that cannot be read.
     """
-
-    def load(step: int) -> LoadedBatch:
-        rows = rows_of_step(seed, len(data), batch_size, step, data.members)[part.start : part.stop]
-        generators = sample_generators("data", seed, step, part.start, part.stop)
-        return LoadedBatch(step, part.start, *data.read(rows, generators))
-
-    return read_ahead(load, steps, workers)
+    rows = rows_of_step(seed, len(data), batch_size, step, data.members)[part.start : part.stop]
+    return rows, *data.read(rows, sample_generators("data", seed, step, part.start, part.stop))
 
 
 def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Generator[T, None, None]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elit.data.loader import Data, rows_of_step, sample_generators
+from elit.data.loader import Data, read_part, sample_generators
 from elit.flow import FlowSample, TimeLaw, interpolate
 from elit.flow import Path as FlowPath
 from elit.training.alignment import alignment_target
@@ -56,12 +56,11 @@ def draw_batch(config: TrainConfig, data: Data, step: int, share: range | None =
     Every sample's noise, time and dropped label come from (seed, step, place in the batch), so a share is a slice.
     """
     share = range(config.batch_size) if share is None else share
-    rows = rows_of_step(config.seed, len(data), config.batch_size, step, data.members)[share.start : share.stop]
+    rows, x, labels = read_part(data, config.seed, config.batch_size, step, share)
 
     def generators() -> list[torch.Generator]:
         return sample_generators("data", config.seed, step, share.start, share.stop)
 
-    x, labels = data.read(rows, generators())
     target = alignment_target(config.alignment, data, rows, x, generators)
     path, law = FlowPath(config.flow.path), TimeLaw(config.flow.time_law)
     noise, t, dropped = torch.empty_like(x), torch.empty(len(share)), torch.empty(len(share))
