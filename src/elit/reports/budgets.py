@@ -17,7 +17,7 @@ from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
 from elit.reports.page import Sheet
 from elit.reports.quality import measure
 from elit.reports.report import Part, Picture, Report
-from elit.reports.scores import QUALITY_COLUMNS, figure_text, quality_cells, quality_note, quality_panels
+from elit.reports.scores import QUALITY_COLUMNS, figure_text, quality_cells, quality_note, quality_panels, quality_sheet
 from elit.reports.setting import draw_all
 from elit.reports.subject import Subject
 
@@ -132,7 +132,7 @@ def budget_table(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None)
     if quality is not None:
         cells.append(["real", "", "", *quality_cells(quality["real"])])
         note = f"{quality_note(quality)} {note}"
-    return Sheet("One set of weights, many budgets", columns, cells, note)
+    return quality_sheet("One set of weights, many budgets", columns, cells, note)
 
 
 def tradeoff_panels(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None) -> list[Panel]:

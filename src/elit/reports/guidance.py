@@ -14,7 +14,7 @@ from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
 from elit.reports.page import Sheet
 from elit.reports.quality import measured_rows
 from elit.reports.report import Part, Picture, Report
-from elit.reports.scores import QUALITY_COLUMNS, quality_cells, quality_note, quality_panels
+from elit.reports.scores import QUALITY_COLUMNS, quality_cells, quality_note, quality_panels, quality_sheet
 from elit.reports.setting import budget_name, draw_all
 from elit.reports.subject import Subject
 
@@ -112,7 +112,7 @@ def guidance_table(rows: Sequence[dict[str, Any]], best: dict[str, dict[str, Any
             "GFLOPs a step: both forwards of one image. Best: the scale of the lowest Fréchet distance of each"
             f" kind.{wider} {quality_note(quality)}"
         )
-    return Sheet("Guidance over scales", columns, cells, note)
+    return quality_sheet("Guidance over scales", columns, cells, note)
 
 
 def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:

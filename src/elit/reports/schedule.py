@@ -17,7 +17,7 @@ from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
 from elit.reports.page import Sheet
 from elit.reports.quality import measured_rows
 from elit.reports.report import Part, Picture, Report
-from elit.reports.scores import QUALITY_COLUMNS, quality_cells, quality_note, quality_panels
+from elit.reports.scores import QUALITY_COLUMNS, quality_cells, quality_note, quality_panels, quality_sheet
 from elit.reports.setting import budget_name, draw_all
 from elit.reports.subject import Subject
 
@@ -159,9 +159,9 @@ def schedule_table(rows: Sequence[dict[str, Any]], sentence: str, quality: dict[
         for row in rows
     ]
     if quality is None:
-        return Sheet("Budgets over the sampler's time", columns, cells, sentence)
+        return quality_sheet("Budgets over the sampler's time", columns, cells, sentence)
     cells.append(["real", "", "", "", *quality_cells(quality["real"])])
-    return Sheet("Budgets over the sampler's time", columns, cells, f"{sentence} {quality_note(quality)}")
+    return quality_sheet("Budgets over the sampler's time", columns, cells, f"{sentence} {quality_note(quality)}")
 
 
 def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:

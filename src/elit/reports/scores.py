@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from elit.reports.drawing import Panel, Point
+from elit.reports.page import Sheet
 
 FIGURES = {  # name: the column of a table, digits
     "frechet": ("Fréchet", 1),
@@ -35,6 +36,12 @@ def figure_text(row: Mapping[str, Any], name: str, digits: int) -> str:
 def quality_cells(row: Mapping[str, Any]) -> list[str]:
     """The cells of a row under QUALITY_COLUMNS."""
     return [figure_text(row, name, digits) for name, (_, digits) in FIGURES.items()]
+
+
+def quality_sheet(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Sheet:
+    """A table without the columns that nothing was measured for."""
+    kept = [i for i in range(len(columns)) if any(row[i] not in ("-", "") for row in rows)]
+    return Sheet(title, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], note)
 
 
 def quality_note(quality: Mapping[str, Any]) -> str:
