@@ -15,12 +15,16 @@ README = (ROOT / "README.md").read_text(encoding="utf8")
 INSTALLING = ("python3.11 -m venv", ".venv/bin/pip install", "source ")  # what `make` itself does
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.S)
+SECTIONS = dict(re.findall(r"^## (.*?)$(.*?)(?=^## |\Z)", README, re.S | re.M))
 
 
-def commands(*programs: str) -> list[str]:
-    lines = [line.split("#")[0].strip() for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+
+
+def commands(*programs: str, text: str = README) -> list[str]:
+    joined = [block.replace("\\\n", " ") for block in blocks("bash", text)]
+    lines = [line.split("#")[0].strip() for block in joined for line in block.splitlines()]
     return [line for line in lines if line.startswith(programs)]
 
 
@@ -32,14 +36,20 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_every_elit_command_runs(elsewhere: Path) -> None:
-    for command in commands("elit ", "torchrun "):
+@pytest.mark.parametrize("section", [name for name, text in SECTIONS.items() if commands("elit ", "torchrun ", text=text)])
+def test_every_elit_command_runs(elsewhere: Path, section: str) -> None:
+    """Those of a section, one after another, in a folder where nothing was done before."""
+    for command in commands("elit ", "torchrun ", text=SECTIONS[section]):
         program, *words = shlex.split(command)
         if program == "torchrun":
             subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", *words], check=True)
         else:
             assert main(words) == 0, command
-    assert {"demo", "demo-mine", "runs"} <= {p.name for p in elsewhere.iterdir()}
+
+
+def test_no_command_is_outside_the_sections() -> None:
+    ours = ("elit ", "torchrun ")
+    assert commands(*ours) == [command for text in SECTIONS.values() for command in commands(*ours, text=text)]
 
 
 def test_every_python_block_runs(elsewhere: Path) -> None:
