@@ -93,6 +93,18 @@ def test_both_paths_share_a_call_where_their_budgets_agree(tiny: DiT) -> None:
     assert calls.noted == [(3, 0.5, both[:3], 2), (3, 0.5, both[3:], 1)]
 
 
+def test_many_images_run_in_two_passes_on_a_cpu(tiny: DiT) -> None:
+    """Of the same velocity as one batch of twice as many: that of each image alone."""
+    labels = torch.tensor([0, 3, 6, 1])
+    x = torch.randn(4, 3, 8, 8, generator=generator_for("guidance test"), dtype=torch.float64)
+    guidance = Guidance(scale=2.5)
+    alone = torch.cat([guided_velocity(tiny, labels[i : i + 1], 0.75, guidance)(x[i : i + 1], 0.5) for i in range(4)])
+    calls = Calls(tiny)
+    together = guided_velocity(tiny, labels, 0.75, guidance)(x, 0.5)
+    assert [(count, given) for count, _, given, _ in calls.noted] == [(4, labels.tolist()), (4, [NULL] * 4)]
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("weak", [{}, {"weak_budget": 0.25}, {"weak_budget": 0.25, "weak_label": "same"}])
 def test_scale_one_makes_no_weak_call(tiny: DiT, weak: dict[str, Any]) -> None:
     """For w = 1 the model runs once on B images, and its velocity is returned as it is."""
