@@ -150,7 +150,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--written", type=int, default=64, help="images of part 2")
-    parser.add_argument("--memory-counts", type=int, nargs="*", default=[500, 5000], help="of part 3; none leaves it out")
+    parser.add_argument("--memory-counts", type=int, nargs="*", default=[500, 5000], help="of part 3")
+    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument("--memory-of", nargs=2, metavar=("COUNT", "FOLDER"), help=argparse.SUPPRESS)
@@ -161,12 +162,13 @@ def main() -> None:
         return
     out = open_report()
     figures: dict[str, Any] = {"machine": machine()}
-    for name, model in models().items():
+    for name, model in models().items() if 1 in args.parts else ():
         table, figures[name] = time_guidance(name, model, args)
         out.print(table)
-    table, figures["writing"] = time_writing(args)
-    out.print(table)
-    if args.memory_counts:
+    if 2 in args.parts:
+        table, figures["writing"] = time_writing(args)
+        out.print(table)
+    if 3 in args.parts:
         figures["memory_mib"] = {count: memory(count, 1) for count in args.memory_counts}
         table = Table("images", "peak memory, MiB", title="Memory of `generate`, bundled model, 1 step at 1/16")
         for count, mib in figures["memory_mib"].items():

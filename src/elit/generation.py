@@ -219,7 +219,7 @@ def finish(folder: Path, recipe: Recipe, count: int, npz: bool) -> None:
     names = [image_name(i) for i in range(count)]
     labels = [[name, recipe.labels.label(recipe.seed, i)] for i, name in enumerate(names)]
     write_whole(folder / LABELS_FILE, json.dumps({"labels": labels}) + "\n")
-    save_png(side_by_side([folder / name for name in names[:SHEET_IMAGES]]), folder / SHEET_FILE)
+    save_png(side_by_side([folder / name for name in names[:SHEET_IMAGES]]), folder / SHEET_FILE, optimize=False)
     if npz:
         save_npz([folder / name for name in names], folder.with_name(f"{folder.name}.npz"))
 

@@ -35,10 +35,10 @@ def to_image(image_CHW: Tensor) -> Image.Image:
     return Image.fromarray(to_uint8(image_CHW).permute(1, 2, 0).numpy())
 
 
-def save_png(image: Image.Image, file: Path) -> None:
-    """Writes a PNG, whole or not at all."""
+def save_png(image: Image.Image, file: Path, optimize: bool = True) -> None:
+    """Writes a PNG, whole or not at all; `optimize` makes it a little smaller in several times the time."""
     with written_whole(file) as part:
-        image.save(part, format="PNG", optimize=True)
+        image.save(part, format="PNG", optimize=optimize)
 
 
 def spread(count: int, total: int) -> Sequence[int]:
