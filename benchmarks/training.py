@@ -81,7 +81,7 @@ def main() -> None:
             looped.step = 0
             with Log(config, Path(folder), 0) as log:
                 ahead = read_ahead(lambda step: draw_batch(config, data, step), range(args.steps), config.data.workers)
-                take_steps(config, looped, ahead, device, log, saver, threading.Event())
+                take_steps(config, looped, ahead, device, log, saver, threading.Event(), look=lambda last: None)
 
         variants = {"loop": Variant(loop), "bare": Variant(lambda _: bare_steps(config, bare, batches, device))}
         seconds = interleave(variants, args.rounds, "training")

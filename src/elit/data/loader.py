@@ -58,7 +58,8 @@ def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Gene
     if workers == 0:
         yield from map(load, steps)
         return
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="elit-data")
+    torch.get_num_threads()  # settles this thread's own number, before each worker takes one: teams of theirs would
+    pool = ThreadPoolExecutor(workers, "elit-data", torch.set_num_threads, (1,))  # push the model's off the processors
     ahead: deque[Future[T]] = deque()
     try:
         for step in steps:
