@@ -15,7 +15,6 @@ import argparse
 import io
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -37,10 +36,9 @@ from elit.data.dataset import DataInfo, PreparedData
 from elit.data.loader import read_ahead, read_part
 from elit.data.prepare import ImageSettings, prepare_images
 from elit.data.shards import Preparation
-from timing import machine, open_report
+from timing import machine, open_report, peak_mib
 
 BATCH, PART = 256, 1000
-MIB = 2**20
 
 
 def write_latents(folder: Path, rows: int) -> None:
@@ -188,7 +186,7 @@ def main() -> None:
     if args.memory_of:
         place = Path(args.memory_of)
         prepare_images(ImageSettings(str(place / "pictures")), place / "out", 1)
-        sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB}\n")
+        sys.stdout.write(f"{peak_mib()}\n")
         return
     for name, full, quick in (
         ("rows", 100_000, 2_560),

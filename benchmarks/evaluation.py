@@ -16,7 +16,6 @@ Parts 1 to 3 run each time in a process of its own, whose peak of memory is told
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -31,9 +30,8 @@ from rich.table import Table
 from torch import Tensor
 
 from elit.console import console as progress
-from timing import Variant, interleave, machine, open_report, spread
+from timing import Variant, interleave, machine, open_report, peak_mib, spread
 
-MIB = 2**20
 COUNTS = {"well-posed": 2, "singular": 0.5}  # rows of the features, in widths
 BATCH = 16
 
@@ -124,7 +122,7 @@ def run_job(name: str, args: argparse.Namespace) -> None:
     start = time.perf_counter()
     value = run(*given)
     seconds = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB
+    peak = peak_mib()
     sys.stdout.write(json.dumps({"seconds": seconds, "peak_mib": peak, "value": value}) + "\n")
 
 

@@ -10,7 +10,6 @@
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from torch import Tensor
 import elit
 from elit.generation import Recipe, generate
 from elit.labels import LabelRule
-from timing import Variant, interleave, machine, open_report, spread
+from timing import Variant, interleave, machine, open_report, peak_mib, spread
 
 LOWEST = 1 / 16
 KINDS = {
@@ -34,7 +33,6 @@ KINDS = {
     "cheap CFG": elit.Guidance(scale=2.0, weak_budget=LOWEST),
 }
 BUDGETS = {"1": 1.0, "1/4": 0.25}
-MIB = 2**20
 
 
 class Stopwatch:
@@ -141,7 +139,7 @@ def sample_and_tell(count: int, folder: str, steps: int) -> None:
     """What `memory` runs."""
     model = elit.load_bundled()
     generate(model, Recipe(LabelRule("uniform", model.config.num_classes), steps=steps, budget=LOWEST), count, Path(folder))
-    sys.stdout.write(f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MIB}\n")
+    sys.stdout.write(f"{peak_mib()}\n")
 
 
 def main() -> None:

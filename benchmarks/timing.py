@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,3 +90,9 @@ def open_report() -> Console:
     for name, value in machine().items():
         out.print(f"{name}: {value}")
     return out
+
+
+def peak_mib() -> float:
+    """The most memory that this process held, MiB (Linux). Not getrusage, whose peak a child has from its parent."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 1024
