@@ -3,9 +3,9 @@
     python benchmarks/data.py            # builds about 2 GB of its own data in a temporary folder
     python benchmarks/data.py --quick
 
-1. Rows/s of `batches` on 4 x 32 x 32 latents stored as float16 moments (8 x 32 x 32), noise drawn per row: with 0, 1 and 2
-   threads that read ahead, and beside them torch's DataLoader with as many processes. Cold: the files are first dropped
-   from the page cache. Warm: another epoch right after. Between batches the main thread does nothing.
+1. Rows/s of `read_ahead` on 4 x 32 x 32 latents stored as float16 moments (8 x 32 x 32), noise drawn per row: with no
+   worker, 1 (a thread) and 2 (processes). Cold: the files are first dropped from the page cache, and the workers start.
+   Warm: the epochs right after, of the same workers. Between batches the main thread does nothing.
 2. Pictures/s of `elit prepare images`, 500 x 375 JPEG to 256 x 256 by the ADM crop, start of the processes included, by
    the number of processes; beside a plain loop over PIL on one core that reads, crops, encodes and writes the same.
 3. Peak memory of preparing N and 4 N pictures, in a process of its own (Linux only).
@@ -20,16 +20,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from PIL import Image
 from rich.table import Table
-from torch.utils.data import DataLoader, Dataset
 
 from elit.console import console as progress
 from elit.data.dataset import DataInfo, PreparedData
@@ -56,25 +54,6 @@ def write_latents(folder: Path, rows: int) -> None:
         work.finish(info, parts)
 
 
-class Steps(Dataset[tuple[torch.Tensor, ...]]):
-    """The same batches for torch's DataLoader: item i is the batch of step i."""
-
-    def __init__(self, folder: Path) -> None:
-        self.data = PreparedData(folder)
-
-    def __getitem__(self, step: int) -> tuple[torch.Tensor, ...]:
-        return read_part(self.data, 0, BATCH, step, range(BATCH))
-
-
-def loaded(how: str, workers: int, folder: Path, steps: range) -> Iterator[object]:
-    """The batches of some steps, from files opened anew."""
-    if how == "threads":
-        data = PreparedData(folder)
-        yield from read_ahead(lambda step: read_part(data, 0, BATCH, step, range(BATCH)), steps, workers)
-    else:
-        yield from DataLoader(Steps(folder), None, sampler=list(steps), num_workers=workers, prefetch_factor=2)
-
-
 def drop_from_cache(folder: Path) -> None:
     """Makes the next read of a folder's files come from the disk."""
     for file in folder.glob("*.arrow"):
@@ -87,22 +66,21 @@ def time_loading(args: argparse.Namespace, place: Path) -> tuple[Table, list[dic
     """Part 1: an epoch cold, then the next ones warm; the median of the warm ones."""
     folder, steps = place / "latents", args.rows // BATCH
     write_latents(folder, args.rows)
-    table = Table(
-        "reader", "workers", "cold, rows/s", "warm, rows/s", title=f"Reading {args.rows:,} latents, batches of {BATCH}"
-    )
+    table = Table("workers", "cold, rows/s", "warm, rows/s", title=f"Reading {args.rows:,} latents, batches of {BATCH}")
     out = []
-    for how, workers in (("threads", 0), ("threads", 1), ("threads", 2), ("DataLoader", 1), ("DataLoader", 2)):
+    for workers in (0, 1, 2):
         rates = []
         drop_from_cache(folder)
-        for epoch in range(1 + args.repeats):
-            start = time.perf_counter()
-            for _ in loaded(how, workers, folder, range(epoch * steps, (epoch + 1) * steps)):
-                pass
-            rates.append(steps * BATCH / (time.perf_counter() - start))
-            progress.print(f"{how}, {workers} workers, epoch {epoch}: {rates[-1]:,.0f} rows/s")
+        start = time.perf_counter()
+        load = partial(read_part, PreparedData(folder), 0, BATCH, part=range(BATCH))
+        for step, _ in enumerate(read_ahead(load, range((1 + args.repeats) * steps), workers), start=1):
+            if step % steps == 0:
+                rates.append(steps * BATCH / (time.perf_counter() - start))
+                progress.print(f"{workers} workers, epoch {step // steps}: {rates[-1]:,.0f} rows/s")
+                start = time.perf_counter()
         cold, warm = rates[0], statistics.median(rates[1:])
-        out.append({"reader": how, "workers": workers, "cold": cold, "warm": warm})
-        table.add_row(how, str(workers), f"{cold:,.0f}", f"{warm:,.0f}")
+        out.append({"workers": workers, "cold": cold, "warm": warm})
+        table.add_row(str(workers), f"{cold:,.0f}", f"{warm:,.0f}")
     return table, out
 
 

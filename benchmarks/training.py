@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,7 +81,7 @@ def main() -> None:
         def loop(_: object) -> None:
             looped.step = 0
             with Log(config, Path(folder), 0) as log:
-                ahead = read_ahead(lambda step: draw_batch(config, data, step), range(args.steps), config.data.workers)
+                ahead = read_ahead(partial(draw_batch, config, data), range(args.steps), config.data.workers)
                 take_steps(config, looped, ahead, device, log, saver, threading.Event(), look=lambda last: None)
 
         variants = {"loop": Variant(loop), "bare": Variant(lambda _: bare_steps(config, bare, batches, device))}

@@ -1,15 +1,19 @@
 """Which rows a step trains on, and batches read ahead: the same for any number of ranks and workers."""
 
+import multiprocessing
+import os
+import signal
 import threading
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 import pytest
 import torch
 from torch import Tensor
 
 from elit.data.images import LabelledImages
-from elit.data.loader import read_ahead, read_part, rows_of_step, sample_generators
+from elit.data.loader import in_threads, read_ahead, read_part, rows_of_step, sample_generators
 from elit.seeding import generator_for
 
 
@@ -62,12 +66,12 @@ def test_one_bucket_is_the_same_as_none() -> None:
     assert torch.equal(rows_of_step(0, 20, 4, 9, [torch.arange(20)]), rows_of_step(0, 20, 4, 9))
 
 
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_ranks_and_workers_share_one_batch(workers: int) -> None:
     """Two ranks' parts together are the batch of one, in order, from any step on; each sample draws from its place."""
 
     def batches(part: range) -> list[tuple[torch.Tensor, ...]]:
-        return list(read_ahead(lambda step: read_part(DATA, 5, 6, step, part), range(2, 9), workers))
+        return list(read_ahead(partial(read_part, DATA, 5, 6, part=part), range(2, 9), workers))
 
     whole, first, second = (batches(part) for part in (range(6), range(2), range(2, 6)))
     for batch, *halves in zip(whole, first, second, strict=True):
@@ -82,32 +86,45 @@ def test_generators_of_a_share_are_those_of_the_whole() -> None:
     assert len(set(whole)) == 6
 
 
-@pytest.mark.parametrize("workers", [0, 1, 2])
-def test_reading_ahead_keeps_the_order_and_a_bound(workers: int) -> None:
-    """However long a step takes; no more than two a worker, and the one in use, are made before they are asked for."""
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_keep_the_order_and_a_bound(threads: int) -> None:
+    """However long an item takes; no more than two a thread, and the one in use, are made before they are asked for."""
     made: list[int] = []
 
-    def load(step: int) -> int:
-        threading.Event().wait(0.01 if step % 3 == 0 else 0)
-        made.append(step)
-        return step
+    def load(item: int) -> int:
+        threading.Event().wait(0.01 if item % 3 == 0 else 0)
+        made.append(item)
+        return item
 
     taken = []
-    for step in read_ahead(load, range(3, 23), workers):
-        assert len(made) - len(taken) <= 2 * workers + 1
-        taken.append(step)
+    for item in in_threads(load, range(3, 23), threads):
+        assert len(made) - len(taken) <= 2 * threads + 1
+        taken.append(item)
     assert taken == list(range(3, 23))
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_error_comes_at_its_step_and_ends_the_threads(workers: int) -> None:
-    def load(step: int) -> int:
-        if step == 4:
-            raise ValueError("row 4 is broken")
-        return step
+def broken_at_four(step: int) -> int:
+    if step == 4:
+        raise ValueError("row 4 is broken")
+    return step
 
-    before, taken = threading.active_count(), []
-    with pytest.raises(ValueError, match="row 4 is broken"):
-        for step in read_ahead(load, range(10), workers):
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_an_error_comes_at_its_step_and_ends_the_workers(workers: int) -> None:
+    threads, processes, taken = threading.active_count(), len(multiprocessing.active_children()), []
+    with pytest.raises(ValueError, match=r"^row 4 is broken$"):
+        for step in read_ahead(broken_at_four, range(10), workers):
             taken.append(step)
-    assert taken == [0, 1, 2, 3] and threading.active_count() == before
+    assert taken == [0, 1, 2, 3]
+    assert threading.active_count() == threads and len(multiprocessing.active_children()) == processes
+
+
+def killed_at_four(step: int) -> int:
+    if step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return step
+
+
+def test_a_process_that_is_killed_is_told_of() -> None:
+    with pytest.raises(ValueError, match=r"ended from outside, .*; lower data\.workers"):
+        list(read_ahead(killed_at_four, range(10), 2))

@@ -4,15 +4,19 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
+from PIL import Image
 from ranks import run_ranks
 from safetensors.torch import load_file
 from torch import Tensor
 
 from elit.data.dataset import DataInfo, PreparedData
 from elit.data.images import to_uint8
+from elit.data.loader import read_part
+from elit.data.published_layout import PublishedLatents
 from elit.data.shards import Preparation
 from elit.elastic import Grid, Layout
 from elit.encoder import load_encoder
@@ -256,6 +260,57 @@ def test_latents_without_the_encoders_features_are_refused(make_aligned: Make, l
     config = make_aligned(alignment__encoder="facebook/dinov2-base")
     with pytest.raises(ValueError, match=r"no features of facebook/dinov2-base, but tiny-dino; .* --features"):
         stored_features(config.alignment, latents)
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> PublishedLatents:
+    """Four latents of 4 x 2 x 2 in the authors' layout; the picture of row i is 16 x 16 and i everywhere."""
+    for i in range(4):
+        for file in (f"vae-sd/0000{i % 2}/img-mean-std-{i:08d}.npy", f"images/0000{i % 2}/img{i:08d}.png"):
+            (tmp_path / "published" / file).parent.mkdir(parents=True, exist_ok=True)
+        np.save(tmp_path / f"published/vae-sd/0000{i % 2}/img-mean-std-{i:08d}.npy", np.full((8, 2, 2), i, np.float32))
+        Image.new("RGB", (16, 16), (i, i, i)).save(tmp_path / f"published/images/0000{i % 2}/img{i:08d}.png")
+    return PublishedLatents(tmp_path / "published")
+
+
+def test_the_published_layout_is_aligned_with_its_pictures(
+    make_aligned: Make, published: PublishedLatents, encoder: Path
+) -> None:
+    """Every sample's own picture, paired by folder and digits; without alignment no picture is looked at."""
+    options = {"data__source": published.folder, "model__in_channels": 4, "model__input_size": 2}
+    config = make_aligned(**options, model__patch_size=1)
+    assert stored_features(config.alignment, published) is None
+    rows, _, _ = read_part(published, config.seed, 4, 1, range(4))
+    batch = draw_batch(config, published, 1)
+    assert batch.target.dtype == torch.uint8 and batch.target.shape == (4, 3, 16, 16)
+    numbers = torch.tensor([int(Path(published.files[row]).stem[-8:]) for row in rows])
+    assert torch.equal(batch.target, numbers.view(4, 1, 1, 1).expand(4, 3, 16, 16))
+    state = make_state(config, CPU)
+    loss = batch_loss(config, state, batch, CPU)
+    tokens = load_encoder(str(encoder)).encoder_tokens(batch.target)
+    side = round(tokens.shape[1] ** 0.5)
+    state.model(batch.flow.x_t, batch.flow.t, batch.labels)
+    projected = state.objective.projector(state.objective.aligner.tap.take())
+    expected = 0.5 * alignment_loss(projected, resample_tokens(tokens, Grid(side, side), Grid(2, 2)))
+    assert state.objective.parts["alignment"].item() == pytest.approx(expected.item(), rel=1e-5)
+    assert loss.item() == pytest.approx(state.objective.parts["flow"].item() + expected.item(), rel=1e-5)
+
+
+def test_pictures_of_the_published_layout_that_are_not_there(make_aligned: Make, published: PublishedLatents) -> None:
+    """Looked for only where alignment is on, and before the training: a missing, broken or unequal one is named."""
+    alignment = make_aligned().alignment
+    broken, missing = (published.folder / f"images/{name}.png" for name in ("00000/img00000000", "00001/img00000003"))
+    Image.new("RGB", (16, 15)).save(broken)
+    with pytest.raises(ValueError, match=r"is 16 x 16 and another 15 x 16; write all in one size"):
+        published.pixels(torch.tensor([0, 1]))
+    broken.write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"img00000000\.png cannot be read \(cannot identify image file\)"):
+        stored_features(alignment, published)
+    missing.unlink()
+    again = PublishedLatents(published.folder)
+    with pytest.raises(ValueError, match=r"has no picture of 00001/img-mean-std-00000003\.npy"):
+        stored_features(alignment, again)
+    again.read(torch.tensor([3]), [torch.Generator()])
 
 
 def test_compiled_blocks_give_their_tokens_too(make_aligned: Make) -> None:

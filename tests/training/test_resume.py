@@ -226,6 +226,13 @@ def test_how_a_run_is_computed_may_change(make_config: Make) -> None:
     assert open_run(config) == run
 
 
+def test_any_number_of_workers_reads_the_same_data(make_config: Make, tmp_path: Path) -> None:
+    """Made when asked for, by a thread, and by two processes: the same bits in the end."""
+    runs = [train(make_config(data__workers=workers, out=tmp_path / str(workers))) for workers in (0, 1, 2)]
+    weights = [load_file(run / "model.safetensors") for run in runs]
+    assert all(torch.equal(weights[0][name], other[name]) for other in weights[1:] for name in weights[0])
+
+
 def test_a_folder_that_is_no_run_is_refused(make_config: Make, tmp_path: Path) -> None:
     """A file, a folder with other things in it, and a config.json of another program; an empty folder will do."""
     (tmp_path / "file").write_text("mine")

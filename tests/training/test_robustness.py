@@ -294,8 +294,8 @@ def test_data_that_one_rank_cannot_read_names_it(make_config: Make, monkeypatch:
     data = load_data(config)
     torn = Torn(data.images, data.labels, data.label_names)
     with pytest.raises(ValueError, match=r"^shard 3 is cut short"):
-        draw_own(config, torn, 0, range(4))
+        draw_own(config, torn, range(4), 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(OneRankError, match=r"^rank 1: shard 3 is cut short"):
-        draw_own(config, torn, 0, range(4))
+        draw_own(config, torn, range(4), 0)

@@ -5,16 +5,19 @@ All are functions of (seed, step, index) alone: any number of ranks and workers,
 
 import bisect
 import functools
+import multiprocessing
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from elit.seeding import generator_for
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -51,20 +54,55 @@ def read_part(data: Data, seed: int, batch_size: int, step: int, part: range) ->
 
 
 def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Generator[T, None, None]:
-    """load(step) of each step, in order, made ahead by `workers` threads, two each; by this thread when asked if 0.
+    """load(step) of each step, in order. workers: 0 makes each when it is asked for; 1 makes two ahead in a thread; more
+    are processes, two ahead each, for which `load` must be picklable.
 
-    Threads and not processes: what costs (copies, draws, decoding) runs outside Python's lock, and nothing is pickled.
+    A thread starts at once, and is enough for latents. Threads beyond the first would wait for each other: so small are
+    the pieces of work between which they need Python's lock.
     """
     if workers == 0:
         yield from map(load, steps)
-        return
-    torch.get_num_threads()  # settles this thread's own number, before each worker takes one: teams of theirs would
-    pool = ThreadPoolExecutor(workers, "elit-data", torch.set_num_threads, (1,))  # push the model's off the processors
+    elif workers == 1:
+        yield from in_threads(load, steps, 1)
+    else:
+        context = multiprocessing.get_context("forkserver")  # forks of this process would keep its locks when it is killed
+        context.set_forkserver_preload([__name__])
+        made = DataLoader(_Steps(load), None, sampler=steps, num_workers=workers, multiprocessing_context=context)
+        try:
+            for value in made:
+                if isinstance(value, Exception):
+                    raise value
+                yield value
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise ValueError(
+                "a process that reads data was ended from outside, perhaps for want of memory; lower data.workers"
+            ) from error
+
+
+class _Steps(Dataset[Any]):
+    """load(step) at place `step`; an error is a value too, which would otherwise be told with its traceback."""
+
+    def __init__(self, load: Callable[[int], Any]) -> None:
+        self.load = load
+
+    def __getitem__(self, step: int) -> Any:
+        try:
+            return self.load(step)
+        except (ValueError, OSError) as error:
+            return error
+
+
+def in_threads(load: Callable[[S], T], items: Iterable[S], threads: int) -> Generator[T, None, None]:
+    """load(item) of each item, in order, made by so many threads, two ahead each."""
+    torch.get_num_threads()  # settles this thread's own number, before each other takes one: teams of theirs would
+    pool = ThreadPoolExecutor(threads, "elit-data", torch.set_num_threads, (1,))  # push the model's off the processors
     ahead: deque[Future[T]] = deque()
     try:
-        for step in steps:
-            ahead.append(pool.submit(load, step))
-            if len(ahead) > 2 * workers:
+        for item in items:
+            ahead.append(pool.submit(load, item))
+            if len(ahead) > 2 * threads:
                 yield ahead.popleft().result()
         while ahead:
             yield ahead.popleft().result()

@@ -2,23 +2,27 @@
 
 DIR/vae-sd/00000/img-mean-std-00000000.npy   float32 (8, h, w): four channels of mean, four of standard deviation, unscaled
 DIR/vae-sd/dataset.json                      {"labels": [["00000/img-mean-std-00000000.npy", 6], ...]}, or null
-DIR/images/                                  the pictures, with a dataset.json of their own; only its labels are read, and
-                                             only where vae-sd/ has none: files pair by folder and trailing digits
+DIR/images/                                  the pictures, with a dataset.json of their own; its labels are read where
+                                             vae-sd/ has none, and the pictures where alignment looks at them: files pair by
+                                             folder and trailing digits
 Without any dataset.json, labels are the sorted names of the folders in vae-sd/.
 """
 
 import re
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from elit.data.crops import decode
 from elit.data.dataset import latent_input
+from elit.data.images import as_tensor
 from elit.data.sources import FolderSource
 
-FOLDER = "vae-sd"
+FOLDER, PICTURES = "vae-sd", "images"
 SCALE = 0.18215  # of the Stable Diffusion codecs, whose latents these are
 
 
@@ -46,7 +50,7 @@ class PublishedLatents:
         self.files = [key for key, _ in listed]
         self.label_names = source.label_names
         labels = [label for _, label in listed]
-        pictures = self.folder / "images"
+        pictures = self.folder / PICTURES
         if source.read_labels() is None and (pictures / "dataset.json").is_file():
             paired = FolderSource(str(pictures))
             self.label_names, labels = paired.label_names, paired_labels(self.files, paired.table, str(self.folder))
@@ -75,6 +79,32 @@ class PublishedLatents:
         for i, (row, generator) in enumerate(zip(rows.tolist(), generators, strict=True)):
             x[i] = latent_input(self.stored(row), self.shape, "mean-std", SCALE, 0.0, generator)
         return x, self.labels[rows]
+
+    @cached_property
+    def pictures(self) -> list[str]:
+        """The picture file of each row, below images/. Raises ValueError where one is missing."""
+        source = FolderSource(str(self.folder / PICTURES))
+        by_place = {place(path): path for path in source.walk()}
+        missing = [file for file in self.files if place(file) not in by_place]
+        if missing:
+            raise ValueError(f"{source.name} has no picture of {missing[0]}; bring it, for alignment looks at the pictures")
+        return [by_place[place(file)] for file in self.files]
+
+    def pixels(self, rows: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 of the rows' pictures. Raises ValueError for one that cannot be read, or of another size."""
+        images: list[Tensor] = []
+        for row in rows.tolist():
+            file = self.folder / PICTURES / self.pictures[row]
+            try:
+                images.append(as_tensor(decode(file.read_bytes())))
+            except (OSError, ValueError) as error:
+                raise ValueError(f"{file} cannot be read ({error}); write it again") from error
+            if images[-1].shape != images[0].shape:
+                (height, width), (first_height, first_width) = images[-1].shape[1:], images[0].shape[1:]
+                raise ValueError(
+                    f"{file} is {height} x {width} and another {first_height} x {first_width}; write all in one size"
+                )
+        return torch.stack(images)
 
 
 def paired_labels(files: Sequence[str], table: dict[str, int] | None, name: str) -> list[int | None]:

@@ -6,9 +6,8 @@ A picture is RGB. Grey ones are repeated over the three channels and transparent
 
 import json
 import zipfile
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,11 +20,12 @@ from torch import Tensor
 from elit.backbones.dit import DiT
 from elit.codec import Codec
 from elit.data.images import SUFFIXES, as_tensor, load_square, on_white, to_uint8
+from elit.data.loader import in_threads
 from elit.evaluation.statistics import npz_members
 from elit.generation import LABELS_FILE, SETTINGS_FILE, SHEET_FILE, Recipe
 from elit.pictures import spread
 
-READERS, AHEAD = 2, 4  # threads that decode, and batches decoded before they are asked for
+READERS = 2  # threads that decode the next images
 
 
 class Source(Protocol):
@@ -279,20 +279,8 @@ def prefetched(
     read: Callable[[int, int], Tensor], runs: Iterable[tuple[int, int]], in_memory: bool
 ) -> Iterator[tuple[int, Tensor]]:
     """(first, read(first, last)) of every run, in their order; threads of their own decode the next ones meanwhile."""
-    if in_memory:
-        yield from ((first, read(first, last)) for first, last in runs)
-        return
-    pending: deque[tuple[int, Future[Tensor]]] = deque()
-    with ThreadPoolExecutor(READERS) as pool:
-        try:
-            for first, last in runs:
-                pending.append((first, pool.submit(read, first, last)))
-                if len(pending) > AHEAD:
-                    start, future = pending.popleft()
-                    yield start, future.result()
-            while pending:
-                start, future = pending.popleft()
-                yield start, future.result()
-        finally:
-            for _, future in pending:
-                future.cancel()
+
+    def load(run: tuple[int, int]) -> tuple[int, Tensor]:
+        return run[0], read(*run)
+
+    yield from map(load, runs) if in_memory else in_threads(load, runs, READERS)

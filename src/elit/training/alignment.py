@@ -13,6 +13,7 @@ from elit.backbones.dit import DiT
 from elit.data.dataset import PreparedData
 from elit.data.images import to_uint8
 from elit.data.loader import Data
+from elit.data.published_layout import PublishedLatents
 from elit.elastic import Grid
 from elit.encoder import VisionEncoder, load_encoder
 from elit.training.config import AlignmentConfig, alignment_depth
@@ -104,17 +105,16 @@ def column_of(encoder: str) -> str:
 
 
 def stored_features(alignment: AlignmentConfig, data: Data) -> Stored | None:
-    """(rows, columns, width) of the encoder's features in prepared latents; None for pixels, whose features are computed.
+    """(rows, columns, width) of the encoder's features in prepared latents; None for pictures, whose features are computed.
 
-    Raises ValueError for latents without them.
+    Raises ValueError for latents without features or pictures.
     """
     if not alignment.enabled or data.shape[0] == 3:
         return None
-    if not isinstance(data, PreparedData):
-        raise ValueError(
-            f"alignment looks at pictures or at stored features, and these latents of {data.shape[0]} channels have neither;"
-            " prepare them with elit prepare latents --features, or leave alignment out"
-        )
+    if isinstance(data, PublishedLatents):
+        data.pixels(torch.tensor([0]))  # they are there, before the training starts
+        return None
+    assert isinstance(data, PreparedData)
     name = column_of(alignment.encoder)
     if name not in data.info.features:
         raise ValueError(
@@ -137,7 +137,9 @@ def alignment_target(
     """
     if not alignment.enabled:
         return None
-    if stored_features(alignment, data) is None:
+    if data.shape[0] == 3:
         return to_uint8(x_BCHW)
+    if isinstance(data, PublishedLatents):
+        return data.pixels(rows)
     assert isinstance(data, PreparedData)
     return data.feature(column_of(alignment.encoder), rows, generators())

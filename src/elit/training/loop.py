@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -103,7 +104,7 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
     saver = Saver(run, config.log.keep, card)
     share = own_share(config.batch_size)
     steps = range(state.step, config.steps)
-    batches = read_ahead(lambda step: draw_own(config, data, step, share), steps, config.data.workers)
+    batches = read_ahead(partial(draw_own, config, data, share), steps, config.data.workers)
     codec = together(lambda: decoder_of(data, config.data.codec, device))
     if config.log.preview_every and codec is None:
         say("no previews are drawn, for the data are latents; give data.codec, which decodes them")
@@ -120,7 +121,7 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
     return tell_end(config, run, state, stopped)
 
 
-def draw_own(config: TrainConfig, data: Data, step: int, share: range) -> Batch:
+def draw_own(config: TrainConfig, data: Data, share: range, step: int) -> Batch:
     """`draw_batch`, whose errors name the process where there are several: the others have read something else."""
     try:
         return draw_batch(config, data, step, share)
