@@ -50,7 +50,7 @@ def write_latents(folder: Path, rows: int) -> None:
             values = rng.standard_normal((count, 8, 32, 32), dtype=np.float32)
             values[:, 4:] -= 4
             latents = pa.FixedSizeListArray.from_arrays(pa.array(values.astype(np.float16).reshape(-1)), 8192)
-            work.write(part, info, {"label": [0] * count, "key": [str(i) for i in range(count)], "latent": latents})
+            work.write(part, info.schema, {"label": [0] * count, "key": [str(i) for i in range(count)], "latent": latents})
         work.finish(info, parts)
 
 

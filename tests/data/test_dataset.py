@@ -35,7 +35,7 @@ def test_rows_lie_in_the_files_where_their_columns_say(tmp_path: Path, buckets: 
         for part in range(5):
             rows = latents[2 * part : 2 * part + 2]
             columns = {"label": [0, None], "key": ["a", "b"], "latent": list(rows), "bucket": [0, 0]}
-            work.write(part, info, columns)
+            work.write(part, info.schema, columns)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("elit.data.shards.SHARD_BYTES", 3000)
             patch.setattr("elit.data.shards.BATCH_BYTES", 1)
@@ -58,7 +58,9 @@ def test_a_row_does_not_depend_on_its_batch(tmp_path: Path) -> None:
     latents = np.random.default_rng(0).normal(size=(7, 90)).astype(np.float16)
     with Preparation(tmp_path / "data", {}) as work:
         work.write(
-            0, info, {"label": [0] * 7, "key": ["a"] * 7, "latent": pa.array(list(latents), pa.list_(pa.float16(), 90))}
+            0,
+            info.schema,
+            {"label": [0] * 7, "key": ["a"] * 7, "latent": pa.array(list(latents), pa.list_(pa.float16(), 90))},
         )
         work.finish(info, 1)
     data = PreparedData(tmp_path / "data")

@@ -56,7 +56,7 @@ def make_source(folder: Path, count: int, bucketed: bool = False) -> PreparedDat
     }
     columns = {name: columns[name] for name in info.columns()}
     with Preparation(folder, {"of": "the test", "count": count}) as preparation:
-        preparation.write(0, info, columns)
+        preparation.write(0, info.schema, columns)
         preparation.finish(info, 1)
     return PreparedData(folder)
 

@@ -227,7 +227,7 @@ def latents(tmp_path: Path) -> PreparedData:
     column["mirrored"] = column.pop("mirrored.latent")
     column |= {"label": [i % 2 for i in range(10)], "key": [str(i) for i in range(10)]}
     with Preparation(tmp_path / "latents", {"of": "the test"}) as preparation:
-        preparation.write(0, info, {name: column[name] for name in info.columns()})
+        preparation.write(0, info.schema, {name: column[name] for name in info.columns()})
         preparation.finish(info, 1)
     return PreparedData(tmp_path / "latents")
 

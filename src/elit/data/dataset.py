@@ -100,6 +100,11 @@ class DataInfo:
                 columns[column] = List(Value("float16"), length=math.prod(shape))
         return Features(columns)
 
+    @property
+    def schema(self) -> "pa.Schema":
+        """The columns, as Arrow's."""
+        return self.columns().arrow_schema
+
     def to_json(self) -> str:
         """The text of elit-data.json."""
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
@@ -335,7 +340,7 @@ def open_table(folder: Path, info: DataInfo) -> tuple["pa.Table", list[mmap.mmap
         table = pa.concat_tables(pa.ipc.open_stream(pa.py_buffer(file)).read_all() for file in maps)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"the rows of {folder} cannot be read ({error}); prepare the data again") from error
-    schema = info.columns().arrow_schema
+    schema = info.schema
     if table.num_rows != info.count or not table.schema.equals(schema):
         raise ValueError(
             f"{folder} holds {table.num_rows} rows of {table.schema.names}, and its {INFO_FILE} says {info.count} rows"

@@ -130,7 +130,7 @@ def prepare_latents(source: PreparedData, encoding: Encoding, out: Path, tile: i
             barrier()
         parts = parts_of(len(source), settings["tile"])
         if not folder.is_finished:
-            write_parts(source, encoding, info, folder, parts)
+            write_parts(source, encoding, info.schema, folder, parts)
             barrier()
             if is_main():
                 notes = list(folder.notes(len(parts)))
@@ -191,7 +191,7 @@ def parts_of(count: int, tile: int) -> list[range]:
 
 
 def write_parts(
-    source: PreparedData, encoding: Encoding, info: DataInfo, folder: Preparation, parts: Sequence[range]
+    source: PreparedData, encoding: Encoding, schema: pa.Schema, folder: Preparation, parts: Sequence[range]
 ) -> None:
     """Writes this process's share of the missing parts."""
     mine = [part for part in range(rank(), len(parts), world_size()) if not folder.has(part)]
@@ -206,7 +206,7 @@ def write_parts(
                 psnr += [encoding.psnr(images[i], columns["latent"][i]) for i, row in enumerate(rows) if row in checked]
                 made.append((rows, to_float16(columns, rows, source)))
                 bar.advance(task, len(rows))
-            folder.write(part, info, arrow_columns(source, info, parts[part], made), psnr=psnr)
+            folder.write(part, schema, arrow_columns(source, schema, parts[part], made), psnr=psnr)
             if part == 0 and (warning := poor(sum(psnr) / len(psnr))):
                 console.print(warning, style="yellow", markup=False, soft_wrap=True)
 
@@ -254,7 +254,7 @@ def to_float16(columns: Columns, rows: Sequence[int], source: PreparedData) -> d
 
 
 def arrow_columns(
-    source: PreparedData, info: DataInfo, rows: range, made: Sequence[tuple[list[int], dict[str, np.ndarray[Any, Any]]]]
+    source: PreparedData, schema: pa.Schema, rows: range, made: Sequence[tuple[list[int], dict[str, np.ndarray[Any, Any]]]]
 ) -> dict[str, Any]:
     """The table's columns of a part, its rows in the source's order."""
     table = source.table.slice(rows.start, len(rows))
@@ -262,7 +262,7 @@ def arrow_columns(
         name: table[name].combine_chunks() for name in ("label", "key", "bucket") if name in table.schema.names
     }
     by_row = {row: (arrays, i) for chosen, arrays in made for i, row in enumerate(chosen)}
-    for name, kind in zip(info.columns().arrow_schema.names, info.columns().arrow_schema.types, strict=True):
+    for name, kind in zip(schema.names, schema.types, strict=True):
         if name in columns:
             continue
         values = [by_row[row][0][name][by_row[row][1]] for row in rows]

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 from PIL import Image
 
 from elit.console import console, progress_bar
@@ -135,18 +136,18 @@ def _write_parts(
             bar.update(task, advance=pictures)
 
         if workers == 1:
-            worker = _Worker(work.out, settings, source, info)
+            worker = _Worker(work.out, settings, source, info.schema)
             for part, listed in missing:
                 advance(worker.write(part, listed))
         else:
-            _in_processes(missing, (work.out, settings, source, info), workers, advance)
+            _in_processes(missing, (work.out, settings, source, info.schema), workers, advance)
 
 
 class _Worker:
     """One process's share of the work: a source opened once, and parts written to the folder."""
 
-    def __init__(self, out: Path, settings: ImageSettings, source: Source, info: DataInfo) -> None:
-        self.work, self.settings, self.source, self.info = Preparation(out, {}), settings, source, info
+    def __init__(self, out: Path, settings: ImageSettings, source: Source, schema: pa.Schema) -> None:
+        self.work, self.settings, self.source, self.schema = Preparation(out, {}), settings, source, schema
 
     def write(self, part: int, listed: list[Listed]) -> int:
         """Writes a part; the number of pictures that it was made of."""
@@ -163,7 +164,7 @@ class _Worker:
             columns["bucket"].append(bucket)
             columns["image"].append({"bytes": image, "path": None})
         labels = Counter(label for label in columns["label"] if label is not None)
-        self.work.write(part, self.info, columns, skipped, labels=dict(sorted(labels.items())))
+        self.work.write(part, self.schema, columns, skipped, labels=dict(sorted(labels.items())))
         return len(listed)
 
     def _picture(self, key: str) -> tuple[bytes, int]:

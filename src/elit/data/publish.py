@@ -25,7 +25,7 @@ def publish(folder: Path, out: Path) -> None:
     info = read_info(folder)
     open_table(folder, info)  # whole, and as its description says
     shards = [entry["filename"] for entry in json.loads((folder / "state.json").read_text(encoding="utf8"))["_data_files"]]
-    schema = info.columns().arrow_schema
+    schema = info.schema
     with whole_folder(out) as part:
         (part / "data").mkdir()
         for i, shard in enumerate(shards):

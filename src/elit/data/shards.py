@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +24,7 @@ from elit.data.dataset import INFO_FILE, SETTINGS_FILE, SKIPPED_FILE, DataInfo
 from elit.weights import write_whole, written_whole
 
 SHARD_BYTES, BATCH_BYTES = 500_000_000, 64_000_000
+JOINERS = 2  # threads that join parts, with a batch in memory each
 PLAN_FILE = "shards.json"  # there from the moment that parts are joined until the folder is finished
 
 
@@ -92,13 +94,12 @@ class Preparation:
         return (self.out / PLAN_FILE).is_file() or self._note(part).is_file()
 
     def write(
-        self, part: int, info: DataInfo, columns: dict[str, Any], skipped: Sequence[tuple[str, str]] = (), **notes: Any
+        self, part: int, schema: pa.Schema, columns: dict[str, Any], skipped: Sequence[tuple[str, str]] = (), **notes: Any
     ) -> None:
-        """One part: the columns of `info.columns()`, as lists or Arrow arrays, which may be empty.
+        """One part: the columns of `DataInfo.schema`, as lists or Arrow arrays, which may be empty.
 
         skipped: (key, why) of what could not be read. notes: JSON values that `notes()` gives back.
         """
-        schema = info.columns().arrow_schema
         batch = pa.record_batch([columns[name] for name in schema.names], schema=schema)
         with written_whole(self._file(part)) as beside, new_stream(beside, schema) as writer:
             writer.write_batch(batch)
@@ -134,8 +135,14 @@ class Preparation:
             )
         shards = plan["shards"]
         names = [f"data-{i:05d}-of-{len(shards):05d}.arrow" for i in range(len(shards))]
-        for name, (first, last) in zip(names, shards, strict=True):
-            self._join(self.out / name, info, range(first, last))
+        schema = info.schema
+        with ThreadPoolExecutor(JOINERS) as pool:
+            joined = [
+                pool.submit(self._join, self.out / name, schema, range(first, last))
+                for name, (first, last) in zip(names, shards, strict=True)
+            ]
+            for future in joined:
+                future.result()
         info = dataclasses.replace(info, count=plan["count"])
         self._describe(info, names)
         shutil.rmtree(self.parts, ignore_errors=True)
@@ -143,9 +150,8 @@ class Preparation:
         plan_file.unlink()
         return info
 
-    def _join(self, shard: Path, info: DataInfo, parts: range) -> None:
+    def _join(self, shard: Path, schema: pa.Schema, parts: range) -> None:
         if not shard.is_file():
-            schema = info.columns().arrow_schema
             with written_whole(shard) as beside, new_stream(beside, schema) as writer:
                 for batch in larger(self._batches(parts)):
                     writer.write_batch(batch)
@@ -154,7 +160,7 @@ class Preparation:
 
     def _batches(self, parts: range) -> Iterator[pa.RecordBatch]:
         for part in parts:
-            with pa.OSFile(str(self._file(part))) as source, pa.ipc.open_stream(source) as reader:
+            with pa.memory_map(str(self._file(part))) as source, pa.ipc.open_stream(source) as reader:
                 yield from reader
 
     def _describe(self, info: DataInfo, names: list[str]) -> None:
