@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,18 +22,21 @@ from elit.cli import main
 from elit.codec import PixelCodec
 from elit.data.images import to_float, to_uint8
 from elit.evaluation import evaluate as module
-from elit.evaluation.evaluate import Candidate, evaluate, open_reference, write_results
+from elit.evaluation.evaluate import Candidate, Reference, evaluate, open_reference, write_results
 from elit.evaluation.extractors import Extractor
 from elit.evaluation.features import efficientnet_features
+from elit.evaluation.intervals import bootstrap, bootstrap_deviation
 from elit.evaluation.measure import measure_features
 from elit.evaluation.metrics import (
     density_coverage,
+    density_coverage_rows,
     frechet_distance,
     inception_score,
     kernel_distance,
     mean_and_covariance,
     memorisation,
     precision_recall,
+    precision_recall_rows,
 )
 from elit.evaluation.sources import Images, open_images
 from elit.evaluation.statistics import save_statistics
@@ -105,11 +109,50 @@ def test_every_measure_is_that_of_the_features(tmp_path: Path) -> None:
         "IS deviation": deviation,
     }
     found = row["metrics"]
-    assert found["KID low"] < found["KID x 1000"] < found["KID high"]
+    assert found["KID x 1000 low"] < found["KID x 1000"] < found["KID x 1000 high"]
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-9)
     assert (row["count"], row["features"], row["notes"]) == (50, "tiny", [])
     assert row["reference"] == f"{tmp_path / 'theirs'}: 60 images of 8 x 8, tiny (tiny-made)"
     assert not list((tmp_path / "out").rglob("*.npy"))
+
+
+def test_intervals_are_the_bootstraps_of_the_rows(tmp_path: Path) -> None:
+    """The same figures as without; each interval is that of the rows the figure is a mean over, and the distance's own."""
+    extractor = tiny_extractor(logits=True)
+    ours, theirs = Images("ours", pictures(50)), Images("theirs", pictures(60, seed=1))
+    reference = Reference("theirs", None, theirs)
+    (plain,) = evaluate([Candidate(ours)], reference, extractor, module.MEASURES, tmp_path, batch=7)
+    (row,) = evaluate([Candidate(ours)], reference, extractor, module.MEASURES, tmp_path, batch=7, rounds=50)
+    a, b = extractor(ours.images).pooled, extractor(theirs.images).pooled
+    other = mean_and_covariance(b)
+    around = bootstrap_deviation(lambda x: frechet_distance(*mean_and_covariance(x), *other), a, rounds=50)
+    wanted = {"FD": around}
+    for names, rows in (
+        (("precision", "recall"), precision_recall_rows(b, a)),
+        (("density", "coverage"), density_coverage_rows(b, a)),
+        (("copies",), (memorisation(a, b).copied().double(),)),
+    ):
+        wanted |= {
+            name: bootstrap(lambda x: float(x.mean()), some, rounds=50) for name, some in zip(names, rows, strict=True)
+        }
+    found, figures = row["metrics"], plain["metrics"]
+    assert {name: found[name] for name in figures} == figures
+    for name, (value, low, high) in wanted.items():
+        assert [found[f"{name}{end}"] for end in ("", " low", " high")] == pytest.approx([value, low, high], rel=1e-4)
+    assert len(found) == len(figures) + 2 * len(wanted)
+
+
+def test_the_command_shows_intervals(tiny_features: Extractor, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of statistics from a file too, for which no rows of the reference are needed; one round is refused."""
+    ours, theirs = write_pictures(tmp_path / "ours", pictures(9)), tmp_path / "theirs.npz"
+    save_statistics(
+        measure_features(Images("theirs", pictures(9, seed=1)), tiny_features, 4, tmp_path / "w").statistics, theirs
+    )
+    arguments = [str(ours), f"--reference={theirs}", "--features=tiny", f"--out={tmp_path / 'out'}"]
+    assert main(["evaluate", *arguments, "--bootstrap=20"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"\d \(-?[\d.]+ to [\d.]+\)", said), said
+    assert "--bootstrap 2 or more" in refused(capsys, *arguments, "--bootstrap=1")
 
 
 def test_samples_equal_to_the_reference_are_at_no_distance(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elit.evaluation.intervals import bootstrap, normal_interval, over_parts
+from elit.evaluation.intervals import bootstrap, bootstrap_deviation, normal_interval, over_parts
 from elit.evaluation.metrics import (
     frechet_distance,
     kernel_distance,
@@ -68,9 +68,25 @@ def test_bootstrap_is_decided_by_its_seed_and_keeps_rows_whole() -> None:
     assert bootstrap(mean, x, rounds=20, seed=1) != bootstrap(mean, x, rounds=20, seed=2)
 
 
+def test_a_deviation_around_the_distance_is_that_of_independent_draws() -> None:
+    """The standard error that one of 60 sets of 400 rows gives of itself is the deviation over them, within a third."""
+    reference = mean_and_covariance(normal(4000, 6, "reference"))
+
+    def distance(x: Tensor) -> float:
+        return frechet_distance(*mean_and_covariance(x), *reference)
+
+    sets = [1.2 * normal(400, 6, "draw", i) + 0.3 for i in range(60)]
+    deviation = statistics.stdev([distance(x) for x in sets])
+    value, low, high = bootstrap_deviation(distance, sets[0], rounds=200)
+    assert value == distance(sets[0]) == pytest.approx((low + high) / 2)
+    assert (high - low) / (2 * 1.96) == pytest.approx(deviation, rel=1 / 3)
+    wider = bootstrap_deviation(distance, sets[0], rounds=200, confidence=0.99)
+    assert wider.high - wider.low == pytest.approx((high - low) * 2.576 / 1.96, rel=1e-3)
+
+
 @pytest.mark.parametrize(("rounds", "confidence", "rows"), [(1, 0.9, 3), (9, 1.0, 3), (9, 0.0, 3), (9, 0.9, 0)])
 def test_bootstraps_that_cannot_be(rounds: int, confidence: float, rows: int) -> None:
-    with pytest.raises(ValueError, match=r"give at least 2 rounds|at least one row"):
+    with pytest.raises(ValueError, match=r"at least 2 rounds|within 0 and 1|at least one row"):
         bootstrap(mean, torch.zeros(rows, 2), rounds=rounds, confidence=confidence)
 
 

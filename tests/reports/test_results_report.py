@@ -18,9 +18,9 @@ def row(budget: float | None, seed: int = 0, steps: int = 10, **metrics: float) 
 
 
 ROWS = [
-    row(0.25, FD=30.0, **{"KID x 1000": 2.0, "KID low": 1.0, "KID high": 3.0}),
-    row(0.25, seed=1, FD=33.0, **{"KID x 1000": 4.0, "KID low": 3.0, "KID high": 5.0}),
-    row(1.0, FD=20.0, **{"KID x 1000": 1.0, "KID low": 0.5, "KID high": 1.5}),
+    row(0.25, FD=30.0, **{"KID x 1000": 2.0, "KID x 1000 low": 1.0, "KID x 1000 high": 3.0}),
+    row(0.25, seed=1, FD=33.0, **{"KID x 1000": 4.0, "KID x 1000 low": 3.0, "KID x 1000 high": 5.0}),
+    row(1.0, FD=20.0, **{"KID x 1000": 1.0, "KID x 1000 low": 0.5, "KID x 1000 high": 1.5}),
     row(1.0, steps=50, FD=19.0),
     row(None, FD=5.0),
 ]

@@ -36,6 +36,13 @@ def add_evaluate(commands: Commands) -> None:
     command.add_argument("--weights", help="file of the Inception weights; torch hub's cache if none is given")
     command.add_argument("--features-dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of their products")
     command.add_argument("--metrics", default="fd", help="comma-separated: fd,kid,is,pr,dc,memorisation")
+    command.add_argument(
+        "--bootstrap",
+        type=int,
+        default=0,
+        metavar="ROUNDS",
+        help="resample so often, such as 200, for a 95 %% interval of each figure; not at all if not given",
+    )
     command.add_argument("--out", help="folder for the results (evaluations); of stats, the file to write")
     command.add_argument("--count", type=int, help="images; all there are, or of a model as many as of the reference")
     command.add_argument("--size", type=int, help="resize the central squares of image files to it; the emoji too")
@@ -70,7 +77,7 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> None:
         candidates = counted(candidates, options.count, reference.count)
         out = Path(options.out or "evaluations")
         measures = [name.strip() for name in options.metrics.split(",") if name.strip()]
-        rows = evaluate(candidates, reference, extractor, measures, out, options.batch)
+        rows = evaluate(candidates, reference, extractor, measures, out, options.batch, options.bootstrap)
     if is_main():
         from elit.reports.report import terminal_table
         from elit.reports.results import results_sheets

@@ -25,14 +25,16 @@ import torch
 from elit.console import console
 from elit.distributed import barrier, is_main
 from elit.evaluation.extractors import Extractor
+from elit.evaluation.intervals import bootstrap, bootstrap_deviation
 from elit.evaluation.measure import Measured, Rows, measure_features
 from elit.evaluation.metrics import (
-    density_coverage,
+    density_coverage_rows,
     frechet_distance,
     inception_score,
     kernel_distance_interval,
+    mean_and_covariance,
     memorisation,
-    precision_recall,
+    precision_recall_rows,
 )
 from elit.evaluation.sources import Sampled, Source, open_images
 from elit.evaluation.statistics import Statistics, load_statistics, npz_members
@@ -109,13 +111,17 @@ def evaluate(
     measures: Sequence[str],
     out: Path,
     batch: int = 16,
+    rounds: int = 0,
 ) -> list[dict[str, Any]]:
     """A row of results for each candidate, in the main process; none in the others of a torchrun.
 
-    Rows of models, which take long, are kept in `out`/kept, so that the same call goes on after an interruption. Raises
-    ValueError as `open_reference`, `check_measures` and `measure_features` do.
+    rounds: of a bootstrap, for 95 % intervals (see `compute`); 0 for none. Rows of models, which take long, are kept in
+    `out`/kept, so that the same call goes on after an interruption. Raises ValueError as `open_reference`, `check_measures`
+    and `measure_features` do.
     """
     check_measures(measures, reference, extractor)
+    if rounds < 0 or rounds == 1:
+        raise ValueError(f"a bootstrap of {rounds} rounds gives no interval; give --bootstrap 2 or more, such as 200")
     rows_needed = any(measure in OF_ROWS for measure in measures)
     results = []
     with _reference(reference, extractor, batch, out, rows_needed) as against:
@@ -123,13 +129,13 @@ def evaluate(
         for note in [] if reference.images is None else reference.images.notes():
             _say(f"{reference.name}: {note}")
         for candidate in candidates:
-            key = _key(candidate, statistics, extractor, measures, batch)
+            key = _key(candidate, statistics, extractor, measures, batch, rounds)
             kept = out / "kept" / f"{key}.json"
             if isinstance(candidate.source, Sampled) and kept.is_file():
                 row = json.loads(kept.read_text(encoding="utf8"))
                 _say(f"{_named(candidate)}: taken from {kept}, measured before")
             else:
-                row = _row(candidate, against, statistics, reference, extractor, measures, out / f".{key}", batch)
+                row = _row(candidate, against, statistics, extractor, measures, out / f".{key}", batch, rounds)
                 if is_main() and isinstance(candidate.source, Sampled):
                     kept.parent.mkdir(parents=True, exist_ok=True)
                     write_whole(kept, json.dumps(row, indent=2) + "\n")
@@ -152,17 +158,17 @@ def _row(
     candidate: Candidate,
     against: Measured,
     statistics: Statistics,
-    reference: Reference,
     extractor: Extractor,
     measures: Sequence[str],
     work: Path,
     batch: int,
+    rounds: int,
 ) -> dict[str, Any]:
     """One row of results; the measures themselves are computed in the main process alone."""
     source = candidate.source
-    rows, logits = against.pooled is not None, "is" in measures
+    rows, logits = against.pooled is not None or ("fd" in measures and rounds > 0), "is" in measures
     with measure_features(source, extractor, batch, work, rows, logits, f"{extractor.name} of {_named(candidate)}") as found:
-        values = compute(found, against, statistics, extractor, measures) if is_main() else {}
+        values = compute(found, against, statistics, extractor, measures, rounds) if is_main() else {}
     notes = [*source.notes(), *few_samples(source.count, statistics, measures)]
     for note in notes:
         _say(f"{_named(candidate)}: {note}")
@@ -182,28 +188,56 @@ def _row(
 
 
 def compute(
-    found: Measured, against: Measured, statistics: Statistics, extractor: Extractor, measures: Sequence[str]
+    found: Measured,
+    against: Measured,
+    statistics: Statistics,
+    extractor: Extractor,
+    measures: Sequence[str],
+    rounds: int = 0,
 ) -> dict[str, float]:
-    """The measures of one set by name. statistics: of the reference; `against` holds its rows where they are needed."""
+    """The measures of one set by name. statistics: of the reference; `against` holds its rows where they are needed.
+
+    rounds: of a bootstrap, which adds "NAME low" and "NAME high", 95 % intervals. Resampled are the rows that a figure is
+    a mean over: the samples, and for recall and coverage the reference; the balls stay. For the Fréchet distance of pooled
+    features the interval is `bootstrap_deviation`'s, the reference being fixed.
+    """
     values: dict[str, float] = {}
     ours, theirs = found.statistics, statistics
+    samples = None if found.pooled is None else _tensor(found.pooled)
     if "fd" in measures:
         pairs = [(extractor.distance, ours.pooled, theirs.pooled), ("sFID", ours.spatial, theirs.spatial)]
         for name, a, b in pairs:
             if a is not None and b is not None:
                 values[name] = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
-    if found.pooled is not None and against.pooled is not None:
-        samples, references = _tensor(found.pooled), _tensor(against.pooled)
+        if rounds:
+            assert samples is not None
+
+            def distance(rows_ND: torch.Tensor) -> float:
+                mean, covariance = mean_and_covariance(rows_ND)
+                return frechet_distance(mean, covariance, theirs.pooled.mean, theirs.pooled.covariance)
+
+            around = bootstrap_deviation(distance, samples, rounds=rounds)
+            values |= {f"{extractor.distance} low": around.low, f"{extractor.distance} high": around.high}
+    if samples is not None and against.pooled is not None:
+        references = _tensor(against.pooled)
         if "kid" in measures:
             kid = kernel_distance_interval(samples, references)
-            values |= {"KID x 1000": 1000 * kid.value, "KID low": 1000 * kid.low, "KID high": 1000 * kid.high}
+            values |= {f"KID x 1000{end}": 1000 * v for end, v in zip(("", " low", " high"), kid, strict=True)}
+        means: dict[str, torch.Tensor] = {}
         if "pr" in measures:
-            values["precision"], values["recall"] = precision_recall(references, samples)
+            means |= zip(("precision", "recall"), precision_recall_rows(references, samples), strict=True)
         if "dc" in measures:
-            values["density"], values["coverage"] = density_coverage(references, samples)
-        if "memorisation" in measures:
-            memory = memorisation(samples, references)
-            values["copies"], values["median distance"] = memory.share(), float(memory.distance.median())
+            means |= zip(("density", "coverage"), density_coverage_rows(references, samples), strict=True)
+        memory = memorisation(samples, references) if "memorisation" in measures else None
+        if memory is not None:
+            means["copies"] = memory.copied().double()
+        for name, rows in means.items():
+            values[name] = float(rows.mean())
+            if rounds:
+                resampled = bootstrap(lambda rows: float(rows.mean()), rows, rounds=rounds)
+                values |= {f"{name} low": resampled.low, f"{name} high": resampled.high}
+        if memory is not None:
+            values["median distance"] = float(memory.distance.median())
     if "is" in measures and found.logits is not None:
         values["IS"], values["IS deviation"] = inception_score(_tensor(found.logits))
     return values
@@ -238,12 +272,14 @@ def _say(text: str) -> None:
         console.print(text, markup=False, soft_wrap=True)
 
 
-def _key(candidate: Candidate, statistics: Statistics, extractor: Extractor, measures: Sequence[str], batch: int) -> str:
+def _key(
+    candidate: Candidate, statistics: Statistics, extractor: Extractor, measures: Sequence[str], batch: int, rounds: int
+) -> str:
     """A hash of all that a row of results depends on, but for the content of files of images."""
     source = candidate.source
     settings = source.recipe.settings(source.model, source.codec) if isinstance(source, Sampled) else None
     parts = [source.name, source.count, settings, statistics.hash, extractor.fingerprint, str(extractor.dtype)]
-    text = json.dumps([*parts, sorted(measures), batch], sort_keys=True)
+    text = json.dumps([*parts, sorted(measures), batch, rounds], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -187,14 +187,20 @@ def precision_recall(reference_ND: Array, samples_MD: Array, k: int = 3) -> tupl
     inside **any** ball of the reference, recall the share of the reference inside any ball of the samples. Distances are
     computed in the features' own dtype, of centred features, block by block. Raises ValueError for fewer than k + 1 rows.
     """
+    inside, covered = precision_recall_rows(reference_ND, samples_MD, k)
+    return float(inside.mean()), float(covered.mean())
+
+
+def precision_recall_rows(reference_ND: Array, samples_MD: Array, k: int = 3) -> tuple[Tensor, Tensor]:
+    """What precision and recall are the means of: 1 for every sample (M,) and every reference (N,) in a ball, float64."""
     reference, samples = _centred(reference_ND, samples_MD, k)
     reference_radii, sample_radii = _squared_radii(reference, k), _squared_radii(samples, k)
-    inside, covered = 0, torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
+    inside, covered = [], torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
     for some, radii in zip(samples.split(BLOCK), sample_radii.split(BLOCK), strict=True):
         distances = _squared_distances(some, reference)
-        inside += int((distances <= reference_radii).any(1).sum())
+        inside.append((distances <= reference_radii).any(1))
         covered |= (distances <= radii[:, None]).any(0)
-    return inside / len(samples), float(covered.double().mean())
+    return torch.cat(inside).double(), covered.double()
 
 
 def density_coverage(reference_ND: Array, samples_MD: Array, k: int = 5) -> tuple[float, float]:
@@ -203,14 +209,21 @@ def density_coverage(reference_ND: Array, samples_MD: Array, k: int = 5) -> tupl
     Density is the mean count of reference balls that a sample is in, over k; coverage the share of reference balls with a
     sample inside.
     """
+    density, covered = density_coverage_rows(reference_ND, samples_MD, k)
+    return float(density.mean()), float(covered.mean())
+
+
+def density_coverage_rows(reference_ND: Array, samples_MD: Array, k: int = 5) -> tuple[Tensor, Tensor]:
+    """What density and coverage are the means of: of every sample (M,) its count of balls over k, and 1 for every reference
+    (N,) whose ball is not empty; float64."""
     reference, samples = _centred(reference_ND, samples_MD, k)
     radii = _squared_radii(reference, k)
-    count, covered = 0, torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
+    counts, covered = [], torch.zeros(len(reference), dtype=torch.bool, device=reference.device)
     for some in samples.split(BLOCK):
         inside = _squared_distances(some, reference) <= radii
-        count += int(inside.sum())
+        counts.append(inside.sum(1))
         covered |= inside.any(0)
-    return count / (k * len(samples)), float(covered.double().mean())
+    return torch.cat(counts).double() / k, covered.double()
 
 
 def neighbours(samples_MD: Array, reference_ND: Array, k: int) -> tuple[Tensor, Tensor]:
@@ -249,9 +262,13 @@ class Memorisation:
     index: Tensor
     ratio: Tensor
 
+    def copied(self, below: float = 1 / 3) -> Tensor:
+        """(M,) bool: whether the ratio is below a bound, which makes a copy by the rule of Yoon et al. (2023)."""
+        return self.ratio < below
+
     def share(self, below: float = 1 / 3) -> float:
-        """The share of samples whose ratio is below a bound: copies, by the rule of Yoon et al. (2023)."""
-        return float((self.ratio < below).double().mean())
+        """The share of samples that are copies."""
+        return float(self.copied(below).double().mean())
 
     def closest(self, count: int) -> Tensor:
         """The samples of the smallest ratios, the nearest to a copy first."""

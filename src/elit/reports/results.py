@@ -12,7 +12,7 @@ from elit.reports.drawing import Panel, Point, draw_panels
 from elit.reports.page import Sheet
 from elit.reports.report import Part, Picture, Report
 
-SIDE_FIGURES = {"KID low", "KID high", "IS deviation"}  # shown beside their main figure
+BESIDE = (" low", " high", " deviation")  # ends of the names of what is shown beside a figure
 FIGURES = 4  # in one table
 SETTINGS = ("samples", "model", "count", "sampler", "steps", "guidance", "features", "fingerprint", "reference_hash")
 
@@ -45,6 +45,11 @@ def group_of(row: dict[str, Any]) -> list[str]:
     return [str(row.get(name)) for name in SETTINGS]
 
 
+def figures_of(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The names of the figures in rows, without what stands beside them."""
+    return [name for name in dict.fromkeys(name for row in rows for name in row["metrics"]) if not name.endswith(BESIDE)]
+
+
 def by_budget(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
     """The rows that differ by the seed alone, together."""
     groups: dict[str, list[dict[str, Any]]] = {}
@@ -58,7 +63,7 @@ def results_sheets(rows: Sequence[dict[str, Any]]) -> list[Sheet]:
 
     The last says below what the figures stand on.
     """
-    names = [name for name in dict.fromkeys(name for row in rows for name in row["metrics"]) if name not in SIDE_FIGURES]
+    names = figures_of(rows)
     groups = by_budget(rows)
     models = any("budget" in row for row in rows)
     sheets = []
@@ -92,10 +97,10 @@ def figure(group: Sequence[dict[str, Any]], name: str) -> str:
     text = f"{mean:.{digits}f}"
     if len(values) > 1:
         return f"{text} ± {statistics.stdev(values):.{digits}f}"
-    if name == "KID x 1000":
-        return f"{text} ({metrics['KID low']:.{digits}f} to {metrics['KID high']:.{digits}f})"
-    if name == "IS":
-        return f"{text} ± {metrics['IS deviation']:.{digits}f}"
+    if f"{name} low" in metrics:
+        return f"{text} ({metrics[f'{name} low']:.{digits}f} to {metrics[f'{name} high']:.{digits}f})"
+    if f"{name} deviation" in metrics:
+        return f"{text} ± {metrics[f'{name} deviation']:.{digits}f}"
     return text
 
 
@@ -118,7 +123,7 @@ def results_panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
         curves.setdefault(json.dumps([row["file"], *group_of(row)]), []).append(row)
     names = curve_names(list(curves.values()))
     panels = []
-    for metric in dict.fromkeys(name for row in drawn for name in row["metrics"] if name not in SIDE_FIGURES):
+    for metric in figures_of(drawn):
         for axis, label in (("budget", "budget"), ("gflops", "GFLOPs of one forward")):
             points = {name: curve_points(group, metric, axis) for name, group in zip(names, curves.values(), strict=True)}
             panels.append(Panel(metric, label, {name: some for name, some in points.items() if some}))
