@@ -117,8 +117,13 @@ def read_info(folder: Path) -> DataInfo:
         if (folder / SETTINGS_FILE).is_file():
             raise ValueError(f"{folder} is not prepared to the end; run its elit prepare command again, which goes on")
         raise ValueError(f"{folder} is not a prepared folder: it holds no {INFO_FILE}; write one with elit prepare")
+    return parse_info(file.read_bytes(), file)
+
+
+def parse_info(text: bytes, file: Path | str) -> DataInfo:
+    """What the text of elit-data.json says. Raises ValueError, naming the file, where that is not of this format."""
     try:
-        values = json.loads(file.read_text(encoding="utf8"))
+        values = json.loads(text)
         version = values.pop("format")
         if version != FORMAT:
             raise ValueError(f"its format is {version}, and this version of elit reads {FORMAT}")
@@ -215,12 +220,7 @@ class PreparedData:
 
     def image(self, row: int) -> Tensor:
         """(3, H, W) uint8 of one picture."""
-        content = self._column("image").value(row).tobytes()
-        try:
-            with Image.open(io.BytesIO(content)) as image:
-                return as_tensor(image.convert("RGB"))
-        except (OSError, SyntaxError, TypeError) as error:
-            raise ValueError(f"row {row} of {self.folder} is not a picture ({error}); prepare the data again") from error
+        return stored_picture(self._column("image").value(row).tobytes(), f"row {row} of {self.folder}")
 
     def feature(self, name: str, rows: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
         """(B, tokens, width) float32 of a stored feature, row by row of its grid.
@@ -232,7 +232,7 @@ class PreparedData:
                 f"{self.folder} holds no features of {name!r}, but {list(self.info.features) or 'none'};"
                 " store them with elit prepare latents --features"
             )
-        names = [f"mirrored.feature.{name}" if self._mirrored(g) else f"feature.{name}" for g in generators]
+        names = [f"mirrored.feature.{name}" if takes_mirrored(self.info, g) else f"feature.{name}" for g in generators]
         stored = np.stack([self._column(name).value(row) for name, row in zip(names, rows.tolist(), strict=True)])
         return torch.from_numpy(stored).float().unflatten(1, (-1, self.info.features[name][2]))
 
@@ -242,13 +242,9 @@ class PreparedData:
         for row in rows.tolist():
             column.fetch(row)
 
-    def _mirrored(self, generator: torch.Generator) -> bool:
-        """Whether a row is taken mirrored: its generator's first number, where mirrored latents are stored."""
-        return self.info.mirror and float(torch.rand((), generator=generator)) < 0.5
-
     def _latent(self, row: int, generator: torch.Generator, shape: tuple[int, int, int]) -> Tensor:
         assert self.info.values is not None
-        name = "mirrored" if self._mirrored(generator) else "latent"
+        name = "mirrored" if takes_mirrored(self.info, generator) else "latent"
         return latent_input(
             self._column(name).value(row), shape, self.info.values, self.info.scale, self.info.shift, generator
         )
@@ -261,6 +257,20 @@ class PreparedData:
         if name not in self._places:
             self._places[name] = _Column(self.table, name, self._maps)
         return self._places[name]
+
+
+def stored_picture(content: bytes, name: str) -> Tensor:
+    """(3, H, W) uint8 of a stored PNG. Raises ValueError, with its name, for what is none."""
+    try:
+        with Image.open(io.BytesIO(content)) as image:
+            return as_tensor(image.convert("RGB"))
+    except (OSError, SyntaxError, TypeError) as error:
+        raise ValueError(f"{name} is not a picture ({error}); prepare the data again") from error
+
+
+def takes_mirrored(info: DataInfo, generator: torch.Generator) -> bool:
+    """Whether a row is taken mirrored: its generator's first number, where mirrored latents are stored."""
+    return info.mirror and float(torch.rand((), generator=generator)) < 0.5
 
 
 def latent_input(

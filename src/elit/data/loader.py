@@ -49,7 +49,10 @@ def read_part(data: Data, seed: int, batch_size: int, step: int, part: range) ->
 
     Raises ValueError for data that cannot be read.
     """
-    rows = rows_of_step(seed, len(data), batch_size, step, data.members)[part.start : part.stop]
+    if data.exact:
+        rows = rows_of_step(seed, len(data), batch_size, step, data.members)[part.start : part.stop]
+    else:  # a stream gives its next rows, whichever are asked for
+        rows = torch.arange(len(part))
     return rows, *data.read(rows, sample_generators("data", seed, step, part.start, part.stop))
 
 

@@ -10,18 +10,20 @@ from elit.data.images import load_images
 from elit.data.loader import Data
 from elit.data.published_layout import FOLDER, PublishedLatents
 from elit.data.published_layout import SCALE as PUBLISHED_SCALE
+from elit.data.stream import StreamedData
 
 
 def open_data(source: str, size: int) -> Data:
     """The data that training and evaluation read.
 
-    source: "emoji", the embedded images; a folder that `elit prepare` wrote; the published layout, a folder with vae-sd/;
-    or a folder of class folders, which is read into memory, fit for a few thousand images. size: pixels of a side, for the
-    first and the last; prepared data have their own. Raises ValueError for a source that is none of these.
+    source: "emoji", the embedded images; a folder that `elit prepare` wrote, streamed if it is a URL; the published layout,
+    a folder with vae-sd/; or a folder of class folders, which is read into memory, fit for a few thousand images. size:
+    pixels of a side, for the first and the last; prepared data have their own. Raises ValueError for a source that is none
+    of these.
     """
     folder = Path(source)
     if "://" in source:
-        raise ValueError(f"training reads data on this machine; bring {source} here with elit prepare images")
+        return StreamedData(source)
     if (folder / INFO_FILE).is_file() or (folder / SETTINGS_FILE).is_file():
         return PreparedData(folder)
     if (folder / FOLDER).is_dir():
@@ -57,13 +59,13 @@ def decoder_of(data: Data, codec: str | None, device: torch.device) -> Codec | N
         return PixelCodec()
     if codec is None:
         return None
-    assert isinstance(data, PreparedData | PublishedLatents)
-    found, made_with = load_codec(codec, data.shape[0], device), data.info.codec if isinstance(data, PreparedData) else None
+    assert isinstance(data, PreparedData | PublishedLatents | StreamedData)
+    found, info = load_codec(codec, data.shape[0], device), None if isinstance(data, PublishedLatents) else data.info
     assert isinstance(found, KLCodec)
-    scale, shift = (data.info.scale, data.info.shift) if isinstance(data, PreparedData) else (PUBLISHED_SCALE, 0.0)
+    scale, shift = (PUBLISHED_SCALE, 0.0) if info is None else (info.scale, info.shift)
     if (found.scale, found.shift) != (scale, shift):
         raise ValueError(
             f"the codec {codec} has scale {found.scale:g} and shift {found.shift:g}, and the latents {scale:g} and"
-            f" {shift:g}; give the codec that they were made with ({made_with or 'not recorded'})"
+            f" {shift:g}; give the codec that they were made with ({(info and info.codec) or 'not recorded'})"
         )
     return found

@@ -114,7 +114,8 @@ def stored_features(alignment: AlignmentConfig, data: Data) -> Stored | None:
     if isinstance(data, PublishedLatents):
         data.pixels(torch.tensor([0]))  # they are there, before the training starts
         return None
-    assert isinstance(data, PreparedData)
+    if not isinstance(data, PreparedData):
+        raise ValueError("streamed latents are not aligned; bring the data to this machine, or leave alignment out")
     name = column_of(alignment.encoder)
     if name not in data.info.features:
         raise ValueError(

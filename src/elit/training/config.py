@@ -17,8 +17,8 @@ from elit.training.foreign import DEFAULTS, is_foreign, read_foreign
 
 @dataclass(frozen=True)
 class DataConfig:
-    """source: "emoji", the embedded images; a folder that `elit prepare` wrote; the published layout; or a folder of class
-    folders. size: pixels of a side, for the first and the last. workers: 1 reads batches ahead in a thread, more in as many
+    """source: "emoji", the embedded images; a folder that `elit prepare` wrote, streamed if it is a URL; the published
+    layout; or a folder of class folders. size: pixels of a side, for the first and the last. workers: 1 reads batches ahead in a thread, more in as many
     processes, 0 not at all. codec: of latents, for previews and distances: an AutoencoderKL by folder or hub id, or ema or
     mse.
     """
@@ -180,6 +180,8 @@ class TrainConfig:
         for name in ("steps", "batch_size", "accumulate", "skip_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.data.workers < 0:
+            raise ValueError(f"data.workers is {self.data.workers}; give 0, 1 (a thread) or more (processes)")
         if not self.parallel.timeout > 0:
             raise ValueError(f"parallel.timeout is {self.parallel.timeout} seconds; it must be above 0")
         if not 0 <= self.flow.label_dropout <= 1:

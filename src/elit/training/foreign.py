@@ -81,6 +81,7 @@ RENAMED = {
     "seed": "seed",
     "path_type": "flow.path",
     "cfg_prob": "flow.label_dropout",
+    "num_workers": "data.workers",
 }
 RENAMED_IF_ELASTIC = {
     "encoder_depth": "model.head_depth",
@@ -101,7 +102,6 @@ IGNORED = {
     "s3_cache_dir": "data are read where data.source says",
     "allow_tf32": "float32 products stay in float32; dtype bf16 is quicker still",
     "epochs": "max_train_steps says when training ends",
-    "num_workers": "the batches of the next steps are drawn beside the running one",
 }
 # what has one value here, and why another is refused
 ONLY: dict[str, tuple[Any, str]] = {

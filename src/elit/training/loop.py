@@ -16,6 +16,7 @@ from elit.codec import Codec
 from elit.console import console, progress_bar
 from elit.data.loader import Data, read_ahead
 from elit.data.opening import check_fit, decoder_of, open_data
+from elit.data.stream import StreamedData
 from elit.distributed import (
     OneRankError,
     anywhere,
@@ -97,6 +98,8 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
         together(lambda: load_checkpoint(found[-1], state))
         inexact = "" if data.exact else "; its data is a stream, which begins anew: this is not the run it would have been"
         say(f"going on from {found[-1]}{inexact}")
+    if isinstance(data, StreamedData):
+        data.begin(config.seed, state.step)
     if config.compile:
         state.model.compile_blocks()
     state.model.train()
@@ -257,6 +260,12 @@ class Log:
 def load_data(config: TrainConfig) -> Data:
     """The run's data, checked against its model."""
     data = open_data(config.data.source, config.data.size)
+    if not data.exact and config.data.workers > 1:
+        raise ValueError(f"a stream is read by one thread, not by {config.data.workers} processes; set data.workers 1")
+    if not data.exact and config.evaluate.every and config.evaluate.reference == "data":
+        raise ValueError(
+            "a stream is no reference of evaluate.every; set evaluate.reference to a file of elit evaluate stats"
+        )
     model = config.model
     shape = (model.in_channels, model.grid.height * model.patch_size, model.grid.width * model.patch_size)
     check_fit(data, shape, model.num_classes, any_size=model.rope)
