@@ -18,9 +18,9 @@ from elit.training.foreign import DEFAULTS, is_foreign, read_foreign
 @dataclass(frozen=True)
 class DataConfig:
     """source: "emoji", the embedded images; a folder that `elit prepare` wrote, streamed if it is a URL; the published
-    layout; or a folder of class folders. size: pixels of a side, for the first and the last. workers: 1 reads batches ahead in a thread, more in as many
-    processes, 0 not at all. codec: of latents, for previews and distances: an AutoencoderKL by folder or hub id, or ema or
-    mse.
+    layout; or a folder of class folders. size: pixels of a side, for the first and the last. workers: 1 reads batches ahead
+    in a thread, more in as many processes, 0 not at all. codec: of latents, for previews and distances: an AutoencoderKL by
+    folder or hub id, or ema or mse.
     """
 
     source: str = "emoji"
