@@ -34,7 +34,7 @@ from elit.data.dataset import DataInfo, PreparedData
 from elit.data.loader import read_ahead, read_part
 from elit.data.prepare import ImageSettings, prepare_images
 from elit.data.shards import Preparation
-from timing import machine, open_report, peak_mib
+from timing import machine, memory_table, open_report, peak_mib
 
 BATCH, PART = 256, 1000
 
@@ -183,10 +183,7 @@ def main() -> None:
         out.print(table)
     counts = (args.memory_count, 4 * args.memory_count)
     figures["memory_mib"] = {count: memory(count) for count in counts}
-    table = Table("pictures", "peak memory, MiB", title="Memory of preparing, one process")
-    for count, mib in figures["memory_mib"].items():
-        table.add_row(f"{count:,}", f"{mib:,.0f}")
-    out.print(table)
+    out.print(memory_table("Memory of preparing, one process", "pictures", figures["memory_mib"]))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 

@@ -24,7 +24,7 @@ from torch import Tensor
 import elit
 from elit.generation import Recipe, generate
 from elit.labels import LabelRule
-from timing import Variant, interleave, machine, open_report, peak_mib, spread
+from timing import Variant, interleave, machine, memory_table, open_report, peak_mib, spread
 
 LOWEST = 1 / 16
 KINDS = {
@@ -168,10 +168,7 @@ def main() -> None:
         out.print(table)
     if 3 in args.parts:
         figures["memory_mib"] = {count: memory(count, 1) for count in args.memory_counts}
-        table = Table("images", "peak memory, MiB", title="Memory of `generate`, bundled model, 1 step at 1/16")
-        for count, mib in figures["memory_mib"].items():
-            table.add_row(f"{count:,}", f"{mib:,.0f}")
-        out.print(table)
+        out.print(memory_table("Memory of `generate`, bundled model, 1 step at 1/16", "images", figures["memory_mib"]))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 

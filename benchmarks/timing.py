@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from elit.console import console as progress
 from elit.evaluation.cost import cpu_name
@@ -90,6 +91,14 @@ def open_report() -> Console:
     for name, value in machine().items():
         out.print(f"{name}: {value}")
     return out
+
+
+def memory_table(title: str, counted: str, peaks: dict[int, float]) -> Table:
+    """A line for each count of what is named."""
+    table = Table(counted, "peak memory, MiB", title=title)
+    for count, mib in peaks.items():
+        table.add_row(f"{count:,}", f"{mib:,.0f}")
+    return table
 
 
 def peak_mib() -> float:

@@ -1,12 +1,14 @@
 """What the whole suite shares: property tests that draw the same examples in every run, and tiny elastic models."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from elit import DiT, DiTConfig
+from elit.weights import save_weights
 from randomised import randomised
 
 settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=60)
@@ -31,3 +33,12 @@ def make_dit() -> Callable[..., DiT]:
 def tiny(make_dit: Callable[..., DiT]) -> DiT:
     """A tiny elastic DiT: 3 x 8 x 8 images, 7 classes, 4 levels."""
     return make_dit()
+
+
+@pytest.fixture
+def model_folder(tiny: DiT, tmp_path: Path) -> Path:
+    """That model, saved."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    save_weights(tiny, folder)
+    return folder

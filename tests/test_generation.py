@@ -23,7 +23,6 @@ from elit.generation import Recipe, generate, image_name
 from elit.labels import LabelRule
 from elit.pictures import to_image
 from elit.sampling import image_noise
-from elit.weights import save_weights
 
 RECIPE = Recipe(LabelRule("uniform", 7), steps=3, budget=0.5, guidance=Guidance(2.0, weak_budget=0.25), tile=4)
 ELIT = Path(sys.executable).parent / "elit"
@@ -32,14 +31,6 @@ ELIT = Path(sys.executable).parent / "elit"
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, by its relative name."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-@pytest.fixture
-def model_folder(tiny: DiT, tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    save_weights(tiny, folder)
-    return folder
 
 
 def arguments(model: Path, out: Path, *more: str) -> list[str]:

@@ -43,7 +43,6 @@ from elit.evaluation.statistics import save_statistics
 from elit.generation import Recipe
 from elit.labels import LabelRule
 from elit.seeding import generator_for
-from elit.weights import save_weights
 
 SIDE = 8
 
@@ -66,14 +65,6 @@ def tiny_features(monkeypatch: pytest.MonkeyPatch) -> Extractor:
     made = tiny_extractor(logits=True)
     monkeypatch.setattr("elit.evaluation.extractors.load_extractor", lambda name, *_: replace(made, name=name))
     return made
-
-
-@pytest.fixture
-def model_folder(tiny: DiT, tmp_path: Path) -> Path:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    save_weights(tiny, folder)
-    return folder
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:

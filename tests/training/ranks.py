@@ -7,7 +7,11 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+from safetensors.torch import load_file
+
 from elit.console import console
+from elit.training.config import TrainConfig
+from elit.training.loop import train
 
 
 def free_port() -> int:
@@ -58,3 +62,11 @@ def wait_for(processes: list[int]) -> list[int]:
 
 def run_ranks(count: int, work: Callable[[], object], log: Path | None = None) -> list[int]:
     return wait_for(start_ranks(count, work, log))
+
+
+def difference_of_two(alone: TrainConfig, two: TrainConfig, log: Path) -> float:
+    """Trains in this process and in two; the largest difference of the averaged weights in the end."""
+    last = train(alone)
+    assert run_ranks(2, lambda: train(two), log) == [0, 0], log.read_text()
+    one, other = (load_file(Path(c.out) / "checkpoints" / last.name / "model.safetensors") for c in (alone, two))
+    return max((one[name] - other[name]).abs().max().item() for name in one)
