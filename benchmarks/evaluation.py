@@ -8,7 +8,8 @@
 2. Precision and recall beside scikit-learn's brute-force neighbours, which find no more than the radii of both sets: ours
    also asks which ball holds which row.
 3. Mean and covariance of streamed features.
-4. EfficientNet-Lite0 features of images in memory and in PNG files beside the bare network on batches that are ready.
+4. EfficientNet-Lite0 and Inception features of images in memory and in PNG files, decoding, resize and moments included,
+   beside the bare network on batches that are ready.
 
 Parts 1 to 3 run each time in a process of its own, whose peak of memory is told, all imports and inputs included.
 """
@@ -22,7 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.progress import track
@@ -31,6 +32,9 @@ from torch import Tensor
 
 from elit.console import console as progress
 from timing import Variant, interleave, machine, open_report, peak_mib, spread
+
+if TYPE_CHECKING:
+    from elit.evaluation.extractors import Extractor
 
 COUNTS = {"well-posed": 2, "singular": 0.5}  # rows of the features, in widths
 BATCH = 16
@@ -155,27 +159,43 @@ def table_of(title: str, found: dict[str, list[dict[str, Any]]], unit: str) -> T
     return table
 
 
-def time_features(args: argparse.Namespace) -> tuple[Table, dict[str, list[float]]]:
+def networks(place: Path) -> dict[str, tuple["Extractor", Callable[[Tensor], object], int]]:
+    """By name: the extractor, the bare network, and the side of its input. Inception's weights are drawn: speed alone."""
+    from elit.evaluation.extractors import load_extractor
+    from elit.evaluation.features import INPUT_SIZE
+    from elit.evaluation.inception import SIDE, Inception
+
+    torch.manual_seed(0)
+    torch.save(Inception().state_dict(), place / "inception.pth")
+    lite = load_extractor("efficientnet-lite0")
+    inception = load_extractor("inception", weights=place / "inception.pth")
+    return {
+        "EfficientNet-Lite0": (lite, lambda x: lite.network.extract_features(x).mean((2, 3)), INPUT_SIZE),  # type: ignore[operator]
+        "Inception": (inception, inception.network.of_ready, SIDE),  # type: ignore[dict-item]
+    }
+
+
+def time_features(
+    name: str, network: tuple["Extractor", Callable[[Tensor], object], int], count: int, repeats: int
+) -> tuple[Table, dict[str, list[float]]]:
     """Part 4, in this process."""
     from elit.data.images import to_float
-    from elit.evaluation.extractors import load_extractor
-    from elit.evaluation.features import INPUT_SIZE, load_efficientnet
     from elit.evaluation.measure import measure_features
     from elit.evaluation.sources import Images, open_images
     from elit.pictures import save_png, to_image
 
-    network, extractor = load_efficientnet(), load_extractor("efficientnet-lite0")
+    extractor, run, side = network
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (args.images, 3, 32, 32), generator=generator, dtype=torch.uint8)
-    ready = torch.randn(BATCH, 3, INPUT_SIZE, INPUT_SIZE, generator=generator).contiguous(memory_format=torch.channels_last)
+    images = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+    ready = torch.randn(BATCH, 3, side, side, generator=generator).contiguous(memory_format=torch.channels_last)
     with tempfile.TemporaryDirectory() as place:
         for i, image in enumerate(images):
             save_png(to_image(to_float(image)), Path(place) / f"{i:05d}.png")
 
         @torch.inference_mode()
         def bare(_: None) -> None:
-            for _ in range(args.images // BATCH):
-                network.extract_features(ready).mean((2, 3))
+            for _ in range(count // BATCH):
+                run(ready)
 
         def memory(_: None) -> object:
             return measure_features(Images("memory", images), extractor, BATCH, Path(place) / "work")
@@ -184,13 +204,13 @@ def time_features(args: argparse.Namespace) -> tuple[Table, dict[str, list[float
             return measure_features(open_images(place), extractor, BATCH, Path(place) / "work")
 
         variants = {"the bare network": Variant(bare), "images in memory": Variant(memory), "PNG files": Variant(files)}
-        seconds = interleave(variants, args.repeats, "features")
-    table = Table(title=f"EfficientNet-Lite0 features of {args.images} images of 32 x 32, batches of {BATCH}, float32")
+        seconds = interleave(variants, repeats, name)
+    table = Table(title=f"{name} features and moments of {count} images of 32 x 32, batches of {BATCH}, float32")
     for column in ("", "images/s (quartiles)", "of the bare network"):
         table.add_column(column, justify="left" if not column else "right")
-    for name, times in seconds.items():
+    for kind, times in seconds.items():
         shares = [bare / own for own, bare in zip(times, seconds["the bare network"], strict=True)]
-        table.add_row(name, spread([args.images / s for s in times]).show(digits=1), f"{spread(shares).median:.1%}")
+        table.add_row(kind, spread([count / s for s in times]).show(digits=1), f"{spread(shares).median:.1%}")
     return table, seconds
 
 
@@ -200,7 +220,9 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=2048, help="features")
     parser.add_argument("--rows", type=int, default=10_000, help="of each set of part 2")
     parser.add_argument("--streamed", type=int, default=50_000, help="rows of part 3")
-    parser.add_argument("--images", type=int, default=960, help=f"of part 4, a multiple of {BATCH}")
+    parser.add_argument(
+        "--images", type=int, default=4800, help=f"of part 4, a multiple of {BATCH}; a tenth of it for Inception"
+    )
     parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3, 4])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, metavar="FILE")
@@ -236,8 +258,13 @@ def main() -> None:
             figures[title] = in_children(names, args, f"part {part}")
             out.print(table_of(title, figures[title], unit))
     if 4 in args.parts:
-        table, figures["features"] = time_features(args)
-        out.print(table)
+        with tempfile.TemporaryDirectory() as place:
+            known = networks(Path(place))
+        for (name, network), count in zip(
+            known.items(), (args.images, args.images // 10 // BATCH * BATCH or BATCH), strict=True
+        ):
+            table, figures[name] = time_features(name, network, count, args.repeats)
+            out.print(table)
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 

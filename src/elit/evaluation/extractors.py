@@ -20,7 +20,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit.data.images import to_float
 from elit.evaluation.features import (
     FEATURE_WIDTH,
     IMAGENET_MEAN,
@@ -101,7 +100,7 @@ def _efficientnet(device: torch.device, dtype: torch.dtype) -> Extractor:
     resize = f"bicubic, antialiased, to {INPUT_SIZE}"
 
     def forward(pixels: Tensor) -> Outputs:
-        return Outputs(efficientnet_features(to_float(pixels), network, batch_size=max(1, len(pixels))).float())
+        return Outputs(efficientnet_features(pixels, network, batch_size=max(1, len(pixels))).float())
 
     kind, distance = "efficientnet-lite0", "FD (EfficientNet-Lite0)"
     made = _hash(network, resize)

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elit.data.images import to_uint8
+
 FEATURE_WIDTH = 1280
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 INPUT_SIZE = 128  # for 32 x 32 images, 224 gives a linear probe no better and takes three times as long
@@ -31,10 +33,10 @@ def efficientnet_features(
     batch_size: int = 16,
     done: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """(N, 1280) float32 pooled features of images in [-1, 1].
+    """(N, 1280) float32 pooled features of images, uint8 or in [-1, 1].
 
-    Images are first rounded to 8 bits, as a file would hold them, then resampled (bicubic, antialiased) to 128 x 128
-    and normalised by ImageNet's mean and deviation. `done` is told the images finished after each batch.
+    The latter are first rounded to 8 bits, as a file would hold them. Then they are resampled (bicubic, antialiased) to
+    128 x 128 and normalised by ImageNet's mean and deviation. `done` is told the images finished after each batch.
     """
     network = load_efficientnet() if network is None else network
     mean, std = (
@@ -42,11 +44,11 @@ def efficientnet_features(
     )
     features = []
     for batch in images_NCHW.split(batch_size):
-        pixels = ((batch.float() + 1) * 127.5).round().clamp(0, 255) / 255
+        pixels = (batch if batch.dtype == torch.uint8 else to_uint8(batch)).float() / 255
         if pixels.shape[-2:] != (INPUT_SIZE, INPUT_SIZE):
-            pixels = F.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bicubic", antialias=True).clamp(0, 1)
-        pixels = pixels.contiguous(memory_format=torch.channels_last)
-        features.append(network.extract_features((pixels - mean) / std).mean((2, 3)))  # type: ignore[operator]
+            pixels = F.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bicubic", antialias=True).clamp_(0, 1)
+        pixels = pixels.contiguous(memory_format=torch.channels_last).sub_(mean).div_(std)
+        features.append(network.extract_features(pixels).mean((2, 3)))  # type: ignore[operator]
         if done is not None:
             done(len(batch))
     out = torch.cat(features)

@@ -169,8 +169,11 @@ class Inception(nn.Module):
         self.fc = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, images_NCHW: Tensor) -> InceptionOutputs:
-        x = preprocess(images_NCHW)
-        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x)))
+        return self.of_ready(preprocess(images_NCHW))
+
+    def of_ready(self, x_NCHW: Tensor) -> InceptionOutputs:
+        """The outputs for what `preprocess` made."""
+        x = self.Conv2d_2b_3x3(self.Conv2d_2a_3x3(self.Conv2d_1a_3x3(x_NCHW)))
         x = self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(F.max_pool2d(x, 3, stride=2)))
         x = self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(F.max_pool2d(x, 3, stride=2))))
         middle = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x))))
