@@ -82,12 +82,12 @@ def test_the_grid_follows_the_resolution(patch: int, size: int, grid: tuple[int,
 def test_encoders_that_cannot_be(images: torch.Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing there; weights missing, which transformers would draw at random; no patches; fewer tokens than patches."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(ValueError, match="no vision encoder could be loaded"):
+    with pytest.raises(ValueError, match="no vision model could be loaded"):
         load_encoder(str(tmp_path))
     deep = make("Dinov2", tmp_path / "deep")
     config = (deep / "config.json").read_text()
     (deep / "config.json").write_text(config.replace('"num_hidden_layers": 2', '"num_hidden_layers": 3'))
-    with pytest.raises(ValueError, match=r"lacks weights of its encoder, such as .*2\."):
+    with pytest.raises(ValueError, match=r"lacks weights of its own, such as .*2\."):
         load_encoder(str(deep))
     resnet = transformers.ResNetModel(transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1]))
     with pytest.raises(ValueError, match="no vision transformer with square patches"):

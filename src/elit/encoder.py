@@ -65,21 +65,34 @@ class VisionEncoder:
 def load_encoder(name: str, device: torch.device | str = "cpu") -> VisionEncoder:
     """The vision encoder of a folder or hub id, in float32, normalised as its own preprocessor_config.json says, if at all.
 
-    Raises ValueError for one that cannot be read or fetched, lacks weights, or is no vision transformer.
+    Raises ValueError as `load_backbone` does, and for one that is no vision transformer.
+    """
+    from transformers.utils.hub import cached_file
+
+    model = load_backbone(name)
+    file = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
+    return VisionEncoder(model, name, IMAGENET if file is None else normalisation_in(file)).to(device)
+
+
+def load_backbone(name: str) -> Any:
+    """What `transformers.AutoModel` makes of a folder or hub id, in float32 whatever the weights are kept in, frozen.
+
+    Raises ValueError for one that cannot be read or fetched, or lacks weights, which would be drawn instead.
     """
     from transformers import AutoModel
-    from transformers.utils.hub import cached_file
 
     try:
         found = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
-        file = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"no vision encoder could be loaded from {name!r} ({why}); give a folder that holds one") from error
+        raise ValueError(
+            f"no vision model could be loaded from {name!r} ({why}); fetch it where there is a network with"
+            f" `hf download {name}`, or give a folder with its config.json and model.safetensors"
+        ) from error
     model, report = found
     if missing := [key for key in report["missing_keys"] if not any(part in key for part in OF_HEADS)]:
-        raise ValueError(f"{name} lacks weights of its encoder, such as {sorted(missing)[0]}; fetch or write it again")
-    return VisionEncoder(model, name, IMAGENET if file is None else normalisation_in(file)).to(device)
+        raise ValueError(f"{name} lacks weights of its own, such as {sorted(missing)[0]}; fetch or write it again")
+    return model.eval().requires_grad_(False)
 
 
 def normalisation_in(file: str) -> tuple[Any, Any]:

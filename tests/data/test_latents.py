@@ -345,7 +345,7 @@ def test_mistakes_are_told_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureF
     for options, sentence in (
         (["--dtype=fp16"], "overflows float16"),
         (["--tile=many"], "is not a number of pictures"),
-        ([f"--features={tmp_path}"], "no vision encoder could be loaded"),
+        ([f"--features={tmp_path}"], "no vision model could be loaded"),
     ):
         assert main(["prepare", "latents", str(source.folder), f"--codec={codec}", "--out=nowhere", *options]) == 2
         assert sentence in " ".join(capsys.readouterr().err.split())

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elit.data.images import to_float
@@ -87,6 +88,22 @@ def test_a_transformers_folder_gives_its_class_token(tiny_dinov2: Path) -> None:
     torch.testing.assert_close(extractor(pixels).pooled, expected, rtol=1e-3, atol=1e-4)
 
 
+def test_weights_in_half_precision_compute_in_float32(tiny_dinov2: Path, tmp_path: Path) -> None:
+    """As those of a rounded network; a folder that lacks weights is refused, for they would be drawn."""
+    from transformers import AutoModel
+
+    pixels = pictures(2)
+    AutoModel.from_pretrained(tiny_dinov2).bfloat16().save_pretrained(tmp_path / "half")
+    AutoModel.from_pretrained(tmp_path / "half").float().save_pretrained(tmp_path / "whole")
+    half, whole = (load_extractor(str(tmp_path / name))(pixels).pooled for name in ("half", "whole"))
+    assert half.dtype == torch.float32 and torch.equal(half, whole)
+    weights = load_file(tiny_dinov2 / "model.safetensors")
+    del weights["layernorm.weight"]
+    save_file(weights, tiny_dinov2 / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks weights of its own, such as layernorm\.weight"):
+        load_extractor(str(tiny_dinov2))
+
+
 def test_a_folder_says_how_its_images_are_prepared(tiny_dinov2: Path) -> None:
     """preprocessor_config.json as different models have it; without one the config's size, of DINOv2 224."""
     config = load_extractor(str(tiny_dinov2)).network.config
@@ -119,7 +136,7 @@ def test_what_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="there are no features 'dino'; known: efficientnet-lite0, inception, dinov2, and"):
         load_extractor("dino")
     with pytest.raises(
-        ValueError, match=r"could not be loaded .* fetch it where there is a network with `hf download some/v"
+        ValueError, match=r"could be loaded from 'some/vit' .* fetch it where there is a network with `hf download some/v"
     ):
         load_extractor("some/vit")
     with pytest.raises(ValueError, match="the Inception weights are not at"):
@@ -127,7 +144,7 @@ def test_what_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(ValueError, match="weights is for the features inception; dinov2 takes none"):
         load_extractor("dinov2", weights=tmp_path)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=f"the features {tmp_path} need {tmp_path}, which could not be loaded"):
+    with pytest.raises(ValueError, match=f"no vision model could be loaded from '{tmp_path}'"):
         load_extractor(str(tmp_path))
 
 

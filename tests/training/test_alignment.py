@@ -167,7 +167,7 @@ def test_the_models_weights_start_the_same_with_and_without(make_aligned: Make, 
 
 
 def test_an_encoder_that_is_not_there_is_named(make_aligned: Make) -> None:
-    with pytest.raises(ValueError, match="no vision encoder could be loaded from '/nowhere'"):
+    with pytest.raises(ValueError, match="no vision model could be loaded from '/nowhere'"):
         make_state(make_aligned(alignment__encoder="/nowhere"), CPU)
 
 

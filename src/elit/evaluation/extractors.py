@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elit.encoder import load_backbone
 from elit.evaluation.features import (
     FEATURE_WIDTH,
     IMAGENET_MEAN,
@@ -139,16 +140,7 @@ class Preparation:
 def _transformers(
     name: str, source: str, device: torch.device, dtype: torch.dtype, distance: str, preparation: Preparation | None
 ) -> Extractor:
-    from transformers import AutoModel
-
-    try:
-        network = AutoModel.from_pretrained(source, use_safetensors=True).to(device).eval().requires_grad_(False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        why = " ".join(str(error).split())[:160]
-        raise ValueError(
-            f"the features {name} need {source}, which could not be loaded ({why}); fetch it where there is a network with"
-            f" `hf download {source}`, or give a folder with its config.json and model.safetensors as --features"
-        ) from error
+    network = load_backbone(source).to(device)
     prepare = preparation or read_preparation(Path(source), network.config)
     resize = f"bicubic, antialiased, to {prepare.side}, mean {list(prepare.mean)}, deviation {list(prepare.std)}"
 
