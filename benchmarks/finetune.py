@@ -1,7 +1,7 @@
 """What a dense model's conversion is worth after a tenth of its training: with and without distillation, and from scratch.
 
 python benchmarks/finetune.py --dense runs/emoji-tiny-dense/checkpoints/step_00006623
-python benchmarks/finetune.py --dense FOLDER --steps 662 --count 200 --seeds 1
+python benchmarks/finetune.py --dense FOLDER --steps 662 --count 200 --seeds 3
 
 It trains three models on the embedded emoji by configs/emoji-tiny-finetune.yaml, alike but for where they start and what
 they learn from, and measures each at three budgets beside the dense one. Other options, such as --optimizer.muon_lr 0.01,
@@ -18,6 +18,7 @@ from rich.table import Table
 from elit.bundled import SamplingDefaults, load_card
 from elit.console import console, output
 from elit.reports.quality import Judge, measure_settings
+from elit.reports.scores import QUALITY_COLUMNS, quality_cells
 from elit.reports.setting import Setting
 from elit.training.config import load_config
 from elit.training.loop import train
@@ -36,7 +37,7 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     parser.add_argument("--config", default=str(CONFIG))
     parser.add_argument("--steps", type=int, help="of every training; the config's if not given")
     parser.add_argument("--count", type=int, default=200, help="samples that quality is measured on, up to 949")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds quality is measured over")
+    parser.add_argument("--seeds", type=int, default=3, help="how many seeds quality is measured over")
     parser.add_argument("--sampling-steps", type=int, default=10)
     parser.add_argument("--work", default="runs/finetune", help="folder for the runs and what is measured")
     options, overrides = parser.parse_known_args(arguments)
@@ -65,10 +66,9 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
 def table(rows: list[dict[str, Any]], count: int, seeds: int, sampling: SamplingDefaults) -> Table:
     """A row per model and budget."""
     how = f"{count} samples, {seeds} seed(s), {sampling.steps} steps, guidance {sampling.guidance_scale:g}"
-    out = Table("model", "budget", "Fréchet", "KID x 1000", "in category", title=f"Quality: {how}")
+    out = Table("model", "budget", *QUALITY_COLUMNS, title=f"Quality: {how}")
     for row in rows:
-        figures = (f"{row['frechet']:.1f}", f"{row['kernel']:.1f}", f"{row['accuracy']:.3f}")
-        out.add_row(row["model"], f"{round(16 * row['budget'])}/16", *figures)
+        out.add_row(row["model"], f"{round(16 * row['budget'])}/16", *quality_cells(row))
     return out
 
 
