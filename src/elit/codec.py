@@ -72,12 +72,15 @@ class KLCodec:
         height, width = images_BCHW.shape[-2:]
         if height % self.side or width % self.side:
             raise ValueError(f"the codec needs sides that are multiples of {self.side}, and an image is {height} x {width}")
-        moments: Tensor = self.autoencoder.encode(self._as_input(images_BCHW)).latent_dist.parameters
+        with torch.autocast(images_BCHW.device.type, enabled=False):  # whatever precision its caller trains in
+            moments: Tensor = self.autoencoder.encode(self._as_input(images_BCHW)).latent_dist.parameters
         return moments.float()
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
-        return self.autoencoder.decode(self._as_input(latents_BCHW / self.scale + self.shift)).sample.float()
+        with torch.autocast(latents_BCHW.device.type, enabled=False):
+            images: Tensor = self.autoencoder.decode(self._as_input(latents_BCHW / self.scale + self.shift)).sample
+        return images.float()
 
 
 Values = Literal["moments", "mean-std", "samples"]

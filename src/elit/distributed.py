@@ -28,6 +28,17 @@ class OneRankError(ValueError):
     """A mistake that only this process may have met, such as a file that it cannot read: it tells of it itself."""
 
 
+@contextmanager
+def named_rank() -> Iterator[None]:
+    """Names this process, where there are several, in a mistake that the others may not meet."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if world_size() == 1 or isinstance(error, OneRankError):
+            raise
+        raise OneRankError(f"rank {rank()}: {error}") from error
+
+
 def rank() -> int:
     """This process's number, as torchrun sets it."""
     return int(os.environ.get("RANK", "0"))

@@ -67,11 +67,16 @@ def load_encoder(name: str, device: torch.device | str = "cpu") -> VisionEncoder
 
     Raises ValueError as `load_backbone` does, and for one that is no vision transformer.
     """
+    model, file = load_backbone(name), preprocessor_file(name)
+    return VisionEncoder(model, name, IMAGENET if file is None else normalisation_in(file)).to(device)
+
+
+def preprocessor_file(name: str) -> Path | None:
+    """The preprocessor_config.json of a folder or hub id, if it has one."""
     from transformers.utils.hub import cached_file
 
-    model = load_backbone(name)
     file = cached_file(name, "preprocessor_config.json", _raise_exceptions_for_missing_entries=False)
-    return VisionEncoder(model, name, IMAGENET if file is None else normalisation_in(file)).to(device)
+    return None if file is None else Path(file)
 
 
 def load_backbone(name: str) -> Any:
@@ -95,7 +100,7 @@ def load_backbone(name: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def normalisation_in(file: str) -> tuple[Any, Any]:
+def normalisation_in(file: Path) -> tuple[Any, Any]:
     """The mean and deviation in a preprocessor_config.json; ImageNet's where it names none."""
-    values = json.loads(Path(file).read_text(encoding="utf8"))
+    values = json.loads(file.read_text(encoding="utf8"))
     return values.get("image_mean") or IMAGENET[0], values.get("image_std") or IMAGENET[1]

@@ -180,6 +180,15 @@ def test_exif_rotation_is_applied() -> None:
     assert decode(content(image, exif=exif)).tobytes() == image.transpose(Image.Transpose.ROTATE_270).tobytes()
 
 
+def test_what_other_programs_would_read_is_no_picture() -> None:
+    """PostScript, which PIL hands to Ghostscript; and numbers of 32 bits, whose range nobody knows."""
+    with pytest.raises(ValueError, match="cannot identify image file"):
+        decode(content(Image.new("RGB", (8, 8)), "eps"))
+    for mode, value in (("I", 40_000), ("F", 0.5)):
+        with pytest.raises(ValueError, match=f"numbers without a known range .mode {mode}"):
+            decode(content(Image.new(mode, (8, 8), value), "tiff"))
+
+
 def test_the_first_frame_of_an_animation_is_taken() -> None:
     frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
     assert only_colour(decode(content(frames[0], "gif", save_all=True, append_images=frames[1:]))) == (255, 0, 0)

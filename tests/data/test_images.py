@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.data.images import SUFFIXES, as_tensor, load_folder, load_images, load_square, on_white, to_float, to_uint8
+from elit.data.crops import on_white
+from elit.data.images import SUFFIXES, as_tensor, load_folder, load_images, load_square, to_float, to_uint8
 
 COLOUR = (200, 100, 40)
 

@@ -232,6 +232,15 @@ def test_two_preparations_in_one_folder(photos: Path, tmp_path: Path) -> None:
         pass
 
 
+def test_what_a_killed_run_left_beside_is_removed(photos: Path, tmp_path: Path) -> None:
+    """Half a shard; and where nothing but such a part is there, the folder counts as new."""
+    (tmp_path / "data").mkdir()
+    for name in (".settings.json.99.part", ".data-00000-of-00001.arrow.99.part"):
+        (tmp_path / "data" / name).write_bytes(b"half")
+    prepare_images(ImageSettings(str(photos), 8), tmp_path / "data", workers=1)
+    assert not list((tmp_path / "data").glob(".*"))
+
+
 def test_a_full_disk_is_one_sentence_and_nothing_is_lost(photos: Path, tmp_path: Path) -> None:
     """A limit on the size of files stands for the disk's; the join is what goes over it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -285,6 +294,10 @@ def test_write_folder(photos: Path, tmp_path: Path) -> None:
         write_folder(open_source(str(photos)), tmp_path / "some", [], None)
     with pytest.raises(ValueError, match="there is no label 'cow'"):
         write_folder(open_source(str(photos)), tmp_path / "more", ["cow"], None)
+    both = open_source(str(write_pictures(tmp_path / "alike", {"C+": 1, "C#": 1})))
+    with pytest.raises(ValueError, match="two of the classes would have one folder's name"):
+        write_folder(both, tmp_path / "more", [], None)
+    assert write_folder(both, tmp_path / "more", ["C#"], None) == 1
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,18 @@ def test_class_folders(folder: Path) -> None:
     assert pictures_of(f"file://{folder}/") == files_of(folder)
 
 
+def test_class_folders_may_be_links(folder: Path, tmp_path: Path) -> None:
+    """As a subset of a large set is made; a link that leads back up is refused."""
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in CLASSES:
+        (linked / name).symlink_to(folder / name)
+    assert pictures_of(linked) == files_of(folder)
+    (folder / "a" / "up").symlink_to(folder)
+    with pytest.raises(ValueError, match="more than 32 folders deep; remove the link that leads back up"):
+        list(open_source(str(folder)).listing())
+
+
 def test_object_storage(folder: Path, in_memory: str) -> None:
     fsspec.filesystem("memory").put(f"{folder}/", "/bucket/photos/", recursive=True)
     assert pictures_of(in_memory) == files_of(folder)
@@ -96,6 +108,12 @@ def test_dataset_json(folder: Path, tmp_path: Path, as_zip: bool) -> None:
                 file.write(path, "images/" + str(path.relative_to(folder)))
     assert [label for label, _ in pictures_of(name)] == ["6", None, None, None, None, "0", "2"]
     assert open_source(str(name)).label_names == tuple("0123456")
+
+
+def test_a_dataset_json_that_names_no_file_here_is_refused(folder: Path) -> None:
+    (folder / "dataset.json").write_text(json.dumps({"labels": [["images/a/000.png", 1]]}))
+    with pytest.raises(ValueError, match=r"names none of its files, such as c d/000\.png; write it again"):
+        list(open_source(str(folder)).listing())
 
 
 def test_dataset_json_without_labels(folder: Path) -> None:
@@ -144,6 +162,30 @@ def test_data_sets(folder: Path, tmp_path: Path) -> None:
     assert open_source(str(tmp_path / "parquet")).label_names == ("cat", "dog")
     a_dataset(folder, [2, 0], Value("int64")).save_to_disk(str(tmp_path / "numbers"))
     assert [label for label, _ in pictures_of(tmp_path / "numbers")] == ["2", "0"]
+
+
+def test_data_sets_that_name_files(tmp_path: Path) -> None:
+    """A file that is gone, one that is none, and nothing at all are errors of their pictures, not of the data set."""
+    import datasets
+
+    textured(8, 8).save(tmp_path / "here.png")
+    paths = (str(tmp_path / "here.png"), "/nowhere.png", "/dev/zero")
+    pictures = [*({"bytes": None, "path": path} for path in paths), None]
+    features = datasets.Features({"image": datasets.Image(decode=False), "label": datasets.Value("int64")})
+    made = datasets.Dataset.from_dict({"image": pictures, "label": [0, 1, 0, 1]}, features=features)
+    made.save_to_disk(tmp_path / "set")
+    source = open_source(str(tmp_path / "set"))
+    assert [label for _, label in source.listing()] == [0, 1, 0, 1]
+    assert source.read("00000000") == (tmp_path / "here.png").read_bytes()
+    for key, said in (("00000001", "cannot be read"), ("00000002", "is not a file"), ("00000003", "has no picture")):
+        with pytest.raises(ValueError, match=said):
+            source.read(key)
+    for options, said in (
+        (SourceOptions(image_column="label"), "the column label of .* holds no pictures"),
+        (SourceOptions(label_column="image"), "the column image of .* holds no labels"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            list(open_source(str(tmp_path / "set"), options).listing())
 
 
 def test_wrong_data_sets(folder: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from elit.evaluation.metrics import frechet_distance, mean_and_covariance
 from elit.generation import Recipe
 from elit.labels import LabelRule
 from elit.training.config import TrainConfig
-from elit.training.evaluation import evaluate_ema
+from elit.training.evaluation import Evaluator
 from elit.training.loop import load_data, make_state, train
 from elit.weights import load_model, read_tensors
 
@@ -63,17 +63,17 @@ def test_the_state_is_left_as_it_was_and_the_reference_kept(make_config: MakeCon
     state.model.train()
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     random = torch.random.get_rng_state()
-    found = evaluate_ema(config, state, data, CPU, PixelCodec())
+    found = Evaluator(config, data, CPU, PixelCodec()).distances(state)
     assert list(found) == [f"{NAME}0.25", f"{NAME}1"]
     assert state.model.training
     assert torch.equal(torch.random.get_rng_state(), random)
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
-    kept = Path(config.out) / "reference.npz"
+    (kept,) = Path(config.out).glob("reference-*.npz")
     when = kept.stat().st_mtime_ns
-    assert evaluate_ema(config, state, data, CPU, PixelCodec()) == found
+    assert Evaluator(config, data, CPU, PixelCodec()).distances(state) == found
     assert kept.stat().st_mtime_ns == when
     other = make_config(**TOLD, evaluate__reference=kept, out=Path(config.out).with_name("other"))
-    assert evaluate_ema(other, state, data, CPU, PixelCodec()) == found
+    assert Evaluator(other, data, CPU, PixelCodec()).distances(state) == found
 
 
 def test_what_cannot_be_measured_is_refused(make_config: MakeConfig) -> None:
@@ -81,4 +81,17 @@ def test_what_cannot_be_measured_is_refused(make_config: MakeConfig) -> None:
         make_config(**{**TOLD, "evaluate__count": 1})
     latent = make_config(**TOLD, model__in_channels=4)
     with pytest.raises(ValueError, match=r"evaluate\.every measures pictures, and the data are latents: give data\.codec"):
-        evaluate_ema(latent, make_state(latent, CPU), load_data(make_config()), CPU, None)
+        Evaluator(latent, load_data(make_config()), CPU, None)
+
+
+def test_a_mistake_is_told_before_the_first_step_and_mended_in_the_same_folder(make_config: MakeConfig) -> None:
+    """A reference that is not there, features that are not known, a budget out of range; then the run goes on."""
+    for wrong, sentence in (
+        ({"evaluate__reference": "/nowhere"}, "there are no images at /nowhere"),
+        ({"evaluate__features": "resnet"}, "there are no features 'resnet'"),
+        ({"evaluate__budgets": "[2.0]"}, "budget 2"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            train(make_config(**{**TOLD, **wrong}))
+    assert not list((Path(make_config().out) / "checkpoints").glob("*"))
+    train(make_config(steps=4, **{**TOLD, "evaluate__every": 4}))

@@ -122,7 +122,10 @@ def test_a_run_on_a_stream_trains_and_says_that_it_is_not_exact(
     ("options", "sentence"),
     [
         ({"data__workers": 2}, "a stream is read by one thread, not by 2 processes; set data.workers 1"),
-        ({"evaluate__every": 2}, "a stream is no reference of evaluate.every; set evaluate.reference"),
+        (
+            {"evaluate__every": 2},
+            "a stream, or pictures of several sizes, is no reference of evaluate.every; set evaluate.reference",
+        ),
         ({"model__num_classes": 1}, "labels go up to 1; set model.num_classes 2"),
         ({"data__source": "memory://nowhere"}, "memory://nowhere"),
         ({"data__source": "s3x://nowhere"}, "s3x"),

@@ -1,7 +1,7 @@
 """`elit evaluate`: the worth of images, or of a model's samples at several budgets, beside a reference."""
 
 import argparse
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,9 +106,10 @@ def make_statistics(options: argparse.Namespace, extractor: "Extractor") -> None
         raise ValueError(f"{out} is there already; remove it, or give another --out")
     source = open_images(data, options.size, options.count)
     statistics = measure_features(source, extractor, options.batch, out, text=f"{extractor.name} of {data}").statistics
+    notes = source.notes()
     if is_main():
         save_statistics(statistics, out)
-        for note in source.notes():
+        for note in notes:
             console.print(f"{data}: {note}", markup=False, soft_wrap=True)
         output.print(f"{out}: {statistics.provenance}", markup=False, soft_wrap=True)
 
@@ -147,9 +148,11 @@ def model_candidates(options: argparse.Namespace, folder: Path) -> "list[Candida
     recipe = make_recipe(options, model, load_card(folder))
     weights = fingerprint(model)
     candidates = []
-    for budget in parse_budgets(options.budgets):
+    for budget in dict.fromkeys(parse_budgets(options.budgets)):
         told = {"model": weights, "budget": budget, "gflops": count_flops(model, budget) / 1e9}
-        told |= {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance.scale}
+        told |= {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance.scale, "codec": codec.name}
+        told |= {name: value for name, value in asdict(recipe.guidance).items() if name != "scale"}
+        told |= {"labels": options.labels, "precision": options.dtype}
         for seed in range(options.seed, options.seed + options.seeds):
             source = Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), codec, 1)
             candidates.append(Candidate(source, {**told, "seed": seed}))

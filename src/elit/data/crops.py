@@ -4,13 +4,15 @@ import io
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from elit.data.images import on_white
 from elit.seeding import generator_for
 
 CROPS = ("center-crop-adm", "center-crop", "random-crop", "wide", "buckets")
+# Whatever a file's name says; never EPS, which PIL has another program run.
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 MOST_PIXELS = 2**26  # of an enlarged picture; longer and thinner ones are refused
 Box = tuple[float, float, float, float]
 
@@ -21,8 +23,8 @@ def decode(content: bytes) -> Image.Image:
     Raises ValueError for what cannot be read to the end as a picture, saying why.
     """
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(content)) as image:  # what matters is raised
-            return on_white(ImageOps.exif_transpose(image))
+        with warnings.catch_warnings(action="ignore"), open_picture(content) as image:  # what matters is raised
+            return upright(image)
     except MemoryError:
         raise
     except Exception as error:  # a broken file makes PIL's readers raise nearly anything
@@ -30,6 +32,32 @@ def decode(content: bytes) -> Image.Image:
         raise ValueError(
             "cannot identify image file" if "cannot identify" in why else why or type(error).__name__
         ) from error
+
+
+def open_picture(content: bytes) -> Image.Image:
+    """A picture of one of FORMATS, whose pixels are not read yet; PIL's errors for another."""
+    return Image.open(io.BytesIO(content), formats=FORMATS)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """RGB, turned as its EXIF data say, with what is transparent on white."""
+    return on_white(ImageOps.exif_transpose(image))
+
+
+def on_white(image: Image.Image) -> Image.Image:
+    """RGB, with what is transparent composited on white.
+
+    Raises ValueError for pixels without a known range: whole or real numbers of 32 bits.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        image.load()
+        return image
+    if image.mode in ("I", "F"):
+        raise ValueError(f"its pixels are numbers without a known range (mode {image.mode})")
+    if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255, not scale them
+        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
 
 
 def crop_adm(image: Image.Image, size: int) -> Image.Image:

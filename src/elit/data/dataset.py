@@ -262,7 +262,7 @@ class PreparedData:
 def stored_picture(content: bytes, name: str) -> Tensor:
     """(3, H, W) uint8 of a stored PNG. Raises ValueError, with its name, for what is none."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             return as_tensor(image.convert("RGB"))
     except (OSError, SyntaxError, TypeError) as error:
         raise ValueError(f"{name} is not a picture ({error}); prepare the data again") from error

@@ -15,7 +15,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.data.images import LabelledImages, as_tensor, on_white
+from elit.data.crops import on_white
+from elit.data.images import LabelledImages, as_tensor
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from elit.data.crops import crop_center, decode
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
@@ -48,17 +50,6 @@ def to_uint8(images: Tensor) -> Tensor:
     return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
-def on_white(image: Image.Image) -> Image.Image:
-    """RGB, with what is transparent composited on white."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        image.load()
-        return image
-    if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255, not scale them
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-
-
 def as_tensor(image: Image.Image) -> Tensor:
     """A PIL image to (3, H, W) uint8."""
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
@@ -94,13 +85,9 @@ def load_folder(folder: Path, size: int) -> LabelledImages:
 
 
 def load_square(file: Path, size: int) -> Tensor:
-    """One image's central square, resampled to (3, size, size) uint8."""
+    """One image's central square, resampled (Lanczos) to (3, size, size) uint8."""
     try:
-        with Image.open(file) as image:
-            picture = on_white(image)
-    except (OSError, SyntaxError) as error:  # SyntaxError: what PIL raises for a broken PNG chunk
+        picture = decode(file.read_bytes())
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
-    side = min(picture.size)
-    left, top = (picture.width - side) // 2, (picture.height - side) // 2
-    square = picture.crop((left, top, left + side, top + side))
-    return as_tensor(square.resize((size, size), Image.Resampling.LANCZOS))
+    return as_tensor(crop_center(picture, size, size))

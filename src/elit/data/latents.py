@@ -24,8 +24,8 @@ from elit.codec import KLCodec, moments_to_latents
 from elit.console import console, progress_bar
 from elit.data.dataset import SETTINGS_FILE, DataInfo, PreparedData
 from elit.data.images import to_float
-from elit.data.shards import Preparation
-from elit.distributed import barrier, is_main, rank, world_size
+from elit.data.shards import Preparation, full_disk_told
+from elit.distributed import barrier, is_main, named_rank, rank, together, world_size
 from elit.encoder import VisionEncoder
 from elit.pictures import spread
 from elit.weights import digest_of
@@ -123,14 +123,20 @@ def prepare_latents(source: PreparedData, encoding: Encoding, out: Path, tile: i
         raise ValueError(f"a tile holds at least 1 picture, not {tile}")
     info = encoding.info(source.info)
     with ExitStack() as stack:
-        for main in (True, False):  # the main process settles the tile, and the others read it
-            if is_main() == main:
-                settings = encoding.settings(source, settled_tile(source, encoding, out) if tile == "auto" else tile)
-                folder = stack.enter_context(Preparation(out, settings, exclusive=main))
-            barrier()
-        parts = parts_of(len(source), settings["tile"])
+
+        def enter(turn: bool) -> Preparation | None:
+            if not turn:
+                return None
+            settings = encoding.settings(source, settled_tile(source, encoding, out) if tile == "auto" else tile)
+            return stack.enter_context(Preparation(out, settings, exclusive=is_main()))
+
+        entered = [together(lambda: enter(is_main()))]  # settles the tile, and the others read it
+        entered.append(together(lambda: enter(not is_main())))
+        (folder,) = (one for one in entered if one is not None)
+        parts = parts_of(len(source), folder.settings["tile"])
         if not folder.is_finished:
-            write_parts(source, encoding, info.schema, folder, parts)
+            with named_rank(), full_disk_told(out):
+                write_parts(source, encoding, info.schema, folder, parts)
             barrier()
             if is_main():
                 notes = list(folder.notes(len(parts)))

@@ -246,6 +246,10 @@ def write_folder(source: Source, out: Path, labels: Sequence[str], count: int | 
         raise ValueError(f"{out} exists; give another folder with --out")
     names = source.label_names
     chosen = {label_index(label, len(names), names) for label in labels or names}
+    if not chosen:
+        raise ValueError("none of these pictures has a label, and each label makes a folder")
+    if len({safe_name(names[label]) for label in chosen}) < len(chosen):
+        raise ValueError("two of the classes would have one folder's name; choose one of them with --labels")
     written: Counter[int] = Counter()
     with whole_folder(out) as part:
         for key, label in source.listing():

@@ -43,12 +43,16 @@ class Preparation:
 
     def __enter__(self) -> "Preparation":
         file = self.out / SETTINGS_FILE
-        if self.out.is_file() or (self.out.is_dir() and any(self.out.iterdir()) and not file.is_file()):
+        if self.out.is_file() or (
+            self.out.is_dir() and any(p.suffix != ".part" for p in self.out.iterdir()) and not file.is_file()
+        ):
             raise ValueError(f"{self.out} exists and holds no prepared data; give another folder with --out")
         self.out.mkdir(parents=True, exist_ok=True)
         if self.exclusive:
             self._take_lock()
         try:
+            for left in self.out.glob(".*.part") if self.exclusive else ():  # by a run that was killed
+                left.unlink()
             if file.is_file():
                 check_settings(file, self.settings)
             else:
@@ -64,11 +68,9 @@ class Preparation:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._release_lock()
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise ValueError(
-                f"there is no room for {self.out} ({os.strerror(error.errno)}); what is finished is kept:"
-                " make room and run the same command again"
-            ) from error
+        if error is not None:
+            with full_disk_told(self.out):
+                raise error
 
     def _release_lock(self) -> None:
         if self._lock is not None:
@@ -80,9 +82,8 @@ class Preparation:
         self._lock = os.open(self.out, os.O_RDONLY)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            self._lock = None
+        except BlockingIOError as error:
+            self._release_lock()
             raise ValueError(f"another elit prepare is writing to {self.out}; wait for it, or give another --out") from error
 
     @property
@@ -185,6 +186,20 @@ class Preparation:
 
     def _note(self, part: int) -> Path:
         return self.parts / f"{part:06d}.json"
+
+
+@contextmanager
+def full_disk_told(out: Path) -> Iterator[None]:
+    """Says, where there is no room for `out`, what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise ValueError(
+            f"there is no room for {out} ({os.strerror(error.errno)}); what is finished is kept:"
+            " make room and run the same command again"
+        ) from error
 
 
 @contextmanager

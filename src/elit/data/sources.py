@@ -5,7 +5,9 @@ reads a picture's bytes by its key in any process.
 """
 
 import json
+import lzma
 import re
+import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -16,6 +18,7 @@ from typing import Any, Protocol
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LABELS_FILE = "dataset.json"
+DEEPEST = 32  # folders within folders
 DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 
 
@@ -138,12 +141,16 @@ class _Files:
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         number = {name: i for i, name in enumerate(self.label_names)}
-        by_folder = self.read_labels() is None
+        by_folder, listed, path = self.read_labels() is None, 0, ""
         for path in self.walk():
             if by_folder:
                 yield path, number[path.partition("/")[0]] if "/" in path else 0
             else:
-                yield path, None if self.table is None else self.table.get(path)
+                label = None if self.table is None else self.table.get(path)
+                listed += label is not None
+                yield path, label
+        if self.table and path and not listed:
+            raise ValueError(f"{LABELS_FILE} of {self.name} names none of its files, such as {path}; write it again")
 
 
 class FolderSource(_Files):
@@ -153,16 +160,11 @@ class FolderSource(_Files):
         import fsspec
 
         self.name = name.rstrip("/")
-        scheme = name.partition("://")[0] if "://" in name else ""
         try:
             self.files, self.root = fsspec.core.url_to_fs(name)
             is_folder = self.files.isdir(self.root)
-        except ImportError as error:
-            driver = DRIVERS.get(scheme)
-            remedy = f"install it with: pip install {driver}" if driver else " ".join(str(error).split())
-            raise ValueError(f"{scheme}:// needs a package that is not installed; {remedy}") from error
         except Exception as error:  # each storage has errors of its own: no such bucket, no credentials, no network
-            raise ValueError(f"{name} cannot be opened ({' '.join(str(error).split())[:200]})") from error
+            raise not_opened(name, error) from error
         self.root = self.root.rstrip("/")
         if not is_folder:
             raise ValueError(f"{name} is not a folder; give a folder of class folders")
@@ -180,11 +182,13 @@ class FolderSource(_Files):
         found = []
         for entry in entries:
             base = entry["name"].rstrip("/").rsplit("/", 1)[-1]
-            is_folder = entry["type"] == "directory"
+            is_folder = entry["type"] == "directory" or (entry["type"] == "other" and self.files.isdir(entry["name"]))
             if not base.startswith(".") and (is_folder or base.lower().endswith(self.suffixes)):
                 found.append((base, is_folder))
         for base, is_folder in sorted(found):
             if is_folder:
+                if inside.count("/") > DEEPEST:
+                    raise ValueError(f"{folder} is more than {DEEPEST} folders deep; remove the link that leads back up")
                 yield from self._walk(f"{folder}/{base}", f"{inside}{base}/")
             else:
                 yield inside + base
@@ -194,6 +198,8 @@ class FolderSource(_Files):
             return bytes(self.files.cat_file(f"{self.root}/{key}"))
         except (FileNotFoundError, PermissionError) as error:
             raise ValueError(f"cannot be read: {error.strerror or error}") from error
+        except Exception as error:  # of the storage's own kind
+            raise error if isinstance(error, OSError) else OSError(f"{self.root}/{key}: {error}") from error
 
     def read_labels(self) -> bytes | None:
         file = f"{self.root}/{LABELS_FILE}"
@@ -212,9 +218,15 @@ class ZipSource(_Files):
 
         try:
             self.zip = zipfile.ZipFile(fsspec.open(self.name, "rb").open())
-        except (zipfile.BadZipFile, OSError) as error:
+        except zipfile.BadZipFile as error:
             raise ValueError(f"{self.name} is not a whole zip file ({error}); fetch or write it again") from error
-        names = [name for name in self.zip.namelist() if not hidden(name)]
+        except Exception as error:  # of the storage's own kind
+            raise not_opened(self.name, error) from error
+        names = [
+            name
+            for name in self.zip.namelist()
+            if not hidden(name) and (name.lower().endswith(SUFFIXES) or name.endswith(LABELS_FILE))
+        ]
         tops = {name.partition("/")[0] for name in names}
         inner = [name.partition("/")[2] for name in names]
         wrapped = len(tops) == 1 and all(not name.lower().endswith(SUFFIXES) or "/" in name for name in inner)
@@ -233,7 +245,7 @@ class ZipSource(_Files):
     def read(self, key: str) -> bytes:
         try:
             return self.zip.read(self.prefix + key)
-        except (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
+        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
             raise ValueError(f"cannot be read: {error}") from error
 
     def read_labels(self) -> bytes | None:
@@ -241,6 +253,16 @@ class ZipSource(_Files):
             return self.zip.read(self.prefix + LABELS_FILE)
         except KeyError:
             return None
+
+
+def not_opened(name: str, error: Exception) -> ValueError:
+    """What is said of a source that cannot be opened."""
+    why = " ".join(str(error).split())[:200]
+    if not isinstance(error, ImportError):
+        return ValueError(f"{name} cannot be opened ({why})")
+    scheme = name.partition("://")[0]
+    remedy = f"install it with: pip install {DRIVERS[scheme]}" if scheme in DRIVERS else why
+    return ValueError(f"{scheme}:// needs a package that is not installed; {remedy}")
 
 
 def hidden(path: str) -> bool:
@@ -278,7 +300,11 @@ class DatasetSource:
         self.label_column = label or next((c for c in ("label", "labels", "class") if c in self.rows.column_names), "")
         if label:
             self._column(label, object, "label", "--label-column")
-        self.rows = self.rows.cast_column(self.image_column, datasets.Image(decode=False))
+        self.rows = self.rows.select_columns([c for c in (self.image_column, self.label_column) if c])
+        try:
+            self.rows = self.rows.cast_column(self.image_column, datasets.Image(decode=False))
+        except Exception as error:  # Arrow has several for one mistake
+            raise ValueError(f"the column {self.image_column} of {self.name} holds no pictures; name another") from error
 
     def _column(self, name: str, kind: type, what: str, option: str) -> str:
         found = [c for c, feature in self.rows.features.items() if (c == name if name else isinstance(feature, kind))]
@@ -302,7 +328,12 @@ class DatasetSource:
         feature = self.rows.features[self.label_column]
         if getattr(feature, "names", None):
             return tuple(feature.names)
-        values = [value for value in self.rows.unique(self.label_column) if value is not None]
+        try:
+            values = [value for value in self.rows.unique(self.label_column) if value is not None]
+        except Exception as error:  # of a column of lists or pictures, Arrow's own
+            raise ValueError(
+                f"the column {self.label_column} of {self.name} holds no labels; name another with --label-column"
+            ) from error
         if all(type(value) is str for value in values):
             return tuple(sorted(values))
         if not all(type(value) is int and 0 <= value < 1_000_000 for value in values):
@@ -314,9 +345,10 @@ class DatasetSource:
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
         names = {name: i for i, name in enumerate(self.label_names)}
+        column = self.rows.select_columns([self.label_column]) if self.label_column else None  # without the pictures
         for start in range(0, len(self.rows), 1000):
             stop = min(start + 1000, len(self.rows))
-            labels = self.rows[start:stop][self.label_column] if self.label_column else [None] * (stop - start)
+            labels = [None] * (stop - start) if column is None else column[start:stop][self.label_column]
             for row, label in zip(range(start, stop), labels, strict=True):
                 yield f"{row:08d}", self._number(row, label, names)
 
@@ -328,6 +360,14 @@ class DatasetSource:
 
     def read(self, key: str) -> bytes:
         picture = self.rows[int(key)][self.image_column]
-        if picture is None:
+        if picture is None or (picture["bytes"] is None and picture["path"] is None):
             raise ValueError("the row has no picture")
-        return picture["bytes"] if picture["bytes"] is not None else Path(picture["path"]).read_bytes()
+        if picture["bytes"] is not None:
+            content: bytes = picture["bytes"]
+            return content
+        try:
+            if not stat.S_ISREG(Path(picture["path"]).stat().st_mode):
+                raise ValueError(f"{picture['path']} is not a file")
+            return Path(picture["path"]).read_bytes()
+        except OSError as error:
+            raise ValueError(f"cannot be read: {error}") from error

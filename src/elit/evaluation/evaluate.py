@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from elit.console import console
-from elit.distributed import barrier, is_main
+from elit.distributed import anywhere, barrier, is_main, together
 from elit.evaluation.extractors import Extractor
 from elit.evaluation.intervals import bootstrap, bootstrap_deviation
 from elit.evaluation.measure import Measured, Rows, measure_features
@@ -131,7 +131,7 @@ def evaluate(
         for candidate in candidates:
             key = _key(candidate, statistics, extractor, measures, batch, rounds)
             kept = out / "kept" / f"{key}.json"
-            if isinstance(candidate.source, Sampled) and kept.is_file():
+            if anywhere([is_main() and isinstance(candidate.source, Sampled) and kept.is_file()])[0]:
                 row = json.loads(kept.read_text(encoding="utf8"))
                 _say(f"{_named(candidate)}: taken from {kept}, measured before")
             else:
@@ -168,7 +168,7 @@ def _row(
     source = candidate.source
     rows, logits = against.pooled is not None or ("fd" in measures and rounds > 0), "is" in measures
     with measure_features(source, extractor, batch, work, rows, logits, f"{extractor.name} of {_named(candidate)}") as found:
-        values = compute(found, against, statistics, extractor, measures, rounds) if is_main() else {}
+        values = together(lambda: compute(found, against, statistics, extractor, measures, rounds) if is_main() else {})
     notes = [*source.notes(), *few_samples(source.count, statistics, measures)]
     for note in notes:
         _say(f"{_named(candidate)}: {note}")
@@ -278,8 +278,8 @@ def _key(
     """A hash of all that a row of results depends on, but for the content of files of images."""
     source = candidate.source
     settings = source.recipe.settings(source.model, source.codec) if isinstance(source, Sampled) else None
-    parts = [source.name, source.count, settings, statistics.hash, extractor.fingerprint, str(extractor.dtype)]
-    text = json.dumps([*parts, sorted(measures), batch, rounds], sort_keys=True)
+    parts = [source.name, source.count, candidate.about, settings, statistics.hash, sorted(measures), batch, rounds]
+    text = json.dumps([*parts, extractor.fingerprint, str(extractor.dtype)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 

@@ -10,6 +10,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit.encoder import load_backbone
+from elit.encoder import load_backbone, preprocessor_file
 from elit.evaluation.features import (
     FEATURE_WIDTH,
     IMAGENET_MEAN,
@@ -68,7 +69,8 @@ class Extractor:
     @torch.inference_mode()
     def __call__(self, pixels_NCHW: Tensor) -> Outputs:
         pixels = pixels_NCHW.to(self.device, non_blocking=True)
-        with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
+        precise = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)  # float32 means float32
+        with precise, torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             return self.forward(pixels)
 
 
@@ -141,7 +143,9 @@ def _transformers(
     name: str, source: str, device: torch.device, dtype: torch.dtype, distance: str, preparation: Preparation | None
 ) -> Extractor:
     network = load_backbone(source).to(device)
-    prepare = preparation or read_preparation(Path(source), network.config)
+    if name == "dinov2":
+        place_as_published(network, preparation or Preparation())
+    prepare = preparation or read_preparation(preprocessor_file(source), network.config)
     resize = f"bicubic, antialiased, to {prepare.side}, mean {list(prepare.mean)}, deviation {list(prepare.std)}"
 
     def forward(pixels: Tensor) -> Outputs:
@@ -156,16 +160,39 @@ def _transformers(
     return Extractor(name, distance, resize, network, forward, width, _hash(network, resize), device, dtype)
 
 
+def place_as_published(network: nn.Module, preparation: Preparation) -> None:
+    """Resamples DINOv2's table of positions as its authors' code does, and so the published FDD (Stein et al., 2023; EDM2).
+
+    They scale the table by (n + 0.1) / m and not by n / m, for n patches and m places in a row, which moves every position
+    a little: transformers does not.
+    """
+    embeddings: Any = network.embeddings
+    config: Any = network.config
+    table_1PD = embeddings.position_embeddings
+    places = math.isqrt(table_1PD.shape[1] - 1)
+    patches = preparation.side // config.patch_size
+    if patches == places:
+        return
+    grid = table_1PD[:, 1:].unflatten(1, (places, places)).permute(0, 3, 1, 2)
+    scale = float((patches + 0.1) / places)
+    grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic").permute(0, 2, 3, 1).flatten(1, 2)
+    embeddings.position_embeddings = nn.Parameter(torch.cat([table_1PD[:, :1], grid], 1), requires_grad=False)
+
+
 def pooled_output(out: Any) -> Tensor:
-    """The class token, the first of (N, tokens, D), after the last norm; or the mean over the places of (N, D, H, W)."""
+    """The class token, the first of (N, tokens, D), after the last norm; or the mean over the places of (N, D, H, W).
+
+    A square number of tokens has no class token among them: it is a map, too.
+    """
     last: Tensor = out.last_hidden_state
-    return last.mean((2, 3)) if last.ndim == 4 else last[:, 0]
+    if last.ndim == 4:
+        return last.mean((2, 3))
+    return last.mean(1) if math.isqrt(last.shape[1]) ** 2 == last.shape[1] else last[:, 0]
 
 
-def read_preparation(folder: Path, config: Any) -> Preparation:
-    """What preprocessor_config.json says of side, mean and deviation; the config's image size and ImageNet's without it."""
-    file = folder / "preprocessor_config.json"
-    if not file.is_file():
+def read_preparation(file: Path | None, config: Any) -> Preparation:
+    """What a preprocessor_config.json says of side, mean and deviation; the config's image size and ImageNet's without."""
+    if file is None:
         side = getattr(config, "image_size", 224)
         return Preparation(side if isinstance(side, int) and "dinov2" not in config.model_type else 224)
     try:

@@ -179,7 +179,9 @@ class Inception(nn.Module):
         middle = self.Mixed_6d(self.Mixed_6c(self.Mixed_6b(self.Mixed_6a(x))))
         x = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(self.Mixed_6e(middle))))
         pool3 = x.float().mean((2, 3))
-        return InceptionOutputs(pool3, spatial_features(middle), F.linear(pool3, self.fc.weight.float()))
+        with torch.autocast(x.device.type, enabled=False):
+            logits = F.linear(pool3, self.fc.weight.float())
+        return InceptionOutputs(pool3, spatial_features(middle), logits)
 
 
 def spatial_features(middle_NCHW: Tensor) -> Tensor:

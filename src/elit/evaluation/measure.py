@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from elit.console import progress_bar
-from elit.distributed import barrier, is_main, rank, world_size
+from elit.distributed import barrier, is_main, named_rank, rank, world_size
 from elit.evaluation.extractors import Extractor, Outputs
 from elit.evaluation.moments import MomentSums
 from elit.evaluation.sources import Source, prefetched
@@ -30,6 +30,7 @@ class Rows:
         self.file = file
         if is_main():
             file.parent.mkdir(parents=True, exist_ok=True)
+            file.unlink(missing_ok=True)  # another command's of the same name keeps what it has mapped
             np.lib.format.open_memmap(file, "w+", np.float32, (count, width)).flush()
         barrier()
         self.array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r+", allow_pickle=False)
@@ -86,7 +87,7 @@ def measure_features(
             file = work.with_name(f"{work.name}.{suffix}.npy")
             stores.append(Rows(file, source.count, width) if wanted else None)
             on_error.callback(remove_all, stores)
-        with told_progress(text, sum(last - first for first, last in runs)) as done:
+        with told_progress(text, sum(last - first for first, last in runs)) as done, named_rank():
             for first, pixels in prefetched(source.read, runs, source.in_memory):
                 out = extractor(pixels)
                 check_finite(out, source, first)

@@ -14,17 +14,19 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from elit.backbones.dit import DiT
 from elit.codec import Codec
-from elit.data.images import SUFFIXES, as_tensor, load_square, on_white, to_uint8
+from elit.data.crops import crop_center, open_picture, upright
+from elit.data.images import SUFFIXES, as_tensor, to_uint8
 from elit.data.loader import in_threads
+from elit.distributed import sum_over_ranks
 from elit.evaluation.statistics import npz_members
 from elit.generation import LABELS_FILE, SETTINGS_FILE, SHEET_FILE, Recipe
 from elit.pictures import spread
 
+TRANSPARENT, GREY = "with transparency", "grey or of a palette"
 READERS = 2  # threads that decode the next images
 
 
@@ -99,13 +101,12 @@ class Pictures:
         self.count = len(self.files)
         side = self.square
         self.size: tuple[int, int] = (side, side) if side else self._open(self.files[0])[1]
+        self.converted.clear()  # that one is read again
 
     def read(self, first: int, last: int) -> Tensor:
         return torch.stack([self._read(file) for file in self.files[first:last]])
 
     def _read(self, file: Path) -> Tensor:
-        if self.square:
-            return load_square(file, self.square)
         pixels, size = self._open(file)
         if size != self.size:
             raise ValueError(
@@ -116,11 +117,12 @@ class Pictures:
 
     def _open(self, file: Path) -> tuple[Tensor, tuple[int, int]]:
         try:
-            with Image.open(file) as image:
+            with open_picture(file.read_bytes()) as image:
                 if image.mode != "RGB":
-                    self.converted["with transparency" if image.has_transparency_data else "grey or of a palette"] += 1
-                pixels = as_tensor(image if image.mode == "RGB" else on_white(image))
-        except (OSError, SyntaxError) as error:  # SyntaxError: what PIL raises for a broken PNG chunk
+                    self.converted[TRANSPARENT if image.has_transparency_data else GREY] += 1
+                picture = upright(image)
+                pixels = as_tensor(crop_center(picture, self.square, self.square) if self.square else picture)
+        except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: what PIL raises for a broken PNG chunk
             raise ValueError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
         return pixels, (pixels.shape[1], pixels.shape[2])
 
@@ -128,7 +130,11 @@ class Pictures:
         return str(self.files[index])
 
     def notes(self) -> list[str]:
-        return [f"{count} images {kind} were made RGB, transparency on white" for kind, count in self.converted.items()]
+        """Every process of a torchrun calls this."""
+        kinds = (TRANSPARENT, GREY)
+        counts = sum_over_ranks(torch.tensor([self.converted[kind] for kind in kinds])).tolist()
+        told = zip(kinds, counts, strict=True)
+        return [f"{count} images {kind} were made RGB, transparency on white" for kind, count in told if count]
 
 
 @dataclass
@@ -205,9 +211,9 @@ def open_images(
         files = image_files(path)
         return Pictures(name, [files[i] for i in _rows(count, len(files), name)], square)
     if path.suffix == ".npz":
-        if square:
-            raise ValueError(f"--size resizes files of a folder, and not the array in {name}")
         array = open_array(path)
+        if square and array.shape[1:3] != (square, square):
+            raise ValueError(f"--size resizes files of a folder, and not the array in {name}, which is {array.shape}")
         return Array(name, array, _rows(count, len(array), name))
     raise ValueError(f"there are no images at {name}; give a folder, an .npz with arr_0, or emoji")
 

@@ -14,7 +14,10 @@ from elit.reports.report import Part, Picture, Report
 
 BESIDE = (" low", " high", " deviation")  # ends of the names of what is shown beside a figure
 FIGURES = 4  # in one table
-SETTINGS = ("samples", "model", "count", "sampler", "steps", "guidance", "features", "fingerprint", "reference_hash")
+SETTINGS = (
+    *("samples", "model", "count", "labels", "sampler", "steps", "guidance", "weak_budget", "weak_label", "interval"),
+    *("codec", "precision", "features", "fingerprint", "dtype", "reference_hash"),
+)
 
 
 def read_results(files: Sequence[Path]) -> list[dict[str, Any]]:

@@ -43,7 +43,7 @@ from elit.weights import CONFIG_FILE, WEIGHTS_FILE, config_to_dict, remove_folde
 
 STATE_FILE, LOCK_FILE = "training.json", ".lock"
 # How a run is computed and not what: may change between one start of it and the next.
-HOW = ("accumulate", "device", "compile", "checkpointing", "skip_limit", "parallel.", "data.workers")
+HOW = ("accumulate", "device", "compile", "checkpointing", "skip_limit", "parallel.", "data.workers", "evaluate.")
 
 
 def open_run(config: TrainConfig) -> Path:

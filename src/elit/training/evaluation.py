@@ -1,5 +1,6 @@
 """How good a run's samples are while it trains: Fréchet distances of the averaged weights at some budgets."""
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from torch import Tensor
 from elit.codec import Codec
 from elit.data.images import to_uint8
 from elit.data.loader import Data, sample_generators
-from elit.distributed import is_main
+from elit.distributed import anywhere, is_main, together
+from elit.elastic.budget import level_of
 from elit.evaluation.evaluate import Reference, open_reference
 from elit.evaluation.extractors import Extractor, load_extractor
 from elit.evaluation.measure import measure_features
@@ -25,45 +27,64 @@ from elit.training.step import TrainState, autocast, averaged_model
 BATCH, STEPS, LARGEST_REFERENCE = 16, 20, 50_000
 
 
-def evaluate_ema(
-    config: TrainConfig, state: TrainState, data: Data, device: torch.device, codec: Codec | None
-) -> dict[str, float]:
-    """The Fréchet distance at each of `config.evaluate.budgets`, by a name such as "FID at 0.25".
+class Evaluator:
+    """Measures the averaged weights of a run. Made before its first step, so that what cannot be measured is said then.
 
-    The same `count` images each time: 20 Euler steps without guidance, balanced labels, the noise of the run's seed. A
-    model without latents is measured at 1 alone. The reference's statistics are kept in the run's folder. Changes no random
-    state. Every process of a group calls this, and they share the work. Raises ValueError for latents without a codec, and
-    for a reference that does not fit.
+    Every process of a group makes one, and they share the work. Raises ValueError for latents without a codec, data that
+    are no reference, budgets that the model has not, and features or a reference that cannot be had.
     """
-    wanted = config.evaluate
-    if codec is None:
-        raise ValueError("evaluate.every measures pictures, and the data are latents: give data.codec, which decodes them")
-    with torch.random.fork_rng(devices=[]):  # networks are drawn before their weights are loaded
-        extractor = load_extractor(wanted.features, device)
-    reference = reference_statistics(config, data, extractor, codec)
-    budgets = wanted.budgets if config.model.window is not None else (1.0,)
-    labels = LabelRule("balanced", config.model.num_classes)
-    model, found = averaged_model(state, device), {}
-    with autocast(config, device):
-        for budget in budgets:
-            recipe = Recipe(labels, "euler", STEPS, budget, seed=config.seed, path=config.flow.path)
-            source = Sampled(f"samples at {budget:g}", model, recipe, codec, wanted.count)
-            a, b = measure_features(source, extractor, BATCH, Path(config.out)).statistics.pooled, reference.pooled
-            found[f"{extractor.distance} at {budget:g}"] = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
-    return found
+
+    def __init__(self, config: TrainConfig, data: Data, device: torch.device, codec: Codec | None) -> None:
+        wanted, window = config.evaluate, config.model.window
+        if codec is None:
+            raise ValueError(
+                "evaluate.every measures pictures, and the data are latents: give data.codec, which decodes them"
+            )
+        if wanted.reference == "data" and (not data.exact or len(data.members) > 1):
+            raise ValueError(
+                "a stream, or pictures of several sizes, is no reference of evaluate.every; set evaluate.reference to a file"
+                " of elit evaluate stats"
+            )
+        self.config, self.device, self.codec = config, device, codec
+        self.budgets = wanted.budgets if window is not None else (1.0,)
+        for budget in self.budgets if window is not None else ():
+            level_of(budget, window.size)  # type: ignore[union-attr]
+        with torch.random.fork_rng(devices=[]):  # networks are drawn before their weights are loaded
+            self.extractor = together(lambda: load_extractor(wanted.features, device))
+        self.reference = reference_statistics(config, data, self.extractor, codec)
+
+    def distances(self, state: TrainState) -> dict[str, float]:
+        """The Fréchet distance at each of `config.evaluate.budgets`, by a name such as "FID at 0.25".
+
+        The same `count` images each time: 20 Euler steps without guidance, balanced labels, the noise of the run's seed. A
+        model without latents is measured at 1 alone. Changes no random state. Every process of a group calls this.
+        """
+        config, labels = self.config, LabelRule("balanced", self.config.model.num_classes)
+        model, found = averaged_model(state, self.device), {}
+        with autocast(config, self.device):
+            for budget in self.budgets:
+                recipe = Recipe(labels, "euler", STEPS, budget, seed=config.seed, path=config.flow.path)
+                source = Sampled(f"samples at {budget:g}", model, recipe, self.codec, config.evaluate.count)
+                a = measure_features(source, self.extractor, BATCH, Path(config.out)).statistics.pooled
+                b = self.reference.pooled
+                distance = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
+                found[f"{self.extractor.distance} at {budget:g}"] = distance
+        return found
 
 
 def reference_statistics(config: TrainConfig, data: Data, extractor: Extractor, codec: Codec) -> Statistics:
     """Those of `config.evaluate.reference`: read from a file, or made once and kept in the run's folder."""
-    kept = Path(config.out) / "reference.npz"
-    if kept.is_file():
-        return load_statistics(kept, extractor)
     name, images = config.evaluate.reference, RunImages(config.data.source, data, config.seed, codec)
+    key = hashlib.sha256(f"{name} {extractor.fingerprint}".encode()).hexdigest()[:12]
+    kept = Path(config.out) / f"reference-{key}.npz"
+    if anywhere([is_main() and kept.is_file()])[0]:
+        return load_statistics(kept, extractor)
     reference = Reference(name, None, images) if name == "data" else open_reference(name, extractor, images.size)
     if reference.statistics is not None:
         return reference.statistics
     assert reference.images is not None
-    statistics = measure_features(reference.images, extractor, BATCH, kept).statistics
+    text = f"{extractor.name} of the reference"
+    statistics = measure_features(reference.images, extractor, BATCH, kept, text=text).statistics
     if is_main():
         save_statistics(statistics, kept)
     return statistics

@@ -18,15 +18,14 @@ from elit.data.loader import Data, read_ahead
 from elit.data.opening import check_fit, decoder_of, open_data
 from elit.data.stream import StreamedData
 from elit.distributed import (
-    OneRankError,
     anywhere,
     barrier,
     is_main,
     local_device,
     mesh_size,
+    named_rank,
     own_share,
     process_group,
-    rank,
     together,
     world_size,
 )
@@ -38,7 +37,7 @@ from elit.training.batch import Batch, draw_batch
 from elit.training.checkpoint import Saver, checkpoints, load_checkpoint, locked, open_run, remove_unfinished
 from elit.training.config import TrainConfig
 from elit.training.dry_run import dry_run
-from elit.training.evaluation import evaluate_ema
+from elit.training.evaluation import Evaluator
 from elit.training.step import TrainState, autocast, averaged_model, make_state, train_step
 
 __all__ = ["Batch", "draw_batch", "dry_run", "load_data", "make_state", "save_preview", "train", "train_step"]
@@ -111,13 +110,14 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
     codec = together(lambda: decoder_of(data, config.data.codec, device))
     if config.log.preview_every and codec is None:
         say("no previews are drawn, for the data are latents; give data.codec, which decodes them")
+    evaluator = Evaluator(config, data, device, codec) if config.evaluate.every else None
     with Log(config, run, state.step) as log, closing(batches):
 
         def look(last: bool) -> None:
             if codec and config.log.preview_every and (last or state.step % config.log.preview_every == 0):
                 save_preview(config, state, codec, device, run / "previews" / f"step_{state.step:08d}.png")
-            if config.evaluate.every and (last or state.step % config.evaluate.every == 0):
-                log.distances(state, evaluate_ema(config, state, data, device, codec))
+            if evaluator and (last or state.step % config.evaluate.every == 0):
+                log.distances(state, evaluator.distances(state))
 
         stopped = take_steps(config, state, batches, device, log, saver, stop, look)
     saver.wait()
@@ -126,12 +126,8 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
 
 def draw_own(config: TrainConfig, data: Data, share: range, step: int) -> Batch:
     """`draw_batch`, whose errors name the process where there are several: the others have read something else."""
-    try:
+    with named_rank():
         return draw_batch(config, data, step, share)
-    except (ValueError, OSError) as error:
-        if world_size() == 1:
-            raise
-        raise OneRankError(f"rank {rank()}: {error}") from error
 
 
 def take_steps(
@@ -262,10 +258,6 @@ def load_data(config: TrainConfig) -> Data:
     data = open_data(config.data.source, config.data.size)
     if not data.exact and config.data.workers > 1:
         raise ValueError(f"a stream is read by one thread, not by {config.data.workers} processes; set data.workers 1")
-    if not data.exact and config.evaluate.every and config.evaluate.reference == "data":
-        raise ValueError(
-            "a stream is no reference of evaluate.every; set evaluate.reference to a file of elit evaluate stats"
-        )
     model = config.model
     shape = (model.in_channels, model.grid.height * model.patch_size, model.grid.width * model.patch_size)
     check_fit(data, shape, model.num_classes, any_size=model.rope)
