@@ -300,7 +300,7 @@ class DatasetSource:
         self.label_column = label or next((c for c in ("label", "labels", "class") if c in self.rows.column_names), "")
         if label:
             self._column(label, object, "label", "--label-column")
-        self.rows = self.rows.select_columns([c for c in (self.image_column, self.label_column) if c])
+        self.rows = self.rows.select_columns(list(dict.fromkeys(c for c in (self.image_column, self.label_column) if c)))
         try:
             self.rows = self.rows.cast_column(self.image_column, datasets.Image(decode=False))
         except Exception as error:  # Arrow has several for one mistake
