@@ -175,12 +175,21 @@ def together(call: Callable[[], T]) -> T:
         failure = error
     if _grouped():
         failures: list[ValueError | OSError | None] = [None] * world_size()
-        told = None if failure is None else type(failure)(str(failure))
+        kind = OSError if isinstance(failure, OSError) else ValueError  # others of theirs may need more than a text
+        told = None if failure is None else kind(str(failure))
         dist.all_gather_object(failures, told)
         failure = failure or next((found for found in failures if found is not None), None)
     if failure is not None:
         raise failure
     return result  # type: ignore[return-value]
+
+
+def from_main(call: Callable[[], T]) -> T:
+    """What `call` returns in the main process, in every one; what it raises there is raised in all."""
+    found = [together(lambda: call() if is_main() else None)]
+    if _grouped():
+        dist.broadcast_object_list(found, 0)
+    return found[0]  # type: ignore[return-value]
 
 
 def anywhere(flags: Sequence[bool]) -> list[bool]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from ranks import run_ranks
 from safetensors.torch import load_file
 
 from elit import DiT, DiTConfig
@@ -226,3 +227,13 @@ def test_a_run_goes_on_exactly(make_tuned: Make, lost: int) -> None:
     assert expected.keys() == again.keys()
     assert [name for name in expected if not torch.equal(expected[name], again[name])] == []
     assert json.loads((last / "training.json").read_text())["held"] == 3
+
+
+def test_two_processes_hold_what_one_does(make_tuned: Make, tmp_path: Path) -> None:
+    """Muon on shards leaves what is held as it was, to the bit, and moves Read and Write."""
+    config = make_tuned(finetune__interface_first=2, optimizer__name="muon", steps=2, log__every=0)
+    assert run_ranks(2, lambda: train(config), tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+    start = make_state(config, CPU).model
+    moved = load_file(Path(config.out) / "checkpoints" / "step_00000002" / "model.safetensors")
+    changed = {name for name, p in start.state_dict().items() if not torch.equal(p, moved[name])}
+    assert changed and all(is_interface(start, name) for name in changed)

@@ -61,8 +61,6 @@ class DiTConfig:
         for side in pair(self.input_size):
             if side < 1 or side % self.patch_size:
                 raise ValueError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
-        if self.num_classes < 1 or self.depth < 1 or self.patch_size < 1 or self.in_channels < 1:
-            raise ValueError("num_classes, depth, patch_size and in_channels are at least 1")
         if self.window is None:
             return
         self.window.groups(self.grid)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from elit.console import console
 from elit.seeding import generator_for
 
 S = TypeVar("S")
@@ -68,20 +69,21 @@ def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Gene
     elif workers == 1:
         yield from in_threads(load, steps, 1)
     else:
-        context = multiprocessing.get_context("forkserver")  # forks of this process would keep its locks when it is killed
+        context = multiprocessing.get_context("forkserver")  # a fork of this process would have the locks of its threads
         context.set_forkserver_preload([__name__])
         made = DataLoader(_Steps(load), None, sampler=steps, num_workers=workers, multiprocessing_context=context)
+        done = 0
         try:
             for value in made:
                 if isinstance(value, Exception):
                     raise value
+                done += 1
                 yield value
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise
-            raise ValueError(
-                "a process that reads data was ended from outside, perhaps for want of memory; lower data.workers"
-            ) from error
+            console.print("a process that reads data was ended from outside; a thread reads on, with the same batches")
+            yield from in_threads(load, steps[done:], 1)
 
 
 class _Steps(Dataset[Any]):

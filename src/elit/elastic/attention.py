@@ -9,9 +9,11 @@ def attention(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) v: (B, H, N, D) queries over (B, H, M, D) keys and values.
 
     On a CPU in bfloat16 the backward pass of torch's fused kernel takes several times as long as that of the three
-    operations it fuses (`benchmarks/attention.py`), so with gradients they are written out. Everywhere else it is fused.
+    operations it fuses (`benchmarks/attention.py`), so with gradients they are written out. So they are for no samples,
+    which kernels of GPUs refuse. Everywhere else it is fused.
     """
-    if q_BHND.device.type == "cpu" and q_BHND.dtype == torch.bfloat16 and torch.is_grad_enabled():
+    slow = q_BHND.device.type == "cpu" and q_BHND.dtype == torch.bfloat16 and torch.is_grad_enabled()
+    if slow or not len(q_BHND):
         scores = (q_BHND * q_BHND.shape[-1] ** -0.5) @ k_BHMD.transpose(-1, -2)
         return scores.softmax(-1) @ v_BHMD
     return F.scaled_dot_product_attention(q_BHND, k_BHMD, v_BHMD)

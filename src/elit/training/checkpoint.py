@@ -10,9 +10,11 @@ torch.distributed.checkpoint writes and reads the tensors as safetensors, for an
 is pickled. Every random number of a run is a function of (seed, step), so there is no generator to save.
 """
 
+import errno
 import json
 import os
 import shutil
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -75,6 +77,15 @@ def open_run(config: TrainConfig) -> Path:
     return run
 
 
+def check_shared(run: Path, seconds: float = 20.0) -> None:
+    """Raises ValueError where a run's folder, which the first process made, does not come in sight of this one."""
+    end = time.monotonic() + seconds
+    while not (run / "config.json").is_file():
+        if time.monotonic() > end:
+            raise ValueError(f"{run} of the first process is not seen by all; give an --out on storage that they share")
+        time.sleep(0.2)
+
+
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
     """Keeps other runs out of the folder while inside; the system lets go of it when the process ends in any way.
@@ -99,6 +110,9 @@ def take_lock(run: Path) -> IO[str] | None:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system that has no locks
+            file.close()
+            return None
         file.seek(0)
         by = file.read().strip()
         file.close()

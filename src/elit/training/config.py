@@ -188,7 +188,7 @@ class TrainConfig:
             raise ValueError(f"flow.label_dropout is {self.flow.label_dropout}; it is a chance, 0 to 1")
         if self.evaluate.every and (self.evaluate.count < 2 or self.evaluate.every < 0):
             raise ValueError(f"evaluate.count is {self.evaluate.count}; a Fréchet distance needs at least 2 samples")
-        for name in ("lr", "muon_lr"):
+        for name in ("lr", "muon_lr", "clip"):
             if not getattr(self.optimizer, name) > 0:
                 raise ValueError(f"optimizer.{name} is {getattr(self.optimizer, name)}; it must be above 0")
         if self.model.window is not None:

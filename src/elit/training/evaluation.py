@@ -22,7 +22,7 @@ from elit.generation import Recipe
 from elit.labels import LabelRule
 from elit.pictures import spread
 from elit.training.config import TrainConfig
-from elit.training.step import TrainState, autocast, averaged_model
+from elit.training.step import TrainState, autocast, averaged_weights, model_of
 
 BATCH, STEPS, LARGEST_REFERENCE = 16, 20, 50_000
 
@@ -60,7 +60,7 @@ class Evaluator:
         model without latents is measured at 1 alone. Changes no random state. Every process of a group calls this.
         """
         config, labels = self.config, LabelRule("balanced", self.config.model.num_classes)
-        model, found = averaged_model(state, self.device), {}
+        model, found = model_of(state, averaged_weights(state), self.device), {}
         with autocast(config, self.device):
             for budget in self.budgets:
                 recipe = Recipe(labels, "euler", STEPS, budget, seed=config.seed, path=config.flow.path)

@@ -213,12 +213,12 @@ def _shapes(theirs: dict[str, Any], name: str, out: Translation, origin: str) ->
         return
     for key, our_key in RENAMED_IF_ELASTIC.items():
         out.say(f"{key} {theirs[key]}", {our_key: theirs[key]})
-    highest = theirs["elit_max_mask_prob"] if theirs["elit_min_mask_prob"] is None else theirs["elit_min_mask_prob"]
-    for key, value in (("elit_max_mask_prob", theirs["elit_max_mask_prob"]), ("elit_min_mask_prob", highest)):
-        if as_number(value) is None or not 0 <= value < 1:
+    for key, our_key in (("elit_max_mask_prob", "budget.lowest"), ("elit_min_mask_prob", "budget.highest")):
+        value = theirs["elit_max_mask_prob"] if theirs[key] is None else theirs[key]
+        chance = as_number(value)
+        if chance is None or not 0 <= chance < 1:
             raise ValueError(f"{origin}: {key} is {value!r}; it is a chance, at least 0 and below 1")
-    out.say(f"elit_max_mask_prob {theirs['elit_max_mask_prob']}", {"budget.lowest": 1 - theirs["elit_max_mask_prob"]})
-    out.say(f"elit_min_mask_prob {theirs['elit_min_mask_prob']}", {"budget.highest": 1 - highest})
+        out.say(f"{key} {theirs[key]}", {our_key: 1 - chance})
     size = name.removeprefix("ELIT-SiT-").split("/")[0]
     if size in SIZES:
         out.say(f"their code's split of {size}", {"model.tail_depth": SIZES[size][3][2]})

@@ -20,6 +20,7 @@ from elit.data.stream import StreamedData
 from elit.distributed import (
     anywhere,
     barrier,
+    from_main,
     is_main,
     local_device,
     mesh_size,
@@ -34,11 +35,11 @@ from elit.pictures import save_png, spread, tile
 from elit.sampling import sample
 from elit.training.alignment import stored_features
 from elit.training.batch import Batch, draw_batch
-from elit.training.checkpoint import Saver, checkpoints, load_checkpoint, locked, open_run, remove_unfinished
+from elit.training.checkpoint import Saver, check_shared, checkpoints, load_checkpoint, locked, open_run, remove_unfinished
 from elit.training.config import TrainConfig
 from elit.training.dry_run import dry_run
 from elit.training.evaluation import Evaluator
-from elit.training.step import TrainState, autocast, averaged_model, make_state, train_step
+from elit.training.step import TrainState, autocast, averaged_weights, make_state, model_of, train_step
 
 __all__ = ["Batch", "draw_batch", "dry_run", "load_data", "make_state", "save_preview", "train", "train_step"]
 
@@ -57,6 +58,7 @@ def train(config: TrainConfig) -> Path:
         data = together(lambda: load_data(config))
         run = Path(config.out)
         together(lambda: open_run(config) if is_main() else run)
+        together(lambda: check_shared(run))
         with locked(run):
             return train_in(run, config, data, device, stop)
 
@@ -91,12 +93,11 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
     if is_main():
         remove_unfinished(run)
     barrier()
-    found = checkpoints(run)
-    barrier()  # nobody begins to write before all have looked
-    if found:
-        together(lambda: load_checkpoint(found[-1], state))
+    last = from_main(lambda: next(iter(checkpoints(run)[-1:]), None))
+    if last is not None:
+        together(lambda: load_checkpoint(last, state))
         inexact = "" if data.exact else "; its data is a stream, which begins anew: this is not the run it would have been"
-        say(f"going on from {found[-1]}{inexact}")
+        say(f"going on from {last}{inexact}")
     if isinstance(data, StreamedData):
         data.begin(config.seed, state.step)
     if config.compile:
@@ -178,7 +179,7 @@ def check_finite(config: TrainConfig, state: TrainState, saver: Saver) -> None:
 
 
 def tell_end(config: TrainConfig, run: Path, state: TrainState, stopped: bool) -> Path:
-    final = checkpoints(run)[-1]
+    final = from_main(lambda: checkpoints(run)[-1])
     if stopped and state.step < config.steps:
         say(f"stopped at step {state.step} as asked; it is in {final}, and the same command goes on from there")
         return final
@@ -269,9 +270,10 @@ def save_preview(
     config: TrainConfig, state: TrainState, codec: Codec, device: torch.device, file: Path, columns: int = 12
 ) -> None:
     """Samples of the EMA weights: a row per budget, the same noise and labels down a column. All ranks call this."""
-    model = averaged_model(state, device)
+    weights = averaged_weights(state, wanted=is_main())
     if not is_main():
         return
+    model = model_of(state, weights, device)
     labels = spread(columns, config.model.num_classes)
     budgets = config.log.preview_budgets if config.model.window is not None else (1.0,)
     with autocast(config, device):

@@ -14,7 +14,10 @@ from elit.training.config import TrainConfig
 
 @dataclass
 class Objective:
-    """flow + distill x distillation + weight x alignment; `parts` holds the last loss's summands, weighted, for the log."""
+    """flow + distill x distillation + weight x alignment; `parts` holds the last loss's summands, weighted, for the log.
+
+    After a step, these are of this process's whole share of the batch.
+    """
 
     teacher: DiT | None = None
     distill: float = 0.0

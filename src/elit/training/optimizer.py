@@ -30,6 +30,8 @@ class ShardedMuon(Muon):
             return
         for group in self.param_groups:
             for p in group["params"]:
+                if p.grad is None:  # held
+                    continue
                 momentum = self.state[p]["momentum_buffer"]
                 momentum.lerp_(p.grad, 1 - group["momentum"])
                 update = gathered(p.grad.lerp(momentum, group["momentum"]).bfloat16())

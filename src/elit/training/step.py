@@ -81,10 +81,10 @@ def make_state(config: TrainConfig, device: torch.device, stored: Stored | None 
         if config.init_from is not None:
             teacher = start_from(model, config.init_from, config.flow.path)
         objective = make_objective(config, model, teacher, device, stored)
-    model.to(device)
     model.set_checkpointing(config.checkpointing)
     replicate, shard = mesh_size(config.parallel.replicate, config.parallel.shard)
-    shard_model(model, units(model), replicate, shard, device, DTYPES[config.dtype])
+    shard_model(model, units(model), replicate, shard, device, DTYPES[config.dtype])  # a unit at a time goes to the device
+    model.to(device)
     if objective.projector is not None:
         shard_model(objective.projector, (), replicate, shard, device, DTYPES[config.dtype])
     if model.core is not None and world_size() > 1:  # sharded weights are gathered by all ranks at once
@@ -95,10 +95,20 @@ def make_state(config: TrainConfig, device: torch.device, stored: Stored | None 
     return TrainState(model, ema, optimizers, scaler=scaler, objective=objective)
 
 
-def averaged_model(state: TrainState, device: torch.device) -> DiT:
-    """A model of its own with the averaged weights, whole in every process, in eval mode. All ranks call this."""
+def averaged_weights(state: TrainState, wanted: bool = True) -> dict[str, Tensor]:
+    """The averaged weights, whole, on the CPU; {} where they are not wanted. All ranks call this."""
+    weights = {}
+    for name, tensor in state.ema.items():
+        whole = gathered(tensor)
+        if wanted:
+            weights[name] = whole.cpu()
+    return weights
+
+
+def model_of(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> DiT:
+    """A model of its own with these weights, in eval mode."""
     model = empty_model(state.model.config)
-    model.load_state_dict({name: gathered(tensor).cpu() for name, tensor in state.ema.items()})
+    model.load_state_dict(weights)
     return model.to(device).eval()
 
 
@@ -126,6 +136,7 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: tor
     number in the weight.
     """
     loss = torch.zeros((), device=device)
+    summands: dict[str, Tensor] = {}
     parts = batch.split(config.accumulate)
     for i, part in enumerate(parts):
         for module in (state.model, state.objective.projector):
@@ -134,6 +145,9 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: tor
         part_loss = batch_loss(config, state, part, device)
         state.scaler.scale(part_loss * (weight * world_size())).backward()
         loss += weight * part_loss.detach()
+        for name, value in state.objective.parts.items():
+            summands[name] = summands.get(name, 0) + value * (len(part) / len(batch))
+    state.objective.parts = summands
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
     if state.step < config.finetune.interface_first:
