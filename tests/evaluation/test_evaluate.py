@@ -42,6 +42,7 @@ from elit.evaluation.sources import Images, open_images
 from elit.evaluation.statistics import save_statistics
 from elit.generation import Recipe
 from elit.labels import LabelRule
+from elit.reports.results import read_results
 from elit.seeding import generator_for
 
 SIDE = 8
@@ -217,6 +218,21 @@ def test_a_model_is_measured_at_several_budgets_and_seeds(
     assert "measured before" not in capsys.readouterr().err
 
 
+def test_figures_of_other_settings_stand_side_by_side(
+    tiny_features: Extractor, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Labels, intervals and weak budgets tell rows apart in files and report, and budgets of one level are two rows."""
+    reference, out = write_pictures(tmp_path / "reference", pictures(12)), tmp_path / "results"
+    common = ["--count", "4", "--steps", "2", "--tile", "4"]
+    for more in (["--labels", "balanced"], ["--guidance.interval", "0,0.5"], ["--guidance.weak_budget", "1/4"], []):
+        assert main(arguments(model_folder, reference, out, *common, *more)) == 0
+    assert len(list(out.glob("*.json"))) == len(read_results([out / "results.jsonl"])) == 4
+    assert main(arguments(model_folder, reference, tmp_path / "levels", *common, "--budgets", "0.25,0.3,0.25")) == 0
+    rows = read_results([tmp_path / "levels" / "results.jsonl"])
+    assert [row["budget"] for row in rows] == [0.25, 0.3]
+    assert rows[0]["metrics"] == rows[1]["metrics"]
+
+
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
     """Of files and of a model, with rows on disk: statistics and figures are the same bits."""
     own, launcher = Path(__file__).with_name("evaluate_in_processes.py"), ["-m", "torch.distributed.run", "--standalone"]
@@ -348,11 +364,15 @@ def test_features_that_are_not_finite_name_their_image(tmp_path: Path) -> None:
 def test_what_was_done_to_the_images_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     extractor = tiny_extractor()
     folder = write_pictures(tmp_path / "a", pictures(12))
-    Image.new("L", (SIDE, SIDE), 9).save(folder / "0002.png")
+    for name in ("0000", "0002"):  # the first one's size is looked at before
+        Image.new("L", (SIDE, SIDE), 9).save(folder / f"{name}.png")
     reference = open_reference(str(folder), extractor, (SIDE, SIDE))
+    resized = open_images(str(folder), square=4)
+    resized.read(0, 12)
+    assert resized.notes() == ["2 images grey or of a palette were made RGB, transparency on white"]
     (row,) = evaluate([Candidate(open_images(str(folder)))], reference, extractor, ["fd"], tmp_path / "out")
-    assert row["notes"] == ["1 images grey or of a palette were made RGB, transparency on white"]
-    assert "1 images grey" in capsys.readouterr().err
+    assert row["notes"] == ["2 images grey or of a palette were made RGB, transparency on white"]
+    assert "2 images grey" in capsys.readouterr().err
     file = write_results([row], tmp_path / "out")
     assert write_results([row], tmp_path / "out") == file
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 2

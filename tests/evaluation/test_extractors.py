@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elit.data.images import to_float
-from elit.evaluation.extractors import Preparation, load_extractor, pooled_output, read_preparation
+from elit.evaluation.extractors import Preparation, load_extractor, place_as_published, pooled_output, read_preparation
 from elit.evaluation.features import efficientnet_features
 from elit.evaluation.inception import Inception
 from elit.seeding import generator_for
@@ -67,6 +67,8 @@ def test_inception_gives_all_three_outputs(tmp_path: Path) -> None:
     assert (extractor.width, extractor.spatial_width, extractor.logits_width) == (2048, 2023, 1008)
     for ours, theirs in zip((out.pooled, out.spatial, out.logits), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    half = load_extractor("inception", dtype=torch.bfloat16, weights=tmp_path / "w.pth")(pixels)
+    assert all(found is not None and found.dtype == torch.float32 for found in (half.pooled, half.spatial, half.logits))
     network.fc.bias.data += 1
     torch.save(network.state_dict(), tmp_path / "other.pth")
     assert load_extractor("inception", weights=tmp_path / "other.pth").fingerprint != extractor.fingerprint
@@ -104,10 +106,39 @@ def test_weights_in_half_precision_compute_in_float32(tiny_dinov2: Path, tmp_pat
         load_extractor(str(tiny_dinov2))
 
 
+def cubic(distance: float) -> float:
+    """Keys' kernel with a = -3/4."""
+    x, a = abs(distance), -0.75
+    if x <= 1:
+        return (a + 2) * x**3 - (a + 3) * x**2 + 1
+    return a * (x**3 - 5 * x**2 + 8 * x - 4) if x < 2 else 0.0
+
+
+def test_dinov2s_positions_are_scaled_as_its_authors_do() -> None:
+    """A table of 3 x 3 for 2 x 2 patches: place i of the new one lies at (i + 1/2) 3 / 2.1 - 1/2, edges repeated."""
+    from transformers import Dinov2Config, Dinov2Model
+
+    torch.manual_seed(0)
+    config = Dinov2Config(hidden_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=42, patch_size=14)
+    network = Dinov2Model(config).eval()
+    table = network.embeddings.position_embeddings.detach().double()
+    weights = torch.zeros(2, 3, dtype=torch.float64)
+    for i in range(2):
+        place = (i + 0.5) * 3 / 2.1 - 0.5
+        for j in range(-3, 6):
+            weights[i, min(max(j, 0), 2)] += cubic(place - j)
+    grid = torch.einsum("ih,jw,hwd->ijd", weights, weights, table[0, 1:].view(3, 3, 12))
+    place_as_published(network, Preparation(side=28))
+    found = network.embeddings.position_embeddings
+    torch.testing.assert_close(found[0, 1:].double(), grid.flatten(0, 1), rtol=1e-5, atol=1e-6)
+    assert torch.equal(found[0, 0].double(), table[0, 0])
+    assert network(pixel_values=torch.zeros(1, 3, 28, 28)).last_hidden_state.shape == (1, 5, 12)
+
+
 def test_a_folder_says_how_its_images_are_prepared(tiny_dinov2: Path) -> None:
     """preprocessor_config.json as different models have it; without one the config's size, of DINOv2 224."""
     config = load_extractor(str(tiny_dinov2)).network.config
-    assert read_preparation(tiny_dinov2, config) == Preparation()
+    assert read_preparation(None, config) == Preparation()
     file = tiny_dinov2 / "preprocessor_config.json"
     half = (0.5, 0.5, 0.5)
     for text, side, mean in (
@@ -116,12 +147,12 @@ def test_a_folder_says_how_its_images_are_prepared(tiny_dinov2: Path) -> None:
         ('{"size": 70}', 70, Preparation().mean),
     ):
         file.write_text(text)
-        found = read_preparation(tiny_dinov2, config)
+        found = read_preparation(file, config)
         assert (found.side, found.mean) == (side, mean)
     for text in ('{"size": -4}', "[]", '{"image_std": [0, 0, 0]}', "not json"):
         file.write_text(text)
         with pytest.raises(ValueError, match="does not say how images are prepared"):
-            read_preparation(tiny_dinov2, config)
+            read_preparation(file, config)
 
 
 def test_maps_are_pooled_over_their_places() -> None:
@@ -129,6 +160,15 @@ def test_maps_are_pooled_over_their_places() -> None:
         last_hidden_state = torch.arange(24.0).view(1, 2, 3, 4)
 
     assert pooled_output(Out()).tolist() == [[5.5, 17.5]]
+
+
+def test_a_square_of_tokens_has_no_class_token() -> None:
+    class Out:
+        last_hidden_state = torch.arange(8.0).view(1, 4, 2)
+
+    assert pooled_output(Out()).tolist() == [[3.0, 4.0]]
+    Out.last_hidden_state = torch.arange(10.0).view(1, 5, 2)
+    assert pooled_output(Out()).tolist() == [[0.0, 1.0]]
 
 
 def test_what_cannot_be_had_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

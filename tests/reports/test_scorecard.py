@@ -92,8 +92,8 @@ def test_dense_against_elastic_in_a_sentence() -> None:
     full, dense = {"frechet": 310.0, "frechet_std": 3.0}, {"frechet": 300.0, "frechet_std": 4.0}
     known = {"provenance": {"training_pflops": 1236.4}}
     assert against_dense(full, {**dense, **known}) == (
-        "The full budget's Fréchet distance is 10.0 above that of the dense twin (trained for 1,236 PFLOPs), 2.0 deviations"
-        " of their difference."
+        "The full budget's Fréchet distance is 10.0 above that of the dense twin (trained for 1,236.4 PFLOPs), 2.0"
+        " deviations of their difference."
     )
     assert against_dense({"frechet": 290.0}, {"frechet": 300.0, "provenance": {}}).endswith(
         "10.0 below that of the dense twin."

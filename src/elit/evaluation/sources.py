@@ -26,7 +26,7 @@ from elit.evaluation.statistics import npz_members
 from elit.generation import LABELS_FILE, SETTINGS_FILE, SHEET_FILE, Recipe
 from elit.pictures import spread
 
-TRANSPARENT, GREY = "with transparency", "grey or of a palette"
+GREY, TRANSPARENT = "grey or of a palette", "with transparency"
 READERS = 2  # threads that decode the next images
 
 
@@ -131,7 +131,7 @@ class Pictures:
 
     def notes(self) -> list[str]:
         """Every process of a torchrun calls this."""
-        kinds = (TRANSPARENT, GREY)
+        kinds = (GREY, TRANSPARENT)
         counts = sum_over_ranks(torch.tensor([self.converted[kind] for kind in kinds])).tolist()
         told = zip(kinds, counts, strict=True)
         return [f"{count} images {kind} were made RGB, transparency on white" for kind, count in told if count]

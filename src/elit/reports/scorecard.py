@@ -189,7 +189,7 @@ def against_dense(full: dict[str, Any], dense: dict[str, Any]) -> str:
     """A sentence: the full budget's Fréchet distance beside the dense twin's, in deviations over the seeds."""
     difference = full["frechet"] - dense["frechet"]
     training = dense["provenance"].get("training_pflops")
-    cost = f" (trained for {training:,.0f} PFLOPs)" if training else ""
+    cost = f" (trained for {training:,.1f} PFLOPs)" if training else ""
     out = f"The full budget's Fréchet distance is {abs(difference):.1f} {'above' if difference > 0 else 'below'}"
     out += f" that of the dense twin{cost}"
     spread = (full.get("frechet_std", 0.0) ** 2 + dense.get("frechet_std", 0.0) ** 2) ** 0.5
