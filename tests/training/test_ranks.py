@@ -10,12 +10,13 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from elit.distributed import gathered, process_group, shard_model, sharded_like
+from elit.distributed import gathered, own_share, process_group, shard_model, sharded_like
 from elit.training.checkpoint import checkpoints
 from elit.training.config import TrainConfig
-from elit.training.loop import train
+from elit.training.loop import draw_batch, load_data, make_state, train, train_step
 from elit.training.optimizer import ShardedMuon, with_moments
 
+CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]
 RUN = {"steps": 8, "batch_size": 6, "log__every": 1, "optimizer__warmup_steps": 3, "optimizer__clip": 0.1}
 
@@ -62,6 +63,26 @@ def test_any_number_of_processes_trains_alike(
     assert min(curve(alone, "gradient_norm")) > 0.1  # and every gradient is clipped
     far = max((weights(alone)[name] - tensor).abs().max().item() for name, tensor in weights(config).items())
     assert far < 1e-4 or muon
+
+
+def losses(config: TrainConfig, compiled: bool) -> list[float]:
+    """Of four steps in this group of processes."""
+    state, data, share = make_state(config, CPU), load_data(config), own_share(config.batch_size)
+    if compiled:
+        state.model.compile_blocks(backend="eager", fullgraph=True)
+    return [train_step(config, state, draw_batch(config, data, step, share), CPU).item() for step in range(4)]
+
+
+def test_compiled_blocks_are_one_graph_each_between_the_shards(make_config: Make, tmp_path: Path) -> None:
+    """FSDP gathers and lets go of weights outside the graphs, which are whole; the losses are those of one process."""
+    config = make_config(**RUN)
+
+    def work() -> None:
+        with process_group():
+            assert losses(config, compiled=True) == pytest.approx(alone, rel=0, abs=1e-5)
+
+    alone = losses(config, compiled=False)
+    assert run_ranks(2, work, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
 
 
 def muon_step(shard: bool) -> list[torch.Tensor]:

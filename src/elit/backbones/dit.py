@@ -5,6 +5,7 @@ Shapes: B batch, N tokens, C width; images are (B, channels, height, width).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -170,11 +171,15 @@ class DiT(nn.Module):
         """(height, width) of the inputs that the model was made for."""
         return pair(self.config.input_size)
 
-    def compile_blocks(self) -> None:
-        """torch.compile block by block: quicker to compile than the whole, and one graph serves every block and budget."""
+    def compile_blocks(self, **options: Any) -> None:
+        """torch.compile block by block: quicker to compile than the whole, and one graph serves every block and budget.
+
+        Of each its forward alone, so that hooks, with which FSDP gathers weights, stay outside the graph. options: of
+        torch.compile.
+        """
         for module in self.modules():
             if isinstance(module, Block | ReadLayer | WriteLayer):
-                module.compile()
+                module.forward = torch.compile(module.forward, **options)  # type: ignore[method-assign]
 
     def set_checkpointing(self, on: bool = True) -> None:
         """Recompute every block, those of the core too, in the backward pass instead of keeping its activations."""
