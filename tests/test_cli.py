@@ -199,6 +199,12 @@ def test_mistakes_in_the_options_of_a_report(capsys: pytest.CaptureFixture[str])
     assert not list(Path().glob("report-*"))
 
 
+def test_more_memory_than_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    """A matrix of 64 TB."""
+    said = refused(capsys, "train", *TINY, "--data.source", str(picture_folder(Path("p"))), "--model.width", "4000000")
+    assert "memory ran out" in said and "ask for fewer or smaller things" in said
+
+
 def test_a_device_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
     if not torch.cuda.is_available():
         assert "--device cpu" in refused(capsys, "train", *TINY, "--device", "cuda")

@@ -44,9 +44,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if is_main() or isinstance(error, OneRankError):  # processes of a torchrun fail alike, and one says why
             console.print(f"elit: {error}", style="red", markup=False, soft_wrap=True)
         return 2
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         from elit.distributed import LostRankError
 
+        if isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error):
+            why = " ".join(str(error).split())[:160]
+            console.print(
+                f"elit: memory ran out ({why}); ask for fewer or smaller things at once", markup=False, soft_wrap=True
+            )
+            return 2
         if not isinstance(error, LostRankError):
             raise
         console.print(f"elit: {error}; the same command goes on from the last checkpoint", markup=False, soft_wrap=True)

@@ -20,8 +20,7 @@ def publish(folder: Path, out: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    if out.exists():
-        raise ValueError(f"{out} exists; give another folder with --publish")
+    refuse_existing(out)
     info = read_info(folder)
     open_table(folder, info)  # whole, and as its description says
     shards = [entry["filename"] for entry in json.loads((folder / "state.json").read_text(encoding="utf8"))["_data_files"]]
@@ -34,6 +33,13 @@ def publish(folder: Path, out: Path) -> None:
                 for batch in pa.ipc.open_stream(source):
                     writer.write_batch(batch, row_group_size=GROUP_ROWS)
         (part / "README.md").write_text(card(info, out.name), encoding="utf8")
+        refuse_existing(out)
+
+
+def refuse_existing(out: Path) -> None:
+    """Raises ValueError where there is something already, at the start and, as another may have been quicker, at the end."""
+    if out.exists():
+        raise ValueError(f"{out} exists; give another folder with --publish")
 
 
 def card(info: DataInfo, name: str) -> str:

@@ -84,7 +84,10 @@ class PublishedLatents:
     def pictures(self) -> list[str]:
         """The picture file of each row, below images/. Raises ValueError where one is missing."""
         source = FolderSource(str(self.folder / PICTURES))
-        by_place = {place(path): path for path in source.walk()}
+        paths = list(source.walk())
+        by_place = {place(path): path for path in paths}
+        if len(by_place) < len(paths):
+            raise ValueError(f"{source.name} holds pictures of one folder and number; give each digits of its own")
         missing = [file for file in self.files if place(file) not in by_place]
         if missing:
             raise ValueError(f"{source.name} has no picture of {missing[0]}; bring it, for alignment looks at the pictures")
@@ -112,6 +115,8 @@ def paired_labels(files: Sequence[str], table: dict[str, int] | None, name: str)
     if table is None:
         return [None] * len(files)
     by_place = {place(path): label for path, label in table.items()}
+    if len(by_place) < len(table):
+        raise ValueError(f"{name}/images/dataset.json names pictures of one folder and number; give each digits of its own")
     missing = [file for file in files if place(file) not in by_place]
     if missing:
         raise ValueError(f"{name}/images/dataset.json has no label for the picture of {missing[0]}; write it again")
