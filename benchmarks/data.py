@@ -8,7 +8,7 @@
    Warm: the epochs right after, of the same workers. Between batches the main thread does nothing.
 2. Pictures/s of `elit prepare images`, 500 x 375 JPEG to 256 x 256 by the ADM crop, start of the processes included, by
    the number of processes; beside a plain loop over PIL on one core that reads, crops, encodes and writes the same.
-3. Peak memory of preparing N and 4 N pictures, in a process of its own (Linux only).
+3. Peak memory of preparing N, 4 N and 8 N pictures, in a process of its own (Linux only).
 """
 
 import argparse
@@ -154,7 +154,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="little data, once: a check that all of it runs")
     parser.add_argument("--rows", type=int, help="latents of part 1 (100,000)")
     parser.add_argument("--pictures", type=int, help="of part 2 (6,000)")
-    parser.add_argument("--memory-count", type=int, help="N of part 3 (1,000)")
+    parser.add_argument("--memory-count", type=int, help="N of part 3 (2,000)")
+    parser.add_argument("--parts", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--repeats", type=int, help="rounds, of which the median is told (3)")
     cores = len(os.sched_getaffinity(0))
     parser.add_argument("--processes", type=int, nargs="*", default=sorted({1, 2, cores}), help="of part 2")
@@ -169,7 +170,7 @@ def main() -> None:
     for name, full, quick in (
         ("rows", 100_000, 2_560),
         ("pictures", 6_000, 96),
-        ("memory_count", 1_000, 64),
+        ("memory_count", 2_000, 16),
         ("repeats", 3, 1),
     ):
         if getattr(args, name) is None:
@@ -177,13 +178,13 @@ def main() -> None:
     out = open_report()
     figures: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as place:
-        table, figures["loading"] = time_loading(args, Path(place))
-        out.print(table)
-        table, figures["preparing"] = time_preparing(args, Path(place))
-        out.print(table)
-    counts = (args.memory_count, 4 * args.memory_count)
-    figures["memory_mib"] = {count: memory(count) for count in counts}
-    out.print(memory_table("Memory of preparing, one process", "pictures", figures["memory_mib"]))
+        for part, (name, time_part) in {1: ("loading", time_loading), 2: ("preparing", time_preparing)}.items():
+            if part in args.parts:
+                table, figures[name] = time_part(args, Path(place))
+                out.print(table)
+    if 3 in args.parts:
+        figures["memory_mib"] = {times * args.memory_count: memory(times * args.memory_count) for times in (1, 4, 8)}
+        out.print(memory_table("Memory of preparing, one process", "pictures", figures["memory_mib"]))
     if args.json:
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
 

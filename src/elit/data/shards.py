@@ -23,7 +23,7 @@ import pyarrow as pa
 from elit.data.dataset import INFO_FILE, SETTINGS_FILE, SKIPPED_FILE, DataInfo
 from elit.weights import write_whole, written_whole
 
-SHARD_BYTES, BATCH_BYTES = 500_000_000, 64_000_000
+SHARD_BYTES, BATCH_BYTES = 500_000_000, 16_000_000
 JOINERS = 2  # threads that join parts, with a batch in memory each
 PLAN_FILE = "shards.json"  # there from the moment that parts are joined until the folder is finished
 
