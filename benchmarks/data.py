@@ -85,13 +85,13 @@ def time_loading(args: argparse.Namespace, place: Path) -> tuple[Table, list[dic
 
 
 def write_pictures(folder: Path, count: int) -> None:
-    """500 x 375 JPEGs, smooth with some noise as photographs are; 32 different ones, linked over and over."""
+    """500 x 375 JPEGs, smooth with some noise as photographs are, 1,000 a folder; 32 different ones, linked again."""
     rng = np.random.default_rng(0)
-    (folder / "all").mkdir(parents=True)
     for i in range(count):
-        file = folder / "all" / f"{i:06d}.jpg"
+        file = folder / f"{i // 1000:03d}" / f"{i:06d}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
         if i >= 32:
-            file.hardlink_to(folder / "all" / f"{i % 32:06d}.jpg")
+            file.hardlink_to(folder / "000" / f"{i % 32:06d}.jpg")
             continue
         coarse = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize(
             (500, 375), Image.Resampling.BICUBIC
