@@ -112,12 +112,16 @@ def broken_at_four(step: int) -> int:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_an_error_comes_at_its_step_and_ends_the_workers(workers: int) -> None:
-    threads, processes, taken = threading.active_count(), len(multiprocessing.active_children()), []
+    before, taken = {child.pid for child in multiprocessing.active_children()}, []
     with pytest.raises(ValueError, match=r"^row 4 is broken$"):
         for step in read_ahead(broken_at_four, range(10), workers):
             taken.append(step)
     assert taken == [0, 1, 2, 3]
-    assert threading.active_count() == threads and len(multiprocessing.active_children()) == processes
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("elit-data")]
+    for child in multiprocessing.active_children():
+        if child.pid not in before:
+            child.join(20)
+            assert not child.is_alive()
 
 
 def killed_at_four(step: int) -> int:
