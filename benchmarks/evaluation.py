@@ -179,10 +179,10 @@ def time_features(
     name: str, network: tuple["Extractor", Callable[[Tensor], object], int], count: int, repeats: int
 ) -> tuple[Table, dict[str, list[float]]]:
     """Part 4, in this process."""
-    from elit.data.images import to_float
     from elit.evaluation.measure import measure_features
     from elit.evaluation.sources import Images, Source, open_images, prefetched
     from elit.pictures import save_png, to_image
+    from elit.pixels import to_float
 
     extractor, run, side = network
     generator = torch.Generator().manual_seed(0)

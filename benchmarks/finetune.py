@@ -15,14 +15,15 @@ from typing import Any
 
 from rich.table import Table
 
-from elit.bundled import SamplingDefaults, load_card
+from elit.card import SamplingDefaults, load_card
 from elit.console import console, output
+from elit.files import write_whole
 from elit.reports.quality import Judge, measure_settings
 from elit.reports.scores import QUALITY_COLUMNS, quality_cells
 from elit.reports.setting import Setting
 from elit.training.config import load_config
 from elit.training.loop import train
-from elit.weights import load_model, write_whole
+from elit.weights import load_model
 
 BUDGETS = (1 / 16, 1 / 4, 1.0)
 CONFIG = Path(__file__).parents[1] / "configs" / "emoji-tiny-finetune.yaml"

@@ -109,7 +109,7 @@ def make_cases(size: str, input_size: int, rope: bool = False) -> list[Case]:
 
 def make_inputs(model: elit.DiT, batch: int) -> tuple[Tensor, Tensor, Tensor]:
     """Random x, t and y."""
-    x = torch.randn(batch, model.config.in_channels, *model.input_shape)
+    x = torch.randn(batch, model.config.in_channels, *model.input.shape[1:])
     return x, torch.rand(batch), torch.randint(model.config.num_classes, (batch,))
 
 

@@ -70,7 +70,7 @@ def step_gflops(model: elit.DiT, budget: float, guidance: elit.Guidance) -> floa
 def time_guidance(name: str, model: elit.DiT, args: argparse.Namespace) -> tuple[Table, list[dict[str, Any]]]:
     """Part 1 for one model."""
     watch, outside = Stopwatch(model), {}
-    noise = torch.randn(args.batch, model.config.in_channels, *model.input_shape)
+    noise = torch.randn(args.batch, model.config.in_channels, *model.input.shape[1:])
 
     def variant(key: str, budget: float, guidance: elit.Guidance) -> Variant:
         def run(_: None) -> Tensor:

@@ -14,10 +14,7 @@ import torch
 
 import elit
 from elit.console import output
-from elit.elastic.budget import levels
-from elit.evaluation.cost import activation_bytes
-from elit.training.optimizer import hidden_matrices
-from elit.training.step import units
+from elit.cost import activation_bytes
 
 GB, TB = 1e9, 1e12
 
@@ -56,16 +53,16 @@ def load_of(name: str, side: int, group: int) -> Load:
     """Counted on the model, without its weights."""
     with torch.device("meta"):
         model = elit.create_model(name, input_size=side, group_size=group)
-    every = levels(model.latents)
+    every = model.levels.fractions()
     chosen = every if len(every) <= 16 else every[3::4]
     flops = sum(elit.count_flops(model, budget) for budget in chosen) / len(chosen)
     kept = activation_bytes(model, 1, 1.0, torch.bfloat16)
     model.set_checkpointing(True)
     saving = activation_bytes(model, 1, 1.0, torch.bfloat16)
     parameters = sum(p.numel() for p in model.parameters())
-    sides = [sorted(matrix.shape) for matrix in hidden_matrices(model)]
+    sides = [sorted(matrix.shape) for matrix in model.hidden_matrices()]
     muon = sum(5 * (4 * n**2 * m + 2 * n**3) for n, m in sides)
-    return Load(parameters, len(list(units(model))), 3 * flops, kept, saving, muon)
+    return Load(parameters, len(model.units()), 3 * flops, kept, saving, muon)
 
 
 def communication(load: Load, replicate: int, shard: int, machine: Machine) -> tuple[float, float]:

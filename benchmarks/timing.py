@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from elit.console import console as progress
-from elit.evaluation.cost import cpu_name
+from elit.cost import cpu_name
 
 PIPE_WIDTH = 165  # columns of a table where there is no terminal to ask
 

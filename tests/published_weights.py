@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from elit.backbones.layers import sincos_table
-from elit.elastic import Grid
+from elit.elastic.grid import Grid
 
 DATA = Path(__file__).parent / "data" / "published"
 SHAPES: dict[str, dict[str, list[int]]] = json.loads((DATA / "tensors.json").read_text())

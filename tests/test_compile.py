@@ -45,7 +45,7 @@ def test_an_exported_model_is_the_model(config):
     """torch.export of one budget, run on inputs that it was not traced with."""
     config = shortened(config)
     model = made(config)
-    form = model.at_budget(level_below_full(model.latents))
+    form = model.fixed(level=level_below_full(model.latents))
     x, t, y = inputs_of(config)
     exported = torch.export.export(form, (x, t, y)).module()
     others = x.flip(0) + 1, t.flip(0), y.flip(0)
@@ -57,7 +57,7 @@ def test_a_model_is_one_graph(config):
     """torch.compile with fullgraph=True finds no break, and the graph agrees on inputs of its shapes."""
     config = shortened(config)
     model = made(config)
-    form = model.at_budget(level_below_full(model.latents))
+    form = model.fixed(level=level_below_full(model.latents))
     x, t, y = inputs_of(config)
     compiled = torch.compile(form, fullgraph=True, backend="eager")
     compiled(x, t, y)
@@ -68,7 +68,7 @@ def test_a_model_is_one_graph(config):
 def test_machine_code_agrees_with_eager():
     """One tiny model through the default compiler."""
     config = elastic(input_size=4, patch_size=1, width=16, depth=1, head_depth=0, tail_depth=0)
-    form = made(config).at_budget(2)
+    form = made(config).fixed(level=2)
     with torch.no_grad():
         compiled = torch.compile(form, fullgraph=True)
         torch.testing.assert_close(compiled(*inputs_of(config)), form(*inputs_of(config)), **CLOSE)

@@ -89,26 +89,26 @@ def test_a_budget_per_sample_is_each_sample_alone(config, as_tensor):
 
 
 @every_model
-def test_at_budget_is_the_forward_at_that_budget(config):
+def test_fixed_is_the_forward_at_that_budget(config):
     """A count of latents (int) or a fraction (float), bit for bit, and with the model's own weights."""
     model = made(config)
     for k, budget in enumerate(fractions(model), start=1):
         expected = model(*inputs_of(config), budget)
-        assert torch.equal(model.at_budget(k)(*inputs_of(config)), expected)
-        assert torch.equal(model.at_budget(budget)(*inputs_of(config)), expected)
-    assert {id(p) for p in model.at_budget(1).parameters()} == {id(p) for p in model.parameters()}
+        assert torch.equal(model.fixed(level=k)(*inputs_of(config)), expected)
+        assert torch.equal(model.fixed(budget=budget)(*inputs_of(config)), expected)
+    assert {id(p) for p in model.fixed(level=1).parameters()} == {id(p) for p in model.parameters()}
 
 
 @every_model
-def test_at_budget_refuses_what_the_model_has_not(config):
+def test_fixed_refuses_what_the_model_has_not(config):
     """Counts from 1 to J and fractions in (0, 1]."""
     model = made(config)
     for k in (0, -1, model.latents + 1):
         with pytest.raises(ValueError, match=f"{k} latents .* has 1 to {model.latents}"):
-            model.at_budget(k)
+            model.fixed(level=k)
     for budget in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"{model.latents}/{model.latents}"):
-            model.at_budget(budget)
+            model.fixed(budget=budget)
 
 
 def idle_rows(model: DiT, name: str, grad: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def test_an_input_of_the_wrong_form_is_refused(config):
 
 def doubled(config: DiTConfig) -> DiTConfig:
     """The same model made for inputs of twice the width."""
-    height, width = DiT(config).input_shape
+    height, width = DiT(config).input.shape[1:]
     return dataclasses.replace(config, input_size=(height, 2 * width))
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from elit import DiT, Guidance, Path, Schedule
-from elit.elastic.budget import resolve
+from elit import DiT, FlowPath, Guidance, Schedule
+from elit.condition import Labels
 from elit.guidance import guided_velocity
-from elit.samplers import euler, euler_maruyama, heun
+from elit.samplers import Velocity, euler, euler_maruyama, even_times, heun, sde_times
 from elit.seeding import generator_for
 
 LABELS = torch.tensor([0, 3, 6])
@@ -29,6 +29,10 @@ def state(dtype: torch.dtype = torch.float64) -> Tensor:
     return torch.randn(3, 3, 8, 8, generator=generator_for("guidance test"), dtype=dtype)
 
 
+def velocity_of(model: DiT, labels: Tensor, budget: Any, guidance: Guidance) -> Velocity:
+    return guided_velocity(model, Labels(labels, model.null_class), budget, guidance)
+
+
 class Calls:
     """The model's calls, noted by a hook: batch, time, labels and level of each."""
 
@@ -38,9 +42,10 @@ class Calls:
         model.register_forward_pre_hook(self.note)
 
     def note(self, module: torch.nn.Module, args: tuple[Any, ...]) -> None:
-        x, t, y, budget = args
+        x, t, condition, budget = args
         assert t.unique().numel() == 1
-        self.noted.append((len(x), t[0].item(), y.tolist(), resolve(budget, self.model.latents, len(x))))
+        labels = condition.y if isinstance(condition, Labels) else condition
+        self.noted.append((len(x), t[0].item(), labels.tolist(), self.model.levels.resolve(budget, len(x))))
 
 
 def explicit(model: DiT, t: float, label: int | None, budget: Any) -> Tensor:
@@ -67,7 +72,7 @@ def test_formula(tiny: DiT, name: str) -> None:
     guidance, budget, weak_label, weak_budget = NAMED[name]
     v_cond, v_weak = explicit(tiny, 0.6, None, budget), explicit(tiny, 0.6, weak_label, weak_budget)
     assert (v_cond - v_weak).abs().max() > 1e-2
-    guided = guided_velocity(tiny, LABELS, budget, guidance)(state(), 0.6)
+    guided = velocity_of(tiny, LABELS, budget, guidance)(state(), 0.6)
     torch.testing.assert_close(guided, v_weak + guidance.scale * (v_cond - v_weak), rtol=1e-5, atol=1e-5)
 
 
@@ -77,7 +82,7 @@ def test_null_class_is_the_models_own(make_dit: Callable[..., DiT], classes: int
     model = make_dit(num_classes=classes)
     calls = Calls(model)
     labels = torch.tensor([0, classes - 1])
-    guided_velocity(model, labels, 1.0, Guidance(scale=2, weak_budget=0.5))(state()[:2], 0.5)
+    velocity_of(model, labels, 1.0, Guidance(scale=2, weak_budget=0.5))(state()[:2], 0.5)
     assert [(noted, level) for _, _, noted, level in calls.noted] == [([0, classes - 1], 4), ([classes] * 2, 2)]
 
 
@@ -85,11 +90,11 @@ def test_both_paths_share_a_call_where_their_budgets_agree(tiny: DiT) -> None:
     """CFG is one call of 2 B; a weak budget of the main level is the same; a lower one is two calls of B."""
     calls = Calls(tiny)
     both = [*LABELS.tolist(), NULL, NULL, NULL]
-    guided_velocity(tiny, LABELS, 0.5, Guidance(scale=2))(state(), 0.5)
-    guided_velocity(tiny, LABELS, 0.5, Guidance(scale=2, weak_budget=0.6))(state(), 0.5)
+    velocity_of(tiny, LABELS, 0.5, Guidance(scale=2))(state(), 0.5)
+    velocity_of(tiny, LABELS, 0.5, Guidance(scale=2, weak_budget=0.6))(state(), 0.5)
     assert calls.noted == [(6, 0.5, both, 2)] * 2
     calls.noted.clear()
-    guided_velocity(tiny, LABELS, 0.5, Guidance(scale=2, weak_budget=0.25))(state(), 0.5)
+    velocity_of(tiny, LABELS, 0.5, Guidance(scale=2, weak_budget=0.25))(state(), 0.5)
     assert calls.noted == [(3, 0.5, both[:3], 2), (3, 0.5, both[3:], 1)]
 
 
@@ -98,9 +103,9 @@ def test_many_images_run_in_two_passes_on_a_cpu(tiny: DiT) -> None:
     labels = torch.tensor([0, 3, 6, 1])
     x = torch.randn(4, 3, 8, 8, generator=generator_for("guidance test"), dtype=torch.float64)
     guidance = Guidance(scale=2.5)
-    alone = torch.cat([guided_velocity(tiny, labels[i : i + 1], 0.75, guidance)(x[i : i + 1], 0.5) for i in range(4)])
+    alone = torch.cat([velocity_of(tiny, labels[i : i + 1], 0.75, guidance)(x[i : i + 1], 0.5) for i in range(4)])
     calls = Calls(tiny)
-    together = guided_velocity(tiny, labels, 0.75, guidance)(x, 0.5)
+    together = velocity_of(tiny, labels, 0.75, guidance)(x, 0.5)
     assert [(count, given) for count, _, given, _ in calls.noted] == [(4, labels.tolist()), (4, [NULL] * 4)]
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
@@ -110,7 +115,7 @@ def test_scale_one_makes_no_weak_call(tiny: DiT, weak: dict[str, Any]) -> None:
     """For w = 1 the model runs once on B images, and its velocity is returned as it is."""
     expected = explicit(tiny, 0.5, None, 0.75)
     calls = Calls(tiny)
-    guided = guided_velocity(tiny, LABELS, 0.75, Guidance(scale=1.0, **weak))(state(), 0.5)
+    guided = velocity_of(tiny, LABELS, 0.75, Guidance(scale=1.0, **weak))(state(), 0.5)
     assert torch.equal(guided, expected)
     assert calls.noted == [(3, 0.5, LABELS.tolist(), 3)]
 
@@ -118,7 +123,7 @@ def test_scale_one_makes_no_weak_call(tiny: DiT, weak: dict[str, Any]) -> None:
 def test_interval_includes_its_ends(tiny: DiT) -> None:
     """Guided for t in [low, high]; outside the conditional velocity, and no weak call."""
     calls = Calls(tiny)
-    velocity = guided_velocity(tiny, LABELS, 1.0, Guidance(scale=3.0, interval=(0.25, 0.75)))
+    velocity = velocity_of(tiny, LABELS, 1.0, Guidance(scale=3.0, interval=(0.25, 0.75)))
     for t in (1.0, 0.76, 0.75, 0.5, 0.25, 0.24, 0.0):
         velocity(state(), t)
     assert [batch for batch, *_ in calls.noted] == [3, 3, 6, 6, 6, 3, 3]
@@ -166,8 +171,8 @@ def test_guiding_the_velocities_guides_the_drifts_of_the_sde(tiny: DiT) -> None:
         if k < steps - 1:
             x = x + (2 * t * (t - t_next)) ** 0.5 * sde_noise[k]
 
-    velocity = guided_velocity(tiny, LABELS, 0.75, guidance)
-    made = euler_maruyama(velocity, state(), steps, sde_noise, Path.LINEAR)
+    velocity = velocity_of(tiny, LABELS, 0.75, guidance)
+    made = euler_maruyama(velocity, state(), sde_times(steps), sde_noise, FlowPath.LINEAR)
     torch.testing.assert_close(made, x, rtol=1e-4, atol=1e-4)
 
 
@@ -175,7 +180,7 @@ def test_schedule_switches_levels_between_steps(tiny: DiT) -> None:
     """A piece holds while t is above its time: at t = 0.5 exactly the rest of the schedule has begun."""
     calls = Calls(tiny)
     schedule = Schedule(((0.75, 0.25), (0.5, 0.5)), 1.0)
-    euler(guided_velocity(tiny, LABELS, schedule, Guidance()), state(), 8)
+    euler(velocity_of(tiny, LABELS, schedule, Guidance()), state(), even_times(8))
     assert [(t, level) for _, t, _, level in calls.noted] == [
         (1.0, 1), (0.875, 1), (0.75, 2), (0.625, 2), (0.5, 4), (0.375, 4), (0.25, 4), (0.125, 4),
     ]  # fmt: skip
@@ -185,8 +190,12 @@ def test_schedule_and_guidance_together(tiny: DiT) -> None:
     """The weak path of CFG follows the schedule; that of cheap CFG stays at its own budget."""
     calls = Calls(tiny)
     schedule = Schedule(((0.5, 0.25),), 1.0)
-    heun(guided_velocity(tiny, LABELS, schedule, Guidance(scale=2)), state(), 2)
+    heun(velocity_of(tiny, LABELS, schedule, Guidance(scale=2)), state(), even_times(2))
     assert [(batch, t, level) for batch, t, _, level in calls.noted] == [(6, 1.0, 1), (6, 0.5, 4), (6, 0.5, 4)]
     calls.noted.clear()
-    euler(guided_velocity(tiny, LABELS, schedule, Guidance(scale=2, weak_budget=0.25)), state(), 2)
+    euler(
+        velocity_of(tiny, LABELS, schedule, Guidance(scale=2, weak_budget=0.25)),
+        state(),
+        even_times(2),
+    )
     assert [(batch, t, level) for batch, t, _, level in calls.noted] == [(6, 1.0, 1), (3, 0.5, 4), (3, 0.5, 1)]

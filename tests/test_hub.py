@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from elit import DiT, ElitPipeline
-from elit.bundled import Card, SamplingDefaults
+from elit.card import Card, SamplingDefaults
 
 PUSH = """
 import sys

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from elit import DiT, ElitPipeline, Guidance, Schedule, count_flops, load_model, sample
-from elit.bundled import Card, SamplingDefaults
+from elit.card import Card, SamplingDefaults
 from elit.codec import KLCodec, PixelCodec, load_codec
 from elit.pictures import to_image
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from elit import DiT, create_model, load_model, load_published
-from elit.bundled import Card, SamplingDefaults, load_card, save_card
+from elit.card import Card, SamplingDefaults, load_card, save_card
 from elit.cli import main
 from elit.published import FILES, LICENCE, published_names, read_published, wanted_tensors
 from published_weights import DATA, SHAPES, args_of, drawn_inputs, drawn_state, light_state, save_checkpoint, with_positions

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from elit.flow import Path
-from elit.samplers import Velocity, euler, euler_maruyama, heun
+from elit.flow import FlowPath
+from elit.samplers import Velocity, euler, euler_maruyama, even_times, heun, sde_times
 from elit.seeding import generator_for
 
-PATHS = list(Path)
+PATHS = list(FlowPath)
 MEAN, STD = 0.7, 0.4  # of the Gaussian data
 
 
-def coefficients(path: Path, t: float) -> tuple[float, float, float, float]:
+def coefficients(path: FlowPath, t: float) -> tuple[float, float, float, float]:
     """alpha, sigma and their derivatives, as the method's formulas write them."""
     if path == "linear":
         return 1 - t, t, -1.0, 1.0
@@ -25,7 +25,7 @@ def coefficients(path: Path, t: float) -> tuple[float, float, float, float]:
     return c, s, -quarter * s, quarter * c
 
 
-def exact_velocity(path: Path) -> Velocity:
+def exact_velocity(path: FlowPath) -> Velocity:
     """The velocity of data N(MEAN, STD^2): alpha' E[x | x_t] + sigma' E[noise | x_t] by the rule of joint normals."""
 
     def velocity(x_t: Tensor, t: float) -> Tensor:
@@ -64,10 +64,10 @@ class Recorded:
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(("sampler", "order"), [(euler, 1), (heun, 2)])
-def test_order_of_convergence(path: Path, sampler: Callable[..., Tensor], order: int) -> None:
+def test_order_of_convergence(path: FlowPath, sampler: Callable[..., Tensor], order: int) -> None:
     """The error to the exact map falls by 2^order when the steps double, to little."""
     noise, velocity = start(), exact_velocity(path)
-    errors = [(sampler(velocity, noise, n) - exact_data(noise)).abs().max().item() for n in (100, 200, 400)]
+    errors = [(sampler(velocity, noise, even_times(n)) - exact_data(noise)).abs().max().item() for n in (100, 200, 400)]
     for error, half in pairwise(errors):
         assert math.log2(error / half) == pytest.approx(order, abs=0.15)
     assert errors[-1] < {1: 2e-2, 2: 1e-3}[order]
@@ -77,7 +77,7 @@ def test_order_of_convergence(path: Path, sampler: Callable[..., Tensor], order:
 def test_euler_is_torchdiffeqs(steps: int) -> None:
     """Every state of Euler's method is that of torchdiffeq on the grid linspace(1, 0, steps + 1)."""
     states = []
-    euler(curved, start(), steps, lambda step, t, x: states.append(x))
+    euler(curved, start(), even_times(steps), lambda step, t, x: states.append(x))
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     expected = odeint(lambda t, x: curved(x, float(t)), start(), times, method="euler")
     torch.testing.assert_close(torch.stack(states), expected[1:], rtol=1e-12, atol=1e-12)
@@ -87,7 +87,7 @@ def test_euler_is_torchdiffeqs(steps: int) -> None:
 def test_heun_is_torchdiffeqs_but_for_an_euler_step_at_the_end(steps: int) -> None:
     """Heun's states are those of torchdiffeq, and the last step is not corrected."""
     states = []
-    heun(curved, start(), steps, lambda step, t, x: states.append(x))
+    heun(curved, start(), even_times(steps), lambda step, t, x: states.append(x))
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64)
     expected = odeint(lambda t, x: curved(x, float(t)), start(), times[:-1], method="heun2")
     torch.testing.assert_close(torch.stack(states[:-1]), expected[1:], rtol=1e-12, atol=1e-12)
@@ -96,7 +96,7 @@ def test_heun_is_torchdiffeqs_but_for_an_euler_step_at_the_end(steps: int) -> No
 
 
 def test_one_step_of_heun_is_eulers() -> None:
-    assert torch.equal(heun(curved, start(), 1), euler(curved, start(), 1))
+    assert torch.equal(heun(curved, start(), even_times(1)), euler(curved, start(), even_times(1)))
 
 
 @pytest.mark.parametrize("steps", [1, 4, 9])
@@ -104,11 +104,11 @@ def test_times_at_which_the_odes_ask_the_model(steps: int) -> None:
     """Euler asks once a step, Heun at both ends of every step but the last: n and 2n - 1 calls."""
     grid = [1 - k / steps for k in range(steps)]
     asked = Recorded(curved)
-    euler(asked, start(), steps)
+    euler(asked, start(), even_times(steps))
     assert asked.times == pytest.approx(grid)
 
     asked = Recorded(curved)
-    heun(asked, start(), steps)
+    heun(asked, start(), even_times(steps))
     assert asked.times == pytest.approx(sorted(grid + grid[1:], reverse=True))
     assert len(asked.times) == 2 * steps - 1
 
@@ -116,15 +116,15 @@ def test_times_at_which_the_odes_ask_the_model(steps: int) -> None:
 @pytest.mark.parametrize("steps", [2, 5, 20])
 def test_times_at_which_the_sde_asks_the_model(steps: int) -> None:
     """Euler-Maruyama asks at linspace(1, 0.04, n), the last time for the noiseless step to 0: n calls."""
-    asked, reached = Recorded(exact_velocity(Path.LINEAR)), []
+    asked, reached = Recorded(exact_velocity(FlowPath.LINEAR)), []
     noise = torch.zeros(steps - 1, *start().shape)
-    euler_maruyama(asked, start(), steps, noise, callback_on_step_end=lambda step, t, x: reached.append(t))
+    euler_maruyama(asked, start(), sde_times(steps), noise, callback_on_step_end=lambda step, t, x: reached.append(t))
     grid = [1 + (0.04 - 1) * k / (steps - 1) for k in range(steps)]
     assert asked.times == pytest.approx(grid)
     assert reached == pytest.approx([*grid[1:], 0.0])
 
 
-def literal_euler_maruyama(path: Path, x: Tensor, steps: int, sde_noise: Tensor) -> Tensor:
+def literal_euler_maruyama(path: FlowPath, x: Tensor, steps: int, sde_noise: Tensor) -> Tensor:
     """x <- x + (v - w s / 2) dt + sqrt(w |dt|) noise with w = 2t; s is (r v - x) / (sigma^2 - r sigma' sigma)."""
     times = [1 - 0.96 * k / (steps - 1) for k in range(steps)]
     for k in range(steps):
@@ -142,22 +142,22 @@ def literal_euler_maruyama(path: Path, x: Tensor, steps: int, sde_noise: Tensor)
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("steps", [2, 6])
-def test_euler_maruyama_is_the_literal_loop(path: Path, steps: int) -> None:
+def test_euler_maruyama_is_the_literal_loop(path: FlowPath, steps: int) -> None:
     """The same noise gives the same end as the formula written out."""
     sde_noise = torch.randn(steps - 1, *start().shape, generator=generator_for("sde"), dtype=torch.float64)
     expected = literal_euler_maruyama(path, start(), steps, sde_noise)
-    made = euler_maruyama(curved, start(), steps, sde_noise, path)
+    made = euler_maruyama(curved, start(), sde_times(steps), sde_noise, path)
     torch.testing.assert_close(made, expected, rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_euler_maruyama_ends_in_the_data_law(path: Path) -> None:
+def test_euler_maruyama_ends_in_the_data_law(path: FlowPath) -> None:
     """With the exact velocity the SDE ends in N(MEAN, STD^2), and much of the noise it started from is forgotten."""
     steps, count = 250, 20_000
     generator = generator_for("law", path)
     noise = torch.randn(count, 1, 1, 1, generator=generator, dtype=torch.float64)
     sde_noise = torch.randn(steps - 1, count, 1, 1, 1, generator=generator)
-    data = euler_maruyama(exact_velocity(path), noise, steps, sde_noise, path)
+    data = euler_maruyama(exact_velocity(path), noise, sde_times(steps), sde_noise, path)
     assert data.mean().item() == pytest.approx(MEAN, abs=0.015)
     assert data.std().item() == pytest.approx(STD, abs=0.015)
     correlation = torch.corrcoef(torch.stack([noise.flatten(), data.flatten()]))[0, 1].item()
@@ -168,9 +168,9 @@ def all_samplers() -> dict[str, Callable[..., Tensor]]:
     steps = 5
     sde_noise = torch.randn(steps - 1, *start().shape, generator=generator_for("sde"))
     return {
-        "euler": lambda v, x, c=None: euler(v, x, steps, c),
-        "heun": lambda v, x, c=None: heun(v, x, steps, c),
-        "euler_maruyama": lambda v, x, c=None: euler_maruyama(v, x, steps, sde_noise, callback_on_step_end=c),
+        "euler": lambda v, x, c=None: euler(v, x, even_times(steps), c),
+        "heun": lambda v, x, c=None: heun(v, x, even_times(steps), c),
+        "euler_maruyama": lambda v, x, c=None: euler_maruyama(v, x, sde_times(steps), sde_noise, callback_on_step_end=c),
     }
 
 
@@ -178,7 +178,7 @@ def all_samplers() -> dict[str, Callable[..., Tensor]]:
 def test_state_is_float64_though_the_model_answers_in_float32(name: str) -> None:
     """A float32 start and float32 velocities are summed in float64."""
     run = all_samplers()[name]
-    velocity = exact_velocity(Path.LINEAR)
+    velocity = exact_velocity(FlowPath.LINEAR)
     states = []
     single = run(Recorded(lambda x, t: velocity(x, t).float()), start().float(), lambda step, t, x: states.append(x.dtype))
     assert {*states, single.dtype} == {torch.float64}
@@ -189,7 +189,7 @@ def test_state_is_float64_though_the_model_answers_in_float32(name: str) -> None
 def test_callback_sees_every_step(name: str) -> None:
     """It is told 0, 1, ..., falling times down to 0, and the state, the last of which is returned."""
     seen = []
-    out = all_samplers()[name](exact_velocity(Path.LINEAR), start(), lambda *told: seen.append(told))
+    out = all_samplers()[name](exact_velocity(FlowPath.LINEAR), start(), lambda *told: seen.append(told))
     assert [step for step, _, _ in seen] == [0, 1, 2, 3, 4]
     times = [t for _, t, _ in seen]
     assert times == sorted(times, reverse=True)
@@ -200,7 +200,7 @@ def test_callback_sees_every_step(name: str) -> None:
 @pytest.mark.parametrize("name", list(all_samplers()))
 def test_callback_may_replace_the_state(name: str) -> None:
     """What the callback returns is where the next step starts, here a state known from a run without it."""
-    run, velocity, states = all_samplers()[name], exact_velocity(Path.LINEAR), []
+    run, velocity, states = all_samplers()[name], exact_velocity(FlowPath.LINEAR), []
     plain = run(velocity, start(), lambda step, t, x: states.append(x))
     replaced = run(velocity, start() + 10, lambda step, t, x: states[1] if step == 1 else None)
     assert torch.equal(replaced, plain)

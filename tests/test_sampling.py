@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from elit import DiT, Guidance, Path, Schedule, sample
+from elit import DiT, FlowPath, Guidance, Schedule, sample
 from elit.sampling import SAMPLERS, image_noise
 from elit.seeding import generator_for
 
@@ -95,8 +95,8 @@ def test_given_noise_is_used_and_the_seed_is_not(tiny: DiT) -> None:
     assert (zeros - images[0]).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("path", list(Path))
-def test_path_reaches_the_sde(tiny: DiT, path: Path) -> None:
+@pytest.mark.parametrize("path", list(FlowPath))
+def test_path_reaches_the_sde(tiny: DiT, path: FlowPath) -> None:
     """The drift uses the score of the path asked for, by name or as a value."""
     steps, noise, sde_noise = 2, some_noise(1), some_noise(1, 1)
     with torch.no_grad():

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from elit import DiT, load_model
+from elit.files import whole_folder, write_whole
 from elit.weights import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -17,8 +18,6 @@ from elit.weights import (
     load_tensors,
     read_tensors,
     save_weights,
-    whole_folder,
-    write_whole,
 )
 from models import ELASTIC, elastic, inputs_of, made
 

@@ -1,29 +1,59 @@
-"""ELIT: elastic diffusion transformers. One model, many budgets."""
+"""ELIT: elastic diffusion transformers. One model, many budgets.
 
-from elit.backbones.dit import DiT, DiTConfig
-from elit.backbones.presets import create_model, preset_names
-from elit.bundled import load_bundled
-from elit.elastic.budget import Schedule
-from elit.evaluation.cost import count_flops
-from elit.flow import Path, TimeLaw
-from elit.guidance import Guidance
-from elit.pipeline import ElitPipeline
-from elit.published import load_published
-from elit.sampling import sample
-from elit.target import Budget
-from elit.weights import load_model
+Importing `elit` loads nothing: every public name is fetched from its module when it is first used.
+"""
+
+import importlib
+import warnings
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from elit.backbones.config import DiTConfig
+    from elit.backbones.dit import DiT
+    from elit.backbones.table import create_model, preset_names
+    from elit.bundled import load_bundled
+    from elit.cost import count_flops
+    from elit.elastic.schedule import Schedule
+    from elit.errors import UserError
+    from elit.flow import FlowPath, TimeLaw
+    from elit.guidance import Guidance
+    from elit.pipeline import ElitPipeline
+    from elit.published import load_published
+    from elit.sampling import sample
+    from elit.target import Budget
+    from elit.weights import load_model
 
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Budget": "elit.target",
+    "DiT": "elit.backbones.dit",
+    "DiTConfig": "elit.backbones.config",
+    "ElitPipeline": "elit.pipeline",
+    "FlowPath": "elit.flow",
+    "Guidance": "elit.guidance",
+    "Schedule": "elit.elastic.schedule",
+    "TimeLaw": "elit.flow",
+    "UserError": "elit.errors",
+    "count_flops": "elit.cost",
+    "create_model": "elit.backbones.table",
+    "load_bundled": "elit.bundled",
+    "load_model": "elit.weights",
+    "load_published": "elit.published",
+    "preset_names": "elit.backbones.table",
+    "sample": "elit.sampling",
+}
 
 __all__ = [
     "Budget",
     "DiT",
     "DiTConfig",
     "ElitPipeline",
+    "FlowPath",
     "Guidance",
-    "Path",
     "Schedule",
     "TimeLaw",
+    "UserError",
     "__version__",
     "count_flops",
     "create_model",
@@ -33,3 +63,20 @@ __all__ = [
     "preset_names",
     "sample",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Path":  # the former name of FlowPath
+        warnings.warn(
+            "elit.Path is now elit.FlowPath, and will be gone in the next version", DeprecationWarning, stacklevel=2
+        )
+        name = "FlowPath"
+    if name == "evaluation":
+        return importlib.import_module("elit.evaluation")
+    if name not in _HOMES:
+        raise AttributeError(f"module 'elit' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

@@ -1,66 +1,13 @@
-"""The model that comes with the package, and its card."""
+"""The model that comes with the package."""
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from elit.backbones.dit import DiT
-from elit.flow import Path as FlowPath
-from elit.guidance import Guidance
-from elit.weights import load_model, write_whole
+from elit.elastic.model import ElasticModel
+from elit.weights import load_model
 
 FOLDER = Path(__file__).parent / "bundled"
-CARD_FILE = "card.json"
 
 
-@dataclass(frozen=True)
-class SamplingDefaults:
-    """Steps of the Euler sampler and scale of classifier-free guidance, as measured best for a model."""
-
-    steps: int = 25
-    guidance_scale: float = 2.0
-
-    @property
-    def guidance(self) -> Guidance:
-        return Guidance(scale=self.guidance_scale)
-
-
-@dataclass(frozen=True)
-class Card:
-    """What is known of a model beside its weights.
-
-    sampling: how to sample it. quality: as measured (see `reports.quality`). licence, source: of weights that
-    others made. path: of the flow that the model was trained on. label_names: of its classes, in order.
-    """
-
-    sampling: SamplingDefaults = SamplingDefaults()
-    quality: dict[str, Any] | None = None
-    licence: str | None = None
-    source: str | None = None
-    path: FlowPath = FlowPath.LINEAR
-    label_names: tuple[str, ...] = ()
-
-
-def load_bundled(device: str = "cpu") -> DiT:
+def load_bundled(device: str = "cpu") -> ElasticModel:
     """The bundled emoji model: 99 classes of 32 x 32 RGB pictures, sixteen budgets."""
     return load_model(FOLDER, device)
-
-
-def load_card(folder: Path = FOLDER) -> Card:
-    """The card of a model folder, or the defaults where it has none."""
-    file = folder / CARD_FILE
-    if not file.is_file():
-        return Card()
-    try:
-        values = json.loads(file.read_text(encoding="utf8"))
-        values["sampling"] = SamplingDefaults(**values["sampling"])
-        values["path"] = FlowPath(values.get("path", FlowPath.LINEAR))
-        values["label_names"] = tuple(str(name) for name in values.get("label_names", ()))
-        return Card(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} is not a model's card ({error}); fetch or write it again") from error
-
-
-def save_card(card: Card, folder: Path) -> None:
-    write_whole(folder / CARD_FILE, json.dumps(asdict(card), indent=2) + "\n")

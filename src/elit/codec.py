@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from elit.errors import UserError
 from elit.weights import digest_of
 
 KNOWN_CODECS = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
@@ -53,7 +54,7 @@ class KLCodec:
         self.side = 2 ** (len(config["block_out_channels"]) - 1)
         self.needs_float32 = bool(config.get("force_upcast", True))
         if config.get("latents_mean") is not None or config.get("latents_std") is not None:
-            raise ValueError("this AutoencoderKL normalises each channel by itself; give one with a scaling_factor alone")
+            raise UserError("this AutoencoderKL normalises each channel by itself; give one with a scaling_factor alone")
         self.name = f"AutoencoderKL {digest_of(autoencoder)} scale {self.scale:g} shift {self.shift:g}"
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> None:
@@ -67,11 +68,11 @@ class KLCodec:
     def encode_moments(self, images_BCHW: Tensor) -> Tensor:
         """(B, 2C, H / side, W / side) float32 of images in [-1, 1]: mean, then log-variance, of z, which is not scaled yet.
 
-        Raises ValueError for sides that are no multiples of `side`.
+        Raises UserError for sides that are no multiples of `side`.
         """
         height, width = images_BCHW.shape[-2:]
         if height % self.side or width % self.side:
-            raise ValueError(f"the codec needs sides that are multiples of {self.side}, and an image is {height} x {width}")
+            raise UserError(f"the codec needs sides that are multiples of {self.side}, and an image is {height} x {width}")
         with torch.autocast(images_BCHW.device.type, enabled=False):  # whatever precision its caller trains in
             moments: Tensor = self.autoencoder.encode(self._as_input(images_BCHW)).latent_dist.parameters
         return moments.float()
@@ -93,15 +94,13 @@ def moments_to_latents(
 
     values: "moments", mean and log-variance, which is clamped to [-30, 20] as diffusers does; "mean-std", mean and standard
     deviation; both are 2C channels, and z = mean + deviation x noise. "samples": C channels, z itself; noise is not used.
-    Raises ValueError for another number of channels.
+    Raises UserError for another number of channels.
     """
     channels = noise_BChw.shape[1]
     wanted = channels if values == "samples" else 2 * channels
     if stored_BMhw.shape[1] != wanted:
         stored = stored_BMhw.shape[1]
-        raise ValueError(
-            f"{channels} channels of latents stored as {values} are {wanted} channels on disk, and not {stored}"
-        )
+        raise UserError(f"{channels} channels of latents stored as {values} are {wanted} channels on disk, and not {stored}")
     if values == "samples":
         return scale * (stored_BMhw - shift)
     mean, spread = stored_BMhw.chunk(2, dim=1)
@@ -114,23 +113,23 @@ def moments_to_latents(
 def load_codec(name: str | None, channels: int, device: torch.device) -> Codec:
     """The codec of a model whose output has `channels`: none for pixels, else an AutoencoderKL by folder or hub id.
 
-    `name` may be "ema" or "mse", the two decoders of Stable Diffusion. Raises ValueError for a latent model without a
+    `name` may be "ema" or "mse", the two decoders of Stable Diffusion. Raises UserError for a latent model without a
     codec, a codec of another number of channels, or one that cannot be read or fetched.
     """
     if name is None:
         if channels != 3:
-            raise ValueError(
+            raise UserError(
                 f"the model makes latents of {channels} channels; give their decoder with --codec, such as --codec ema"
             )
         return PixelCodec()
     codec = load_autoencoder(name, device)
     if codec.channels != channels:
-        raise ValueError(f"the codec {name} decodes {codec.channels} channels; the model makes {channels}")
+        raise UserError(f"the codec {name} decodes {codec.channels} channels; the model makes {channels}")
     return codec
 
 
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> KLCodec:
-    """An AutoencoderKL by folder or hub id, or "ema" or "mse", in float32. Raises ValueError where there is none.
+    """An AutoencoderKL by folder or hub id, or "ema" or "mse", in float32. Raises UserError where there is none.
 
     A folder of a hub's repository is written behind its id, such as "black-forest-labs/FLUX.1-dev/vae".
     """
@@ -146,5 +145,5 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> KLCodec:
         )
     except (OSError, ValueError, KeyError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ValueError(f"no AutoencoderKL could be loaded from {name!r} ({why}); give a folder that holds one") from error
+        raise UserError(f"no AutoencoderKL could be loaded from {name!r} ({why}); give a folder that holds one") from error
     return KLCodec(autoencoder.to(device))

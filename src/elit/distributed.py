@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
+from elit.errors import UserError
+
 T = TypeVar("T")
 
 
@@ -57,7 +59,7 @@ def is_main() -> bool:
 def local_device(name: str) -> torch.device:
     """ "auto" is this process's own GPU where there are any, and the CPU otherwise.
 
-    Raises ValueError for a device that is not there.
+    Raises UserError for a device that is not there.
     """
     if name in ("auto", "cuda") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
@@ -66,7 +68,7 @@ def local_device(name: str) -> torch.device:
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
+        raise UserError(f"device {name!r} cannot be used here ({str(error).splitlines()[0]}); try --device cpu") from error
 
 
 @contextmanager
@@ -218,15 +220,15 @@ def own_share(count: int) -> range:
 def mesh_size(replicate: int, shard: int | None) -> tuple[int, int]:
     """(replicate, shard) for all processes; `shard` None is all that `replicate` leaves.
 
-    Raises ValueError where their product is not the number of processes.
+    Raises UserError where their product is not the number of processes.
     """
     world = world_size()
     if replicate < 1 or (shard is not None and shard < 1):
-        raise ValueError(f"parallel.replicate {replicate} and parallel.shard {shard} are at least 1")
+        raise UserError(f"parallel.replicate {replicate} and parallel.shard {shard} are at least 1")
     fitting = world % replicate == 0 if shard is None else replicate * shard == world
     if not fitting:
         asked = f"parallel.replicate {replicate}" + ("" if shard is None else f" x parallel.shard {shard}")
-        raise ValueError(f"{asked} does not fit {world} processes; give factors whose product is {world}")
+        raise UserError(f"{asked} does not fit {world} processes; give factors whose product is {world}")
     return replicate, world // replicate if shard is None else shard
 
 

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elit.errors import UserError
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OF_HEADS = ("pooler", "head", "mask_token")  # weights that patch tokens do not depend on
 INPUT_OF_256 = 224  # pixels of the encoder's input for 256 pixels of the image
@@ -25,7 +27,7 @@ class VisionEncoder:
         config = getattr(model.config, "vision_config", model.config)
         patch = getattr(config, "patch_size", None)
         if not isinstance(patch, int):
-            raise ValueError(f"{name} is no vision transformer with square patches; give one, such as facebook/dinov2-base")
+            raise UserError(f"{name} is no vision transformer with square patches; give one, such as facebook/dinov2-base")
         self.model, self.name, self.patch, self.width = model.eval().requires_grad_(False), name, patch, config.hidden_size
         self.column = Path(name).name
         self.mean, self.std = (torch.tensor(values).view(1, 3, 1, 1) for values in normalisation)
@@ -47,7 +49,7 @@ class VisionEncoder:
         """(B, T, D) float32 tokens of uint8 images (B, 3, H, W), row by row of `grid(H, W)`; no class or register tokens.
 
         The input is pixels / 255, normalised, resampled (bicubic) to 224 pixels for 256 (REPA, Yu et al., 2024).
-        Raises ValueError for an encoder whose tokens do not fit its grid, such as a hierarchical one.
+        Raises UserError for an encoder whose tokens do not fit its grid, such as a hierarchical one.
         """
         device = next(self.model.parameters()).device
         rows, columns = self.grid(images_BCHW.shape[-2], images_BCHW.shape[-1])
@@ -55,7 +57,7 @@ class VisionEncoder:
         pixels = F.interpolate(pixels, (rows * self.patch, columns * self.patch), mode="bicubic")
         tokens_BTD: Tensor = self.model(pixels, **self.options).last_hidden_state
         if tokens_BTD.ndim != 3 or tokens_BTD.shape[1] < rows * columns:
-            raise ValueError(
+            raise UserError(
                 f"{self.name} makes {tuple(tokens_BTD.shape[1:])} for {rows} x {columns} patches, not a token for each;"
                 " give a plain vision transformer, such as facebook/dinov2-base"
             )
@@ -65,7 +67,7 @@ class VisionEncoder:
 def load_encoder(name: str, device: torch.device | str = "cpu") -> VisionEncoder:
     """The vision encoder of a folder or hub id, in float32, normalised as its own preprocessor_config.json says, if at all.
 
-    Raises ValueError as `load_backbone` does, and for one that is no vision transformer.
+    Raises UserError as `load_backbone` does, and for one that is no vision transformer.
     """
     model, file = load_backbone(name), preprocessor_file(name)
     return VisionEncoder(model, name, IMAGENET if file is None else normalisation_in(file)).to(device)
@@ -82,7 +84,7 @@ def preprocessor_file(name: str) -> Path | None:
 def load_backbone(name: str) -> Any:
     """What `transformers.AutoModel` makes of a folder or hub id, in float32 whatever the weights are kept in, frozen.
 
-    Raises ValueError for one that cannot be read or fetched, or lacks weights, which would be drawn instead.
+    Raises UserError for one that cannot be read or fetched, or lacks weights, which would be drawn instead.
     """
     from transformers import AutoModel
 
@@ -90,13 +92,13 @@ def load_backbone(name: str) -> Any:
         found = AutoModel.from_pretrained(name, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
         why = " ".join(str(error).split())[:200]
-        raise ValueError(
+        raise UserError(
             f"no vision model could be loaded from {name!r} ({why}); fetch it where there is a network with"
             f" `hf download {name}`, or give a folder with its config.json and model.safetensors"
         ) from error
     model, report = found
     if missing := [key for key in report["missing_keys"] if not any(part in key for part in OF_HEADS)]:
-        raise ValueError(f"{name} lacks weights of its own, such as {sorted(missing)[0]}; fetch or write it again")
+        raise UserError(f"{name} lacks weights of its own, such as {sorted(missing)[0]}; fetch or write it again")
     return model.eval().requires_grad_(False)
 
 

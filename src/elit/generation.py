@@ -27,17 +27,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from elit.backbones.dit import DiT
 from elit.codec import Codec, PixelCodec
 from elit.console import console, progress_bar
-from elit.data.images import as_tensor, to_float, to_uint8
 from elit.distributed import barrier, is_main, rank, world_size
-from elit.elastic.budget import Schedule, level_of
+from elit.elastic.model import ElasticModel
+from elit.elastic.schedule import Schedule
+from elit.errors import UserError
+from elit.files import write_whole, written_whole
 from elit.guidance import Guidance
 from elit.labels import LabelRule
 from elit.pictures import save_png, tile
+from elit.pixels import as_tensor, to_float, to_uint8
 from elit.sampling import image_noise, sample
-from elit.weights import fingerprint, write_whole, written_whole
+from elit.weights import fingerprint
 
 SETTINGS_FILE, LABELS_FILE, SHEET_FILE = "settings.json", "dataset.json", "sheet.png"
 SHEET_IMAGES = 64
@@ -61,14 +63,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.tile < 1:
-            raise ValueError(f"a tile holds at least 1 image, not {self.tile}")
+            raise UserError(f"a tile holds at least 1 image, not {self.tile}")
 
-    def settings(self, model: DiT, codec: Codec) -> dict[str, Any]:
+    def settings(self, model: ElasticModel, codec: Codec) -> dict[str, Any]:
         """All that changes pixels, as settings.json holds it; budgets are written as the levels that they run."""
         parameter = next(model.parameters())
 
         def level(budget: float | None) -> str | None:
-            return None if budget is None else f"{level_of(budget, model.latents)}/{model.latents}"
+            return None if budget is None else model.levels.name(model.levels.of(budget))
 
         schedule = self.budget if isinstance(self.budget, Schedule) else Schedule(otherwise=self.budget)
         return {
@@ -86,11 +88,11 @@ class Recipe:
             "device": parameter.device.type,
         }
 
-    def images(self, model: DiT, codec: Codec, tile: int) -> Tensor:
+    def images(self, model: ElasticModel, codec: Codec, tile: int) -> Tensor:
         """(tile, 3, H, W) in [-1, 1]: the whole tile of that number."""
         first = tile * self.tile
         labels = [self.labels.label(self.seed, first + i) for i in range(self.tile)]
-        shape = (self.tile, model.config.in_channels, *model.input_shape)
+        shape = (self.tile, *model.input.shape)
         sde_noise = None
         if self.sampler == "euler_maruyama":
             sde_noise = image_noise(self.seed, (self.tile, self.steps - 1, *shape[1:]), "sde", first).transpose(0, 1)
@@ -114,16 +116,16 @@ def image_name(index: int) -> str:
 
 
 def generate(
-    model: DiT, recipe: Recipe, count: int, out: Path, codec: Codec | None = None, batch: int = 1, npz: bool = False
+    model: ElasticModel, recipe: Recipe, count: int, out: Path, codec: Codec | None = None, batch: int = 1, npz: bool = False
 ) -> Path:
     """Makes the images 0 .. count - 1 that are not there yet, and returns their folder, OUT/KEY.
 
     batch: tiles sampled between two hand-overs to the writers. Every process of a torchrun calls this with the same
-    arguments. Raises ValueError for a folder of other settings, and OSError where a file cannot be written; what is
+    arguments. Raises UserError for a folder of other settings, and OSError where a file cannot be written; what is
     finished is kept, and the same call goes on.
     """
     if count < 1 or batch < 1:
-        raise ValueError(f"at least one image and one tile are made at a time, not {count} and {batch}")
+        raise UserError(f"at least one image and one tile are made at a time, not {count} and {batch}")
     codec = codec or PixelCodec()
     folder = open_folder(out, recipe.settings(model, codec))
     tiles = [tile for tile in range(rank(), -(-count // recipe.tile), world_size()) if missing(folder, recipe, tile, count)]
@@ -144,7 +146,7 @@ def generate(
 
 
 def open_folder(out: Path, settings: dict[str, Any]) -> Path:
-    """OUT/KEY, made or found. Raises ValueError where it, or OUT itself, holds a sample of other settings."""
+    """OUT/KEY, made or found. Raises UserError where it, or OUT itself, holds a sample of other settings."""
     text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
     folder = out / hashlib.sha256(text.encode()).hexdigest()[:12]
     for place in (out, folder):
@@ -152,7 +154,7 @@ def open_folder(out: Path, settings: dict[str, Any]) -> Path:
             continue
         found = (place / SETTINGS_FILE).read_text(encoding="utf8")
         if found != text:
-            raise ValueError(f"{place} holds images of other settings ({_differing(found, text)}); give another --out")
+            raise UserError(f"{place} holds images of other settings ({_differing(found, text)}); give another --out")
         return place
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / SETTINGS_FILE, text)

@@ -3,14 +3,15 @@
 import re
 from pathlib import Path
 
-from elit.bundled import CARD_FILE
+from elit.card import CARD_FILE
+from elit.errors import UserError
 from elit.weights import CONFIG_FILE, WEIGHTS_FILE
 
 
 def from_hub(repository: str, files: list[str], remedy: str) -> Path:
     """A folder with these files of a hub's repository ("user/name"), downloaded once into the hub's own cache.
 
-    The first file must be there; the others may be. Raises ValueError, ending in the remedy, where it cannot be had.
+    The first file must be there; the others may be. Raises UserError, ending in the remedy, where it cannot be had.
     """
     from huggingface_hub import snapshot_download
 
@@ -21,13 +22,13 @@ def from_hub(repository: str, files: list[str], remedy: str) -> Path:
         why = f"it holds no {files[0]}, or only its other files were fetched before"
     except Exception as error:  # no network, no such repository, a broken cache: each has its own kinds of exception
         why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    raise ValueError(f"could not fetch {files[0]} of {repository} from the hub ({why}); {remedy}")
+    raise UserError(f"could not fetch {files[0]} of {repository} from the hub ({why}); {remedy}")
 
 
 def model_folder(name: str | Path) -> Path:
     """A folder of that name, or that of the hub's model of that id ("user/model").
 
-    Raises ValueError where there is neither, or the hub cannot be reached.
+    Raises UserError where there is neither, or the hub cannot be reached.
     """
     folder = Path(name)
     if folder.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):

@@ -8,8 +8,9 @@ from typing import Literal
 
 import torch
 
-from elit.backbones.presets import suggest
+from elit.errors import UserError
 from elit.seeding import generator_for
+from elit.words import suggest
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class LabelRule:
 def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> LabelRule:
     """ "uniform", "balanced", a list of numbers or names ("3,heart"), ranges ("0-9"), or a file with one label per line.
 
-    Raises ValueError for a label that the model does not have; a file's error names the line.
+    Raises UserError for a label that the model does not have; a file's error names the line.
     """
     if text == "uniform":
         return LabelRule("uniform", classes)
@@ -52,16 +53,16 @@ def _file_labels(file: Path, classes: int, names: Sequence[str]) -> list[int]:
     try:
         lines = file.read_text(encoding="utf8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is not a text file ({error}); write one label per line") from error
+        raise UserError(f"{file} is not a text file ({error}); write one label per line") from error
     values = []
     for number, line in enumerate(lines, start=1):
         if line.strip():
             try:
                 values.append(label_index(line.strip(), classes, names))
             except ValueError as error:
-                raise ValueError(f"line {number} of {file}: {error}") from error
+                raise UserError(f"line {number} of {file}: {error}") from error
     if not values:
-        raise ValueError(f"{file} holds no labels; write one per line")
+        raise UserError(f"{file} holds no labels; write one per line")
     return values
 
 
@@ -71,12 +72,12 @@ def _one_part(text: str, classes: int, names: Sequence[str]) -> list[int]:
         return [label_index(text, classes, names)]
     first, last = (label_index(end, classes, names) for end in ends.groups())
     if last < first:
-        raise ValueError(f"the range {text} runs backwards; write {last}-{first}")
+        raise UserError(f"the range {text} runs backwards; write {last}-{first}")
     return list(range(first, last + 1))
 
 
 def label_index(text: str, classes: int, names: Sequence[str] = ()) -> int:
-    """The index of a label given by name or number. Raises ValueError, naming close ones, for one that is not there."""
+    """The index of a label given by name or number. Raises UserError, naming close ones, for one that is not there."""
     if text in names:
         return list(names).index(text)
     if text.isascii() and text.isdigit() and int(text) < classes:
@@ -84,4 +85,4 @@ def label_index(text: str, classes: int, names: Sequence[str] = ()) -> int:
     numeric = text.lstrip("-").isdigit()
     known = f"labels are 0 to {classes - 1}" if numeric or not names else suggest(text, list(names))
     file = " (and no such file)" if "/" in text or text.endswith(".txt") else ""
-    raise ValueError(f"there is no label {text!r}{file}; {known}")
+    raise UserError(f"there is no label {text!r}{file}; {known}")

@@ -13,6 +13,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from elit.errors import UserError
+
 HARMLESS = ("torch.", "argparse.Namespace", "collections.OrderedDict", "_codecs.encode")  # what a torch.save may name
 LARGEST = 2**26  # bytes of a pickle, whose tensors lie elsewhere
 
@@ -21,10 +23,10 @@ def read_pickle(file: Path) -> Any:
     """What `torch.save` put into a file: tensors, containers, plain values and argparse.Namespace, and nothing else.
 
     Tensors are mapped from the disk where the format allows, so what is not used is not read into memory.
-    Raises ValueError for a file that is not there, is damaged, or asks for any other name of Python, which is told.
+    Raises UserError for a file that is not there, is damaged, or asks for any other name of Python, which is told.
     """
     if not file.is_file():
-        raise ValueError(f"there is no file {file}")
+        raise UserError(f"there is no file {file}")
     with file.open("rb") as stream:
         is_zip = stream.read(4) == b"PK\x03\x04"  # torch's older format cannot be mapped
     try:
@@ -34,11 +36,11 @@ def read_pickle(file: Path) -> Any:
     except Exception as error:  # bytes chosen by anyone can make the reader raise anything
         name = refused_name(error, file, is_zip)
         if name is not None:
-            raise ValueError(
+            raise UserError(
                 f"{file} asks for {name}, which could run code and which no weights need; it was refused and nothing of it"
                 " ran; take weights from a source that you trust"
             ) from error
-        raise ValueError(f"{file} is damaged, cut short, or no plain torch.save of weights; fetch it again") from error
+        raise UserError(f"{file} is damaged, cut short, or no plain torch.save of weights; fetch it again") from error
 
 
 def refused_name(error: Exception, file: Path, is_zip: bool) -> str | None:
@@ -100,12 +102,12 @@ class PlainType:
 
     def __init__(self, code: str, *ignored: Any) -> None:
         if code not in ("f2", "f4", "f8", "i4", "i8"):
-            raise ValueError(f"an array of {code!r}")
+            raise UserError(f"an array of {code!r}")
         self.numpy = np.dtype("<" + code)
 
     def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", "="):
-            raise ValueError(f"an array of byte order {state[1]!r}")
+            raise UserError(f"an array of byte order {state[1]!r}")
 
 
 class ArrayUnpickler(pickle.Unpickler):
@@ -132,20 +134,20 @@ class RefusedNameError(Exception):
 def read_arrays(file: Path) -> Any:
     """What `pickle.dump` put into a file: containers, plain values and numpy arrays of numbers, and nothing else.
 
-    Raises ValueError for a file that is not there, is damaged, or asks for any other name of Python, which is told.
+    Raises UserError for a file that is not there, is damaged, or asks for any other name of Python, which is told.
     """
     if not file.is_file():
-        raise ValueError(f"there is no file {file}")
+        raise UserError(f"there is no file {file}")
     try:
         with file.open("rb") as stream:
             return _plain(ArrayUnpickler(stream).load())
     except RefusedNameError as error:
-        raise ValueError(
+        raise UserError(
             f"{file} asks for {error}, which could run code and which no statistics need; it was refused and nothing of it"
             " ran; take statistics from a source that you trust"
         ) from error
     except Exception as error:  # bytes chosen by anyone can make the reader raise anything
-        raise ValueError(f"{file} is damaged, or no pickle of plain arrays ({error}); fetch it again") from error
+        raise UserError(f"{file} is damaged, or no pickle of plain arrays ({error}); fetch it again") from error
 
 
 def _plain(value: Any) -> Any:

@@ -1,14 +1,14 @@
 """Images for people: grids of samples with labels, as PNG files."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.data.images import to_uint8
-from elit.weights import written_whole
+from elit.errors import UserError
+from elit.files import written_whole
+from elit.pixels import to_uint8
 
 
 def tile(images_NCHW: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Image.Image:
@@ -26,7 +26,7 @@ def tile(images_NCHW: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Ima
 def pairs(left_NCHW: Tensor, right_NCHW: Tensor, columns: int, scale: int = 1) -> Image.Image:
     """Images side by side without a gap, such as a sample | the nearest real picture; the pairs row by row."""
     if left_NCHW.shape != right_NCHW.shape:
-        raise ValueError(f"pairs are of one size, not {tuple(left_NCHW.shape)} and {tuple(right_NCHW.shape)}")
+        raise UserError(f"pairs are of one size, not {tuple(left_NCHW.shape)} and {tuple(right_NCHW.shape)}")
     return tile(torch.cat([left_NCHW, right_NCHW], dim=3), columns, scale, gap=4 * scale)
 
 
@@ -39,9 +39,3 @@ def save_png(image: Image.Image, file: Path, optimize: bool = True) -> None:
     """Writes a PNG, whole or not at all; `optimize` makes it a little smaller in several times the time."""
     with written_whole(file) as part:
         image.save(part, format="PNG", optimize=optimize)
-
-
-def spread(count: int, total: int) -> Sequence[int]:
-    """`count` indices spread evenly over range(total); all of them where there are fewer."""
-    count = min(count, total)
-    return [i * total // count for i in range(count)]

@@ -8,11 +8,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from elit.backbones.dit import DiT
-from elit.bundled import FOLDER, Card, load_card, save_card
+from elit.bundled import FOLDER
+from elit.card import Card, load_card, save_card
 from elit.codec import Codec, load_codec
-from elit.elastic.budget import Schedule, levels
-from elit.evaluation.cost import count_flops
+from elit.cost import count_flops
+from elit.elastic.model import ElasticModel
+from elit.elastic.schedule import Schedule
+from elit.errors import UserError
+from elit.files import whole_folder
 from elit.guidance import Guidance
 from elit.hub import model_folder
 from elit.labels import label_index
@@ -20,7 +23,7 @@ from elit.pictures import to_image
 from elit.samplers import Callback
 from elit.sampling import sample
 from elit.target import Budget
-from elit.weights import load_model, save_weights, whole_folder
+from elit.weights import load_model, save_weights
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class PipelineOutput:
 class ElitPipeline:
     """A model with its card and codec: `ElitPipeline.from_pretrained(FOLDER)(labels=[207], budget=0.25).images`."""
 
-    def __init__(self, model: DiT, card: Card | None = None, codec: Codec | None = None) -> None:
+    def __init__(self, model: ElasticModel, card: Card | None = None, codec: Codec | None = None) -> None:
         self.model, self.card, self.codec = model.eval(), card or Card(), codec
 
     @classmethod
@@ -43,11 +46,11 @@ class ElitPipeline:
         """The pipeline of a model folder or hub id; None: the bundled model.
 
         codec: for latent models, an AutoencoderKL by folder or hub id ("ema", "mse"); it may be given later, as `.codec`.
-        Raises ValueError for what cannot be found, fetched or read.
+        Raises UserError for what cannot be found, fetched or read.
         """
         folder = FOLDER if name is None else model_folder(name)
         model = load_model(folder)
-        channels = model.config.in_channels
+        channels = model.input.channels
         found = load_codec(codec, channels, torch.device("cpu")) if codec is not None or channels == 3 else None
         return cls(model, load_card(folder), found)
 
@@ -91,12 +94,12 @@ class ElitPipeline:
             seed: image i's noise comes from (seed, i). generator: draws the noise instead.
             output_type: "pil" images, "np" (B, H, W, 3) in [0, 1], "pt" (B, 3, H, W) in [0, 1], or the model's own "latent".
 
-        Raises ValueError for a label, budget or count of steps that cannot be.
+        Raises UserError for a label, budget or count of steps that cannot be.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
-            raise ValueError(f"unknown output_type {output_type!r}; known: pil, np, pt, latent")
+            raise UserError(f"unknown output_type {output_type!r}; known: pil, np, pt, latent")
         if self.codec is None and output_type != "latent":
-            raise ValueError("the model makes latents; give from_pretrained a codec, or ask for output_type='latent'")
+            raise UserError("the model makes latents; give from_pretrained a codec, or ask for output_type='latent'")
         listed = [labels] if isinstance(labels, int | str) else list(labels)
         chosen = [self.label(label) for label in listed]
         run = Budget.parse(budget, self.model, len(chosen)) if isinstance(budget, str) else budget
@@ -121,12 +124,12 @@ class ElitPipeline:
     def label(self, label: int | str | Tensor) -> int:
         """The index of a label given by name or number."""
         if isinstance(label, str):
-            return label_index(label, self.model.config.num_classes, self.card.label_names)
+            return label_index(label, self.model.null_class, self.card.label_names)
         return int(label)
 
     def noise(self, count: int, generator: torch.Generator) -> Tensor:
         """Standard normal (count, C, H, W) from the generator, on its own device."""
-        shape = (count, self.model.config.in_channels, *self.model.input_shape)
+        shape = (count, *self.model.input.shape)
         return torch.randn(shape, generator=generator, device=generator.device)
 
     def finish(self, x: Tensor, output_type: str) -> Any:
@@ -143,11 +146,11 @@ class ElitPipeline:
     def save_pretrained(self, folder: str | Path) -> Path:
         """Writes config.json, model.safetensors, card.json and README.md, a model card with the table of budgets.
 
-        Raises ValueError where the folder exists and holds something else than a model.
+        Raises UserError where the folder exists and holds something else than a model.
         """
         folder = Path(folder)
         if folder.exists() and any(folder.iterdir()) and not (folder / "model.safetensors").is_file():
-            raise ValueError(f"{folder} holds something else; give a new folder")
+            raise UserError(f"{folder} holds something else; give a new folder")
         with whole_folder(folder) as part:
             save_weights(self.model, part)
             save_card(self.card, part)
@@ -171,14 +174,14 @@ class ElitPipeline:
         lines = ["---", "library_name: elit", "tags: [diffusion, elit]", "---", "# An elastic diffusion transformer", ""]
         lines += [f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters, {config.num_classes} classes,"]
         lines += [
-            f"inputs of {config.in_channels} x {self.model.input_shape[0]} x {self.model.input_shape[1]}. Sampled with"
+            f"inputs of {config.in_channels} x {self.model.input.shape[1]} x {self.model.input.shape[2]}. Sampled with"
         ]
         lines += [
             f"{self.card.sampling.steps} steps and guidance {self.card.sampling.guidance_scale:g} unless asked otherwise.",
             "",
         ]
         lines += ["| budget | GFLOPs | Fréchet distance | in the asked category |", "|---|---|---|---|"]
-        for k, budget in enumerate(levels(self.model.latents), start=1):
+        for k, budget in enumerate(self.model.levels.fractions(), start=1):
             row = quality.get(budget, {})
             figures = [
                 f"{row[name]:.{digits}f}" if name in row else "" for name, digits in (("frechet", 1), ("accuracy", 3))

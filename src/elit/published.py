@@ -14,14 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elit.backbones.dit import DiT, DiTConfig
+from elit.backbones.config import DiTConfig
 from elit.backbones.layers import sincos_table
-from elit.backbones.presets import PATCHES, SIZES, preset_config, suggest
-from elit.bundled import CARD_FILE, Card, SamplingDefaults, save_card
-from elit.flow import Path as FlowPath
+from elit.backbones.table import PATCHES, SIZES, preset_config
+from elit.card import CARD_FILE, Card, SamplingDefaults, save_card
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
+from elit.files import whole_folder
+from elit.flow import FlowPath
 from elit.hub import from_hub
 from elit.pickles import read_pickle
-from elit.weights import CONFIG_FILE, WEIGHTS_FILE, check_fit, empty_model, save_weights, whole_folder
+from elit.weights import CONFIG_FILE, WEIGHTS_FILE, check_fit, empty_model, save_weights
+from elit.words import suggest
 
 REPOSITORY = "mali6/elit"
 FILES = [
@@ -126,7 +130,7 @@ class Setting:
 class Published:
     """A checkpoint as a model, with what else was learned of it. dropped: tensors that only training needs."""
 
-    model: DiT
+    model: ElasticModel
     source: str
     weights: str
     settings: dict[str, Setting]
@@ -148,7 +152,7 @@ class Published:
         return notes
 
 
-def load_published(checkpoint: str | Path, /, weights: str = "ema", **given: str | int | bool | None) -> DiT:
+def load_published(checkpoint: str | Path, /, weights: str = "ema", **given: str | int | bool | None) -> ElasticModel:
     """The model of one of the authors' checkpoints, in float32 and eval mode; its licence and what was assumed are logged.
 
     Args:
@@ -157,7 +161,7 @@ def load_published(checkpoint: str | Path, /, weights: str = "ema", **given: str
         given: what the file's own `args` leave out: model, resolution, num_classes, head_depth, tail_depth, group_size,
             qk_norm, path. What nobody says is as in the authors' defaults.
 
-    Raises ValueError for a file that is damaged, asks to run code, is of another architecture, or contradicts `given`.
+    Raises UserError for a file that is damaged, asks to run code, is of another architecture, or contradicts `given`.
     """
     published = read_published(checkpoint, weights, **given)
     for note in published.notes:
@@ -174,25 +178,25 @@ def import_published(published: Published, out: Path) -> None:
 
 
 def check_target(out: Path, overwrite: bool) -> None:
-    """Raises ValueError where a model folder cannot be written without losing something."""
+    """Raises UserError where a model folder cannot be written without losing something."""
     if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give a folder")
+        raise UserError(f"{out} is a file; give a folder")
     held = {entry.name for entry in out.iterdir()} if out.exists() else set()
     if others := sorted(held - {CONFIG_FILE, WEIGHTS_FILE, CARD_FILE}):
-        raise ValueError(f"{out} holds other files, such as {others[0]}; give another folder")
+        raise UserError(f"{out} holds other files, such as {others[0]}; give another folder")
     if held and not overwrite:
-        raise ValueError(f"{out} holds a model already; give another folder, or --overwrite")
+        raise UserError(f"{out} holds a model already; give another folder, or --overwrite")
 
 
 def read_published(checkpoint: str | Path, /, weights: str = "ema", **given: str | int | bool | None) -> Published:
     """A published checkpoint and all that is known of it; arguments and errors as of `load_published`."""
     for name in given:
         if name not in SETTINGS:
-            raise ValueError(f"unknown setting {name!r}; {suggest(name, list(SETTINGS))}")
+            raise UserError(f"unknown setting {name!r}; {suggest(name, list(SETTINGS))}")
     source = str(checkpoint)
     file = fetch(source) if source.startswith("hf://") else Path(checkpoint)
     if weights not in ("ema", "model"):
-        raise ValueError(f"weights are 'ema' or 'model', not {weights!r}")
+        raise UserError(f"weights are 'ema' or 'model', not {weights!r}")
     state, args = split_checkpoint(read_pickle(file), weights, source)
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(PROJECTORS)}
     settings = settle(kept, args, given, source)
@@ -204,11 +208,11 @@ def read_published(checkpoint: str | Path, /, weights: str = "ema", **given: str
 
 
 def fetch(source: str) -> Path:
-    """The local copy of "hf://OWNER/REPOSITORY/FILE". Raises ValueError, with the way by hand, where it cannot be had."""
+    """The local copy of "hf://OWNER/REPOSITORY/FILE". Raises UserError, with the way by hand, where it cannot be had."""
     owner, _, rest = source.removeprefix("hf://").partition("/")
     repository, _, file = rest.partition("/")
     if not (owner and repository and file):
-        raise ValueError(f"{source} names no file on the hub; write hf://{REPOSITORY}/{FILES[2]}")
+        raise UserError(f"{source} names no file on the hub; write hf://{REPOSITORY}/{FILES[2]}")
     name = f"{owner}/{repository}"
     near = f"{suggest(file, FILES)}; " if name == REPOSITORY and file not in FILES else ""
     by_hand = f"{near}without a network, download https://huggingface.co/{name}/resolve/main/{file} elsewhere"
@@ -216,34 +220,34 @@ def fetch(source: str) -> Path:
 
 
 def split_checkpoint(checkpoint: Any, weights: str, source: str) -> tuple[State, dict[str, Any]]:
-    """The asked state dict and the run's arguments. Raises ValueError where the file is not laid out so."""
+    """The asked state dict and the run's arguments. Raises UserError where the file is not laid out so."""
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(weights), dict):
-        raise ValueError(f"{source} is not a checkpoint of the authors: it holds no state dict {weights!r}")
+        raise UserError(f"{source} is not a checkpoint of the authors: it holds no state dict {weights!r}")
     state = dict(checkpoint[weights])
     for name, tensor in state.items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
-            raise ValueError(f"{source} is not a checkpoint of the authors: {name!r} among its {weights!r} is no tensor")
+            raise UserError(f"{source} is not a checkpoint of the authors: {name!r} among its {weights!r} is no tensor")
         check_storage(name, tensor, source)
     args = checkpoint.get("args")
     if args is not None and type(args) is not Namespace:
-        raise ValueError(f"{source} is not a checkpoint of the authors: its args are a {type(args).__name__}")
+        raise UserError(f"{source} is not a checkpoint of the authors: its args are a {type(args).__name__}")
     return state, {} if args is None else vars(args)
 
 
 def check_storage(name: str, tensor: Tensor, source: str) -> None:
-    """Raises ValueError for a tensor that is not plain numbers in memory: a shape alone may claim any size."""
+    """Raises UserError for a tensor that is not plain numbers in memory: a shape alone may claim any size."""
     plain = tensor.device.type == "cpu" and tensor.layout is torch.strided and tensor.is_floating_point()
     if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise ValueError(f"{source}: {name} is not a plain tensor of floating-point numbers")
+        raise UserError(f"{source}: {name} is not a plain tensor of floating-point numbers")
 
 
 def settle(state: State, args: dict[str, Any], given: dict[str, Any], source: str) -> dict[str, Setting]:
     """Each setting from the file's args, the flags and the tensors, which must agree, or else from the authors' defaults."""
     if str(args.get("model")).startswith("DFM-") or any(name.startswith("x_embedder.embedders.") for name in state):
-        raise ValueError(f"{source} is a DFM-SiT, which this version cannot import; it imports SiT and ELIT-SiT")
+        raise UserError(f"{source} is a DFM-SiT, which this version cannot import; it imports SiT and ELIT-SiT")
     for only, value in ONLY.items():
         if typed(args.get(only), type(value), f"{source}: args.{only}") not in (value, None):
-            raise ValueError(f"{source}: args.{only} is {args[only]!r}; only models with {value!r} can be imported")
+            raise UserError(f"{source}: args.{only} is {args[only]!r}; only models with {value!r} can be imported")
     seen = seen_in(state, source)
     # Their code fixes the tail by the size, and writes it nowhere.
     tail = Setting(seen.pop("tail_depth"), "assumed" if args.get("encoder_depth") is None else "the authors' code")
@@ -253,7 +257,7 @@ def settle(state: State, args: dict[str, Any], given: dict[str, Any], source: st
         flag = given.get(name)
         if name in OF_THE_CORE and not elastic:
             if flag is not None:
-                raise ValueError(f"{source} is a dense model, which has no {name}; leave {flag_of(name)} out")
+                raise UserError(f"{source} is a dense model, which has no {name}; leave {flag_of(name)} out")
             continue
         tellers = {
             f"args.{key}": typed(args.get(key) if key else None, kind, f"{source}: args.{key}"),
@@ -270,18 +274,18 @@ def flag_of(name: str) -> str:
 
 
 def typed(value: Any, kind: type, where: str) -> Any:
-    """The value, or None where nothing is said. Raises ValueError for one of another type."""
+    """The value, or None where nothing is said. Raises UserError for one of another type."""
     if value is not None and type(value) is not kind:
-        raise ValueError(f"{where} is of the type {type(value).__name__}, and not {kind.__name__}")
+        raise UserError(f"{where} is of the type {type(value).__name__}, and not {kind.__name__}")
     return value
 
 
 def agreed(name: str, tellers: dict[str, Any], source: str) -> Setting | None:
-    """What the tellers say, by the first who speaks; None where none does. Raises ValueError where two differ."""
+    """What the tellers say, by the first who speaks; None where none does. Raises UserError where two differ."""
     said = [Setting(value, teller) for teller, value in tellers.items() if value is not None]
     for other in said[1:]:
         if other.value != said[0].value:
-            raise ValueError(
+            raise UserError(
                 f"{source}: {name} is {said[0].value} by {said[0].teller}, but {other.value} by {other.teller};"
                 " they must agree"
             )
@@ -289,16 +293,16 @@ def agreed(name: str, tellers: dict[str, Any], source: str) -> Setting | None:
 
 
 def seen_in(state: State, source: str) -> dict[str, str | int | bool]:
-    """The settings that names and shapes of tensors tell. Raises ValueError for those of another architecture."""
+    """The settings that names and shapes of tensors tell. Raises UserError for those of another architecture."""
     for name, ndim in {PATCH: 4, POSITIONS: 3, LABELS: 2, QUERIES: 2, TABLE: 2}.items():
         if name in state and state[name].ndim != ndim:
-            raise ValueError(f"{source}: {name} is {tuple(state[name].shape)}, and should have {ndim} dimensions")
+            raise UserError(f"{source}: {name} is {tuple(state[name].shape)}, and should have {ndim} dimensions")
     numbers = [name.split(".")[1] for name in state if name.startswith("blocks.")]
     depth = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
     width, _, patch, _ = state[PATCH].shape if PATCH in state else (0, 0, 0, 0)
     size = next((size for size, shape in SIZES.items() if shape[:2] == (depth, width)), None)
     if size is None or patch not in PATCHES:
-        raise ValueError(
+        raise UserError(
             f"{source} is of another architecture than the authors' SiT and ELIT-SiT:"
             f" {depth} blocks of width {width}, patches of {patch}"
         )
@@ -325,14 +329,14 @@ def config_of(settings: dict[str, Setting], state: State, source: str) -> DiTCon
         values |= {"write_sees_dropped": True, "latent_table": len(state[TABLE]) if TABLE in state else 4096}
     path = settings["path"].value
     if path not in list(FlowPath):
-        raise ValueError(f"{source}: path {path!r} is unknown; known: {', '.join(FlowPath)}")
+        raise UserError(f"{source}: path {path!r} is unknown; known: {', '.join(FlowPath)}")
     try:
         return preset_config(str(settings["model"].value), **values)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}") from error
+        raise UserError(f"{source}: {error}") from error
 
 
-def published_names(model: DiT) -> dict[str, str]:
+def published_names(model: ElasticModel) -> dict[str, str]:
     """Our name of every learned tensor of a model -> the published one."""
     modules = {ours: theirs for theirs, ours in OUTER.items()}
     if model.core is not None:
@@ -346,7 +350,7 @@ def published_names(model: DiT) -> dict[str, str]:
     return names
 
 
-def wanted_tensors(model: DiT) -> State:
+def wanted_tensors(model: ElasticModel) -> State:
     """The published state dict's names and shapes, as tensors without memory."""
     config, ours = model.config, model.state_dict()
     shapes = {theirs: tuple(ours[name].shape) for name, theirs in published_names(model).items()}
@@ -355,18 +359,18 @@ def wanted_tensors(model: DiT) -> State:
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
-def check_values(state: State, model: DiT, source: str) -> None:
-    """Raises ValueError for weights that are not finite, and for other fixed positions than our models compute."""
+def check_values(state: State, model: ElasticModel, source: str) -> None:
+    """Raises UserError for weights that are not finite, and for other fixed positions than our models compute."""
     for name, tensor in state.items():
         if not bool(tensor.isfinite().all()):
-            raise ValueError(f"{source}: {name} holds NaN or infinite values; its training diverged or the file is damaged")
+            raise UserError(f"{source}: {name} holds NaN or infinite values; its training diverged or the file is damaged")
     table = sincos_table(model.config.grid, model.config.width)
     # Averaging a constant in float32 for 400,000 steps moves it by up to 6e-4; another table is off by 1.
     if float((state[POSITIONS][0].float() - table).abs().max()) > 1e-3:
-        raise ValueError(f"{source}: {POSITIONS} is not the fixed sin-cos table of {model.config.grid} tokens")
+        raise UserError(f"{source}: {POSITIONS} is not the fixed sin-cos table of {model.config.grid} tokens")
 
 
-def our_state(published: State, model: DiT) -> State:
+def our_state(published: State, model: ElasticModel) -> State:
     """A published state dict under our names, the patch convolution as a linear over (row, column, channel)."""
     state = {ours: published[theirs] for ours, theirs in published_names(model).items()}
     return state | {"patch_embedding.weight": published[PATCH].permute(0, 2, 3, 1).flatten(1)}

@@ -5,11 +5,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from elit.backbones.dit import Budget, DiT
-from elit.elastic.budget import Schedule
-from elit.flow import Path
+from elit.condition import Labels
+from elit.elastic.levels import Budget
+from elit.elastic.model import ElasticModel
+from elit.elastic.schedule import OverTime
+from elit.errors import UserError
+from elit.flow import FlowPath
 from elit.guidance import Guidance, guided_velocity
-from elit.samplers import Callback, euler, euler_maruyama, heun
+from elit.samplers import Callback, euler, euler_maruyama, even_times, heun, sde_times
 from elit.seeding import generator_for
 
 SAMPLERS = ("euler", "heun", "euler_maruyama")
@@ -17,16 +20,16 @@ SAMPLERS = ("euler", "heun", "euler_maruyama")
 
 @torch.no_grad()
 def sample(
-    model: DiT,
+    model: ElasticModel,
     labels: Tensor | Sequence[int],
     sampler: str = "euler",
     steps: int = 50,
-    budget: Budget | Schedule = None,
+    budget: Budget | OverTime = None,
     guidance: Guidance = Guidance(),
     seed: int = 0,
     noise: Tensor | None = None,
     sde_noise: Tensor | None = None,
-    path: Path | str = Path.LINEAR,
+    path: FlowPath | str = FlowPath.LINEAR,
     callback_on_step_end: Callback | None = None,
 ) -> Tensor:
     """Images (B, C, H, W) float32, one for each label, from noise to data.
@@ -34,41 +37,46 @@ def sample(
     Args:
         labels: B class indices; the null class, `model.null_class`, samples without a label.
         sampler: "euler", "heun" or "euler_maruyama"; steps: at least 1 (2 for euler_maruyama).
-        budget: None (full), a fraction, one per image, or a `Schedule` over the steps.
+        budget: None (full), a fraction, one per image, or a `Schedule`, or anything with `.at(t)`, over the steps.
         noise: (B, C, H, W) to start from; otherwise image i's comes from (seed, i) alone.
         sde_noise: (steps - 1, B, C, H, W) for euler_maruyama; otherwise from (seed, i) too.
         path: of the flow that the model was trained on, linear or cosine.
         callback_on_step_end: see `elit.samplers`.
 
-    Raises ValueError for a label, budget, sampler, count of steps or shape that cannot be.
+    Raises UserError for a label, budget, sampler, count of steps or shape that cannot be.
     """
     device = next(model.parameters()).device
     if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
-    if steps < (2 if sampler == "euler_maruyama" else 1):
-        raise ValueError(f"{steps} steps are too few for {sampler}")
-    labels = torch.as_tensor(labels, dtype=torch.long)
-    if labels.ndim != 1 or not len(labels) or bool(((labels < 0) | (labels > model.null_class)).any()):
-        raise ValueError(
-            f"labels are one list of 0 to {model.null_class - 1}, and {model.null_class} for none, not {labels.tolist()}"
-        )
-    shape = (len(labels), model.config.in_channels, *model.input_shape)
+        raise UserError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < (2 if sampler == "euler_maruyama" else 1):
+        raise UserError(f"{steps} steps are too few for {sampler}, or no whole number")
+    y = whole_labels(labels, model.null_class)
+    shape = (len(y), *model.input.shape)
     noise = image_noise(seed, shape) if noise is None else noise  # noise given in another size asks for that size
-    if noise.ndim != 4 or noise.shape[:2] != shape[:2]:
-        raise ValueError(f"noise is {shape} for this model and these labels, not {tuple(noise.shape)}")
-    velocity = guided_velocity(model, labels.to(device), budget, guidance)
+    if not isinstance(noise, Tensor) or noise.ndim != len(shape) or noise.shape[:2] != shape[:2]:
+        given = tuple(noise.shape) if isinstance(noise, Tensor) else noise
+        raise UserError(f"noise is a tensor {shape} for this model and these labels, not {given}")
+    velocity = guided_velocity(model, Labels(y.to(device), model.null_class), budget, guidance)
     x = noise.to(device)
     if sampler == "euler":
-        return euler(velocity, x, steps, callback_on_step_end).float()
+        return euler(velocity, x, even_times(steps), callback_on_step_end).float()
     if sampler == "heun":
-        return heun(velocity, x, steps, callback_on_step_end).float()
+        return heun(velocity, x, even_times(steps), callback_on_step_end).float()
     if sde_noise is None:
-        sde_noise = image_noise(seed, (len(labels), steps - 1, *noise.shape[1:]), "sde").transpose(0, 1)
+        sde_noise = image_noise(seed, (len(y), steps - 1, *noise.shape[1:]), "sde").transpose(0, 1)
     if sde_noise.shape != (steps - 1, *noise.shape):
-        raise ValueError(
-            f"sde_noise is {(steps - 1, *noise.shape)} for these steps and labels, not {tuple(sde_noise.shape)}"
-        )
-    return euler_maruyama(velocity, x, steps, sde_noise, Path(path), callback_on_step_end).float()
+        raise UserError(f"sde_noise is {(steps - 1, *noise.shape)} for these steps and labels, not {tuple(sde_noise.shape)}")
+    return euler_maruyama(velocity, x, sde_times(steps), sde_noise, FlowPath(path), callback_on_step_end).float()
+
+
+def whole_labels(labels: Tensor | Sequence[int], null_class: int) -> Tensor:
+    """Labels as one int64 tensor (B,). Raises UserError for what is no whole number from 0 to the null class."""
+    y = torch.as_tensor(labels)
+    if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1 or not len(y):
+        raise UserError(f"labels are one list of whole numbers, not {labels}")
+    if bool(((y < 0) | (y > null_class)).any()):
+        raise UserError(f"labels are one list of 0 to {null_class - 1}, and {null_class} for none, not {y.tolist()}")
+    return y.long()
 
 
 def image_noise(seed: int, shape: Sequence[int], kind: str = "noise", first: int = 0) -> Tensor:

@@ -19,10 +19,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from elit.backbones.dit import DiT
-from elit.elastic.budget import Schedule, levels, parse_budget
-from elit.evaluation.cost import count_flops, time_forward
-from elit.weights import write_whole
+from elit.cost import count_flops, time_forward
+from elit.elastic.model import ElasticModel
+from elit.elastic.schedule import Schedule
+from elit.errors import UserError
+from elit.files import write_whole
 
 FRESH_SECONDS = 7 * 24 * 3600
 TIMED_LEVELS, REPEATS = 9, 5
@@ -32,10 +33,10 @@ class Budget:
     """The largest budget that a cost allows."""
 
     @staticmethod
-    def parse(text: str, model: DiT, batch_size: int = 1) -> float | Schedule:
+    def parse(text: str, model: ElasticModel, batch_size: int = 1) -> float | Schedule:
         """ "1/4", "1/4@t>0.5,1", "80gflops" (one forward of one image) or "150ms" (one forward of a batch).
 
-        Raises ValueError for another text, and for a cost that even the lowest level exceeds.
+        Raises UserError for another text, and for a cost that even the lowest level exceeds.
         """
         amount = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(gflops|ms)\s*", text, re.IGNORECASE)
         if amount is None:
@@ -43,18 +44,18 @@ class Budget:
         try:
             value = float(amount[1])
         except ValueError:
-            raise ValueError(f"{text!r} is not a cost; write it as 80gflops or 150ms") from None
+            raise UserError(f"{text!r} is not a cost; write it as 80gflops or 150ms") from None
         if amount[2].lower() == "gflops":
             return Budget.for_flops(model, value * 1e9)
         return Budget.for_latency(model, value, batch_size)
 
     @staticmethod
-    def for_flops(model: DiT, flops: float) -> float:
+    def for_flops(model: ElasticModel, flops: float) -> float:
         """The largest level whose forward, of one image, takes at most so many FLOPs."""
         return _largest(model, lambda budget: count_flops(model, budget) / 1e9, flops / 1e9, "GFLOPs")
 
     @staticmethod
-    def for_latency(model: DiT, milliseconds: float, batch_size: int = 1) -> float:
+    def for_latency(model: ElasticModel, milliseconds: float, batch_size: int = 1) -> float:
         """The largest level whose forward, of a batch, takes at most so many milliseconds on the model's device.
 
         Guidance at the main budget takes about twice that a step. Between timed levels the time is interpolated.
@@ -65,19 +66,19 @@ class Budget:
         )
 
 
-def _largest(model: DiT, cost: Callable[[float], float], allowed: float, unit: str) -> float:
+def _largest(model: ElasticModel, cost: Callable[[float], float], allowed: float, unit: str) -> float:
     """By bisection: a cost grows with its budget."""
-    budgets = levels(model.latents)
+    budgets = model.levels.fractions()
     count = bisect_right(budgets, allowed, key=cost)
     if count == 0:
-        raise ValueError(
+        raise UserError(
             f"{allowed:.6g} {unit} is less than the lowest budget takes, {cost(budgets[0]):.3g} {unit}"
             f" (the full one takes {cost(1.0):.3g} {unit}); ask for more"
         )
     return budgets[count - 1]
 
 
-def calibrated(model: DiT, batch_size: int) -> dict[float, float]:
+def calibrated(model: ElasticModel, batch_size: int) -> dict[float, float]:
     """Milliseconds of a forward at some levels, by budget: from the cache, or measured now and kept there."""
     file = cache_folder() / f"{_fingerprint(model, batch_size)}.json"
     try:
@@ -97,7 +98,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "elit" / "latency"
 
 
-def _fingerprint(model: DiT, batch_size: int) -> str:
+def _fingerprint(model: ElasticModel, batch_size: int) -> str:
     """What a forward's time depends on; not the weights' values."""
     parameter = next(model.parameters())
     device = (
@@ -109,11 +110,9 @@ def _fingerprint(model: DiT, batch_size: int) -> str:
 
 
 @torch.no_grad()
-def forward_milliseconds(model: DiT, batch_size: int) -> dict[float, float]:
+def forward_milliseconds(model: ElasticModel, batch_size: int) -> dict[float, float]:
     """The median of interleaved forwards at up to nine levels, the lowest and the full one among them."""
-    parameter = next(model.parameters())
-    x = torch.zeros(batch_size, model.config.in_channels, *model.input_shape, device=parameter.device)
-    t, y = torch.zeros(batch_size, device=x.device), torch.zeros(batch_size, dtype=torch.long, device=x.device)
+    x, t, y = model.example(batch_size)
     count = min(TIMED_LEVELS, model.latents)
     chosen = sorted({1 + round(i * (model.latents - 1) / max(count - 1, 1)) for i in range(count)})
     seconds: dict[float, list[float]] = {k / model.latents: [] for k in chosen}
@@ -121,5 +120,41 @@ def forward_milliseconds(model: DiT, batch_size: int) -> dict[float, float]:
         model(x, t, y, budget)
     for _ in range(REPEATS):
         for budget, found in seconds.items():
-            found += time_forward(lambda b=budget: model(x, t, y, b), repeats=1, warm_up=0)  # type: ignore[misc]
+            found += time_forward(lambda b=budget: model(x, t, y, b), x.device, repeats=1, warm_up=0)  # type: ignore[misc]
     return {budget: 1000 * statistics.median(found) for budget, found in seconds.items()}
+
+
+def parse_fraction(text: str) -> float:
+    """ "1/16" or "0.25" to a number in (0, 1]. Raises UserError for anything else."""
+    top, _, bottom = text.strip().partition("/")
+    try:
+        value = float(top) / float(bottom or 1)
+    except (ValueError, ZeroDivisionError):
+        raise UserError(f"{text.strip()!r} is not a budget; write fractions such as 1/16 or 0.5") from None
+    if not 0 < value <= 1:
+        raise UserError(f"budget {text.strip()} is not in (0, 1]; write fractions such as 1/16 or 0.5")
+    return value
+
+
+def parse_budget(text: str) -> float | Schedule:
+    """A fraction, or a schedule such as "1/4@t>0.5,1": a quarter while t > 0.5, the full budget otherwise.
+
+    Raises UserError for what is neither.
+    """
+    *pieces, otherwise = text.split(",")
+    if "@" in otherwise:
+        raise UserError(f"the schedule {text!r} does not say what holds otherwise; end it with a budget, as in 1/4@t>0.5,1")
+    if not pieces:
+        return parse_fraction(otherwise)
+    return Schedule(tuple(_parse_piece(piece) for piece in pieces), parse_fraction(otherwise))
+
+
+def _parse_piece(piece: str) -> tuple[float, float]:
+    budget, _, condition = piece.strip().partition("@")
+    time = condition.replace(" ", "").removeprefix("t>")
+    try:
+        return float(time), parse_fraction(budget)
+    except ValueError as error:
+        if time and "budget" in str(error):
+            raise
+        raise UserError(f"{piece.strip()!r} is not a piece of a schedule; write it as 1/4@t>0.5") from None

@@ -3,10 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,75 +11,41 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from elit.backbones.dit import DiT, DiTConfig
-from elit.backbones.presets import suggest
+from elit.backbones.config import DiTConfig
+from elit.backbones.table import backbone_named, backbone_of, build_model
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
+from elit.files import write_whole, written_whole
+from elit.words import suggest
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write in, which takes its name only when all is written; a kill before leaves the old one as it was."""
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    try:
-        yield beside
-        if folder.exists():
-            remove_folder(folder)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-
-
-@contextmanager
-def written_whole(file: Path) -> Iterator[Path]:
-    """A file to write to, which takes its name only when all is written."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
-    try:
-        yield beside
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """Renames the folder before it is emptied, so that a kill never leaves half of it under its name."""
-    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
-    folder.rename(gone)
-    shutil.rmtree(gone)
-
-
-def write_whole(file: Path, text: str) -> None:
-    """Writes a text file, whole or not at all."""
-    with written_whole(file) as part:
-        part.write_text(text, encoding="utf8")
-
-
 def config_to_dict(config: DiTConfig) -> dict[str, Any]:
     """What config.json holds."""
-    return {"architecture": "DiT", **dataclasses.asdict(config)}
+    return {"architecture": backbone_of(config).architecture, **dataclasses.asdict(config)}
 
 
 def config_from_dict(values: dict[str, Any], origin: str) -> DiTConfig:
     """The inverse of `config_to_dict`; `origin` names the file in the ValueError that a foreign one raises."""
-    if values.get("architecture") != "DiT":
-        raise ValueError(
+    backbone = backbone_named(values.get("architecture"))
+    if backbone is None:
+        raise UserError(
             f"{origin} does not describe a model of this library (its architecture is {values.get('architecture')!r})"
         )
-    known = [field.name for field in dataclasses.fields(DiTConfig)]
+    known = [field.name for field in dataclasses.fields(backbone.config)]
     given = {key: value for key, value in values.items() if key != "architecture"}
     for key in given:
         if key not in known:
-            raise ValueError(f"{origin} has an unknown key {key!r}; {suggest(key, known)}")
-    for field in dataclasses.fields(DiTConfig):
+            raise UserError(f"{origin} has an unknown key {key!r}; {suggest(key, known)}")
+    for field in dataclasses.fields(backbone.config):
         value = given.get(field.name, field.default)
         if not fits(value, field.default, field.name.endswith("_size") and field.name != "patch_size"):
-            raise ValueError(f"{origin} holds a value of the wrong type: {field.name} is {value!r}")
+            raise UserError(f"{origin} holds a value of the wrong type: {field.name} is {value!r}")
     try:
-        return DiTConfig(**given)
+        return backbone.config(**given)
     except ValueError as error:
-        raise ValueError(f"{origin}: {error}") from error
+        raise UserError(f"{origin}: {error}") from error
 
 
 def fits(value: Any, default: Any, may_be_pair: bool) -> bool:
@@ -95,7 +57,9 @@ def fits(value: Any, default: Any, may_be_pair: bool) -> bool:
     return type(value) is type(default) or (type(default) is float and type(value) is int)
 
 
-def save_weights(model: DiT, folder: Path, state: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None) -> None:
+def save_weights(
+    model: ElasticModel, folder: Path, state: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None
+) -> None:
     """Writes config.json and model.safetensors into a folder that exists. `state`: other weights than the model's."""
     state = model.state_dict() if state is None else state
     tensors = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in state.items()}
@@ -105,36 +69,36 @@ def save_weights(model: DiT, folder: Path, state: dict[str, Tensor] | None = Non
     write_whole(folder / CONFIG_FILE, json.dumps(config_to_dict(model.config), indent=2) + "\n")
 
 
-def load_model(folder: str | Path, device: str = "cpu") -> DiT:
+def load_model(folder: str | Path, device: str = "cpu") -> ElasticModel:
     """The model of a folder with config.json and model.safetensors, in float32 and eval mode.
 
-    Raises ValueError where the folder is missing, truncated, or another program's.
+    Raises UserError where the folder is missing, truncated, or another program's.
     """
     folder = Path(folder)
     config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
     if not config_file.is_file() or not weights_file.is_file():
-        raise ValueError(f"{folder} is not a model folder: it holds no {CONFIG_FILE} with {WEIGHTS_FILE}")
+        raise UserError(f"{folder} is not a model folder: it holds no {CONFIG_FILE} with {WEIGHTS_FILE}")
     try:
         values = json.loads(config_file.read_text(encoding="utf8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{config_file} is not JSON ({error}); fetch or write it again") from error
+        raise UserError(f"{config_file} is not JSON ({error}); fetch or write it again") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{config_file} does not describe a model of this library")
+        raise UserError(f"{config_file} does not describe a model of this library")
     model = empty_model(config_from_dict(values, str(config_file)))
     load_tensors(model, weights_file)
     return model.to(device).eval()
 
 
-def empty_model(config: DiTConfig) -> DiT:
+def empty_model(config: DiTConfig) -> ElasticModel:
     """A model whose weights are yet to be loaded."""
     with torch.device("meta"):
-        model = DiT(config)
+        model = build_model(config)
     model.to_empty(device="cpu")
     model.reset_positions()
     return model
 
 
-def fingerprint(model: DiT) -> str:
+def fingerprint(model: ElasticModel) -> str:
     """A hash of the config and the weights, so that nothing made with one model is taken for another's."""
     digest = hashlib.sha256(json.dumps(config_to_dict(model.config), sort_keys=True).encode())
     for tensor in model.state_dict().values():
@@ -150,7 +114,7 @@ def digest_of(module: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def load_tensors(model: DiT, file: Path) -> None:
+def load_tensors(model: ElasticModel, file: Path) -> None:
     """Copies a safetensors file into the model; ValueError lists what is missing, unexpected or of another shape."""
     tensors = read_tensors(file)
     check_fit(tensors, model.state_dict(), f"{file} does not fit its config")
@@ -158,7 +122,7 @@ def load_tensors(model: DiT, file: Path) -> None:
 
 
 def check_fit(tensors: dict[str, Tensor], wanted: dict[str, Tensor], verdict: str) -> None:
-    """Raises ValueError, the verdict and a list of what is missing, unexpected or of another shape."""
+    """Raises UserError, the verdict and a list of what is missing, unexpected or of another shape."""
     wrong = [f"missing {name}" for name in wanted if name not in tensors]
     wrong += [f"unexpected {name}" for name in tensors if name not in wanted]
     wrong += [
@@ -168,7 +132,7 @@ def check_fit(tensors: dict[str, Tensor], wanted: dict[str, Tensor], verdict: st
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"{verdict}: {'; '.join(wrong[:5])}{more}")
+        raise UserError(f"{verdict}: {'; '.join(wrong[:5])}{more}")
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
@@ -176,4 +140,4 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     try:
         return load_file(file)
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{file} is not a whole safetensors file ({error}); fetch or write it again") from error
+        raise UserError(f"{file} is not a whole safetensors file ({error}); fetch or write it again") from error

@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from elit.data.crops import on_white
-from elit.data.images import SUFFIXES, as_tensor, load_folder, load_images, load_square, to_float, to_uint8
+from elit.data.images import SUFFIXES, load_folder, load_images, load_square
+from elit.pixels import as_tensor, to_float, to_uint8
 
 COLOUR = (200, 100, 40)
 

@@ -24,11 +24,11 @@ from autoencoders import KINDS, make_autoencoder, save_autoencoder
 from elit.cli import main
 from elit.codec import KLCodec
 from elit.data.dataset import DataInfo, PreparedData, read_info
-from elit.data.images import to_float
 from elit.data.latents import Encoding, parts_of, poor, prepare_latents, probe_tile
 from elit.data.shards import Preparation
 from elit.encoder import VisionEncoder
-from elit.weights import write_whole
+from elit.files import write_whole
+from elit.pixels import to_float
 
 CPU = torch.device("cpu")
 SIZES = ((8, 8), (8, 12))

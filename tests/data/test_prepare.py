@@ -16,11 +16,11 @@ from PIL import Image
 
 from elit.data.crops import crop_adm
 from elit.data.dataset import PreparedData
-from elit.data.images import to_float
 from elit.data.prepare import ImageSettings, prepare_images, write_folder
 from elit.data.publish import publish
 from elit.data.shards import Preparation
 from elit.data.sources import SourceOptions, open_source
+from elit.pixels import to_float
 
 CLASSES = {"cats": 40, "dogs": 35}
 

@@ -8,7 +8,10 @@ from torch import Tensor
 
 import reference
 from elit.backbones.layers import Block
-from elit.elastic import Grid, LatentCore, Layout, Read, Window, Write
+from elit.elastic.core import LatentCore, Layout, Trunk
+from elit.elastic.grid import Grid, Window
+from elit.elastic.interface import Read, Write
+from elit.elastic.levels import Level, PerSample
 from randomised import randomised
 from reference import below, weights_of
 
@@ -29,7 +32,7 @@ class Case:
         return randomised(
             LatentCore(
                 Read(C, H, size, table=0 if self.rope else TABLE),
-                [Block(C, H, 2.0, qk_norm=True) for _ in range(2)],
+                Trunk([Block(C, H, 2.0, qk_norm=True) for _ in range(2)]),
                 Write(C, H, size),
                 self.window,
                 C // H if self.rope else None,
@@ -44,7 +47,7 @@ class Case:
             torch.randn(batch, C, generator=generator),
         )
 
-    def layout(self, level: int | tuple[int, ...] | None) -> Layout:
+    def layout(self, level: Level | None) -> Layout:
         return Layout(self.grid, None, level)
 
 
@@ -122,7 +125,7 @@ def test_a_budget_per_sample_is_each_sample_alone(case):
     x, c = case.inputs(batch=5)
     x_together, x_alone = x.clone().requires_grad_(), x.clone().requires_grad_()
 
-    together = core(x_together, c, case.layout(levels))
+    together = core(x_together, c, case.layout(PerSample(levels)))
     alone = torch.cat([core(x_alone[i : i + 1], c[i : i + 1], case.layout(k)) for i, k in enumerate(levels)])
 
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)

@@ -7,7 +7,8 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from elit.elastic.grouping import Grid, Window, group, token_index, ungroup
+from elit.elastic.grid import Grid, Window
+from elit.elastic.grouping import group, token_index, ungroup
 from reference import window_tokens
 
 side = st.integers(1, 4)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 import reference
 from elit.elastic.attention import attention
-from elit.elastic.grouping import Grid
+from elit.elastic.grid import Grid
 from elit.elastic.interface import CrossAttention, Read, RMSNorm, Write, init_interface
 from elit.elastic.rope import apply_rope, latent_rope, rope_table, token_rope
 from randomised import randomised

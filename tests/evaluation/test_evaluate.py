@@ -20,7 +20,6 @@ from torch import Tensor
 from elit import DiT
 from elit.cli import main
 from elit.codec import PixelCodec
-from elit.data.images import to_float, to_uint8
 from elit.evaluation import evaluate as module
 from elit.evaluation.evaluate import Candidate, Reference, evaluate, open_reference, write_results
 from elit.evaluation.extractors import Extractor
@@ -42,6 +41,7 @@ from elit.evaluation.sources import Images, open_images
 from elit.evaluation.statistics import save_statistics
 from elit.generation import Recipe
 from elit.labels import LabelRule
+from elit.pixels import to_float, to_uint8
 from elit.reports.results import read_results
 from elit.seeding import generator_for
 

@@ -9,10 +9,10 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from elit.data.images import to_float
 from elit.evaluation.extractors import Preparation, load_extractor, place_as_published, pooled_output, read_preparation
 from elit.evaluation.features import efficientnet_features
 from elit.evaluation.inception import Inception
+from elit.pixels import to_float
 from elit.seeding import generator_for
 
 

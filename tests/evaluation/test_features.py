@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from elit.data.images import to_float, to_uint8
 from elit.evaluation.features import (
     FEATURE_WIDTH,
     IMAGENET_MEAN,
@@ -19,6 +18,7 @@ from elit.evaluation.features import (
     efficientnet_features,
     load_efficientnet,
 )
+from elit.pixels import to_float, to_uint8
 from elit.seeding import generator_for
 
 

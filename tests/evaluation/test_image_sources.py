@@ -11,10 +11,10 @@ from PIL import Image
 
 from elit import DiT
 from elit.codec import PixelCodec
-from elit.data.images import to_uint8
 from elit.evaluation.sources import Sampled, image_files, open_images, prefetched
 from elit.generation import Recipe, generate
 from elit.labels import LabelRule
+from elit.pixels import to_uint8
 
 
 def pixels_of(seed: int, height: int = 6, width: int = 9) -> np.ndarray:

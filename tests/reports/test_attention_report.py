@@ -9,7 +9,8 @@ from tiny_models import EMOJI, LATENT, subject_of
 from torch import Tensor
 
 import elit
-from elit.elastic import CrossAttention, token_index
+from elit.elastic.grouping import token_index
+from elit.elastic.interface import CrossAttention
 from elit.reports.attention import correlation_rows, images_of, report_attention
 from elit.reports.read_maps import DRAWS, ReadMaps, attention_weights, captured_reads, latent_map, read_maps
 from elit.reports.report import Picture, write_report
@@ -19,7 +20,7 @@ from randomised import randomised
 
 def some_images(model: elit.DiT, count: int = 3) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
-    shape = (count, model.config.in_channels, *model.input_shape)
+    shape = (count, model.config.in_channels, *model.input.shape[1:])
     return torch.randn(shape, generator=generator), torch.arange(count)
 
 
@@ -52,7 +53,7 @@ def test_every_weight_lands_on_its_own_token(make_dit: Callable[..., elit.DiT]) 
     model = make_dit(input_size=(8, 12))
     config = model.config
     assert config.window is not None
-    maps = read_maps(model, *some_images(model), 0.5, elit.Path.LINEAR, seed=0)
+    maps = read_maps(model, *some_images(model), 0.5, elit.FlowPath.LINEAR, seed=0)
     where_GS = token_index(config.grid, config.window)
     for j in range(4):
         assert torch.equal(latent_map(maps, j, model)[:, where_GS], maps.attention[:, :, j])
@@ -60,9 +61,9 @@ def test_every_weight_lands_on_its_own_token(make_dit: Callable[..., elit.DiT]) 
     torch.testing.assert_close(maps.attention.sum(-1), torch.ones(3, 6, 4))
 
 
-@pytest.mark.parametrize("path", list(elit.Path))
+@pytest.mark.parametrize("path", list(elit.FlowPath))
 @torch.no_grad()
-def test_the_loss_of_a_patch_is_its_share_of_the_flow_matching_loss(path: elit.Path, tiny: elit.DiT) -> None:
+def test_the_loss_of_a_patch_is_its_share_of_the_flow_matching_loss(path: elit.FlowPath, tiny: elit.DiT) -> None:
     images, labels = some_images(tiny)
     maps = read_maps(tiny, images, labels, 0.3, path, seed=2)
     t, error = torch.full((3,), 0.3), torch.zeros(3, 3, 8, 8)
@@ -103,7 +104,7 @@ def test_real_pictures_where_they_are_known_and_samples_elsewhere(
 def test_models_without_a_choice_and_times_outside_are_refused(tmp_path: Path, make_dit: Callable[..., elit.DiT]) -> None:
     for wrong, word in ((make_dit(group_size=None), "dense"), (make_dit(group_size=1), "one token")):
         with pytest.raises(ValueError, match=word):
-            read_maps(wrong, *some_images(wrong), 0.5, elit.Path.LINEAR, seed=0)
+            read_maps(wrong, *some_images(wrong), 0.5, elit.FlowPath.LINEAR, seed=0)
     subject = subject_of(tmp_path, LATENT, ["0"])
     for time in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="between 0 and 1"):

@@ -7,7 +7,7 @@ import pytest
 from tiny_models import DENSE, EMOJI, LATENT, subject_of
 
 import elit
-from elit.bundled import Card
+from elit.card import Card
 from elit.reports.budgets import measure_latency, quality_of, quartiles, report_budgets
 from elit.reports.page import Sheet
 from elit.reports.report import Picture, write_report

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from elit.pictures import spread
 from elit.reports.drawing import CELL, Panel, Point, Row, draw_grid, draw_panels, heat, visible
+from elit.words import spread
 
 
 def test_rgb_is_shown_as_it_is() -> None:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 import elit
-from elit.bundled import Card, SamplingDefaults, load_card, save_card
-from elit.data.images import to_float
+from elit.card import Card, SamplingDefaults, load_card, save_card
 from elit.evaluation.metrics import precision_recall
+from elit.pixels import to_float
 from elit.reports.quality import Judge, Quality, measure, measure_settings, summary, verdict
 from elit.reports.setting import Setting
 from elit.weights import fingerprint, read_tensors

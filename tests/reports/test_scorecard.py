@@ -10,9 +10,9 @@ from PIL import Image
 from tiny_models import DENSE, EMOJI, model_folder
 
 import elit
-from elit.bundled import Card, SamplingDefaults, load_card
+from elit.card import Card, SamplingDefaults, load_card
 from elit.cli import main
-from elit.data.images import to_float
+from elit.pixels import to_float
 from elit.reports.quality import Judge
 from elit.reports.scorecard import (
     against_dense,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tiny_models import DENSE, EMOJI, LATENT, model_folder, subject_of
 
-from elit.data.images import to_float
+from elit.pixels import to_float
 from elit.reports.subject import DEMO_LABELS, Subject, load_subject, require_emoji
 
 

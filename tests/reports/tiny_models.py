@@ -5,7 +5,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from elit import DiT, DiTConfig
-from elit.bundled import Card, SamplingDefaults, save_card
+from elit.card import Card, SamplingDefaults, save_card
 from elit.reports.quality import Quality, kept_name
 from elit.reports.setting import Setting
 from elit.reports.subject import Subject, load_subject

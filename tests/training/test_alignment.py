@@ -14,12 +14,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from elit.data.dataset import DataInfo, PreparedData
-from elit.data.images import to_uint8
 from elit.data.loader import read_part
 from elit.data.published_layout import PublishedLatents
 from elit.data.shards import Preparation
-from elit.elastic import Grid, Layout
+from elit.elastic.core import Layout
+from elit.elastic.grid import Grid
 from elit.encoder import load_encoder
+from elit.pixels import to_uint8
 from elit.training.alignment import Projector, alignment_loss, resample_tokens, stored_features
 from elit.training.config import TrainConfig, alignment_depth
 from elit.training.loop import draw_batch, load_data, make_state, train, train_step

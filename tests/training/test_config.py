@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from elit.backbones.presets import preset_config
+from elit.backbones.table import preset_config
 from elit.training.config import BudgetConfig, TrainConfig, flat, load_config, nested, parse_overrides
 
 YAML = """

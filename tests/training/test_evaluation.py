@@ -9,11 +9,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from elit.backbones.dit import DiT
 from elit.codec import PixelCodec
-from elit.data.images import to_float, to_uint8
 from elit.evaluation.features import efficientnet_features
 from elit.evaluation.metrics import frechet_distance, mean_and_covariance
 from elit.generation import Recipe
 from elit.labels import LabelRule
+from elit.pixels import to_float, to_uint8
 from elit.training.config import TrainConfig
 from elit.training.evaluation import Evaluator
 from elit.training.loop import load_data, make_state, train

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from elit import DiT, DiTConfig
 from elit.backbones.layers import unpatchify
-from elit.bundled import Card, save_card
+from elit.card import Card, save_card
 from elit.console import console
-from elit.elastic import Layout, group, ungroup
+from elit.elastic.core import Layout
+from elit.elastic.grouping import group, ungroup
 from elit.elastic.rope import token_rope
-from elit.flow import Path as FlowPath
+from elit.flow import FlowPath
 from elit.training.config import TrainConfig
 from elit.training.finetune import is_interface, start_from
 from elit.training.loop import draw_batch, load_data, make_state, train, train_step

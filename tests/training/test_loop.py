@@ -11,8 +11,9 @@ from PIL import Image
 from torch import Tensor
 
 from elit.codec import PixelCodec
-from elit.data.images import LabelledImages, to_uint8
-from elit.flow import flow_loss
+from elit.data.images import LabelledImages
+from elit.flow import FlowPath
+from elit.pixels import to_uint8
 from elit.training.checkpoint import TrainState, checkpoints, load_checkpoint
 from elit.training.config import OptimizerConfig, TrainConfig
 from elit.training.loop import (
@@ -157,7 +158,7 @@ def test_a_step_is_adamw_on_clipped_gradients(make_config: Make) -> None:
         def velocity(x: Tensor, t: Tensor, batch: Batch = batch) -> Tensor:
             return state.model(x, t, batch.labels, batch.budget)
 
-        loss = flow_loss(velocity, batch.flow)
+        loss = FlowPath.LINEAR.loss(velocity(batch.flow.x_t, batch.flow.t), batch.flow)
         gradients.append(list(torch.autograd.grad(loss, list(state.model.parameters()))))
         assert train_step(config, state, batch, CPU).item() == pytest.approx(loss.item(), rel=1e-6)
     norms = [math.sqrt(sum(g.square().sum().item() for g in step)) for step in gradients]
@@ -198,7 +199,9 @@ def held_loss(config: TrainConfig, state: TrainState, budget: float) -> float:
     with torch.no_grad():
         for step in range(10_000, 10_004):
             batch = draw_batch(config, four_pictures(), step)
-            losses.append(flow_loss(lambda x, t, y=batch.labels: state.model(x, t, y, budget), batch.flow).item())
+            losses.append(
+                FlowPath.LINEAR.loss(state.model(batch.flow.x_t, batch.flow.t, batch.labels, budget), batch.flow).item()
+            )
     state.model.load_state_dict(raw)
     return sum(losses) / len(losses)
 
@@ -275,7 +278,7 @@ def test_dry_run_counts_what_a_run_holds(make_config: Make, group_size: int | No
 
     batch = draw_batch(config, load_data(config), 0)
     train_step(config, state, batch, CPU)
-    flow_loss(lambda x, t: state.model(x, t, batch.labels, batch.budget), batch.flow).backward()
+    FlowPath.LINEAR.loss(state.model(batch.flow.x_t, batch.flow.t, batch.labels, batch.budget), batch.flow).backward()
     parameters = list(state.model.parameters())
     kept = [values for o in state.optimizers for values in o.state.values()]
     moments = [value for values in kept for key, value in values.items() if key != "step"]

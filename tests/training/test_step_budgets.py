@@ -9,8 +9,7 @@ import torch
 from ranks import difference_of_two
 
 from elit import DiT, count_flops
-from elit.flow import Path as FlowPath
-from elit.flow import TimeLaw
+from elit.flow import FlowPath, TimeLaw
 from elit.training.budgets import mean_flops, schedule_levels, step_budget
 from elit.training.config import BudgetConfig, FlowConfig, TrainConfig
 from elit.training.loop import draw_batch, load_data, make_state

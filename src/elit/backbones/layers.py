@@ -6,10 +6,10 @@ Shapes: B batch, N tokens, C width, H heads, D head width.
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
-from elit.elastic import Grid, Layout
 from elit.elastic.attention import attention
+from elit.elastic.core import HostBlock
+from elit.elastic.grid import Grid
 from elit.elastic.interface import MLP, modulate
 from elit.elastic.rope import apply_rope
 
@@ -79,11 +79,8 @@ class SelfAttention(nn.Module):
         return self.out(attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-class Block(nn.Module):
-    """The adaLN-Zero transformer block of DiT (Peebles and Xie, 2023): six chunks of modulation from c.
-
-    `checkpointing` recomputes the block in the backward pass instead of keeping its activations.
-    """
+class Block(HostBlock):
+    """The adaLN-Zero transformer block of DiT (Peebles and Xie, 2023): six chunks of modulation from c."""
 
     def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool) -> None:
         super().__init__()
@@ -91,12 +88,6 @@ class Block(nn.Module):
         self.attention = SelfAttention(width, heads, qk_norm)
         self.mlp = MLP(width, mlp_ratio)
         self.modulation = nn.Linear(width, 6 * width)
-        self.checkpointing = False
-
-    def forward(self, x_BNC: Tensor, c_BC: Tensor, layout: Layout) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled():
-            return checkpoint(self.compute, x_BNC, c_BC, layout.rope, use_reentrant=False)
-        return self.compute(x_BNC, c_BC, layout.rope)
 
     def compute(self, x_BNC: Tensor, c_BC: Tensor, rope: Tensor | None) -> Tensor:
         chunks = self.modulation(F.silu(c_BC))[:, None].chunk(6, dim=-1)

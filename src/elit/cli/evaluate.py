@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from elit.cli.parsing import Commands, parse_budgets, torch_dtype
 from elit.cli.sample import add_sampling, make_recipe
 from elit.console import console, output
+from elit.errors import UserError
 
 if TYPE_CHECKING:
     from elit.evaluation.evaluate import Candidate
@@ -62,9 +63,9 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> None:
 
     makes_statistics = options.samples[0] == "stats" and len(options.samples) == 2
     if not makes_statistics and len(options.samples) > 1:
-        raise ValueError(f"one set of samples is evaluated at a time, not {len(options.samples)}; give {options.samples[0]}")
+        raise UserError(f"one set of samples is evaluated at a time, not {len(options.samples)}; give {options.samples[0]}")
     if not makes_statistics and options.reference is None:
-        raise ValueError("elit evaluate compares with something: give --reference, such as --reference emoji")
+        raise UserError("elit evaluate compares with something: give --reference, such as --reference emoji")
     weights = None if options.weights is None else Path(options.weights)
     device = local_device(options.device)
     extractor = load_extractor(options.features, device, torch_dtype(options.features_dtype), weights)
@@ -92,7 +93,7 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def make_statistics(options: argparse.Namespace, extractor: "Extractor") -> None:
-    """Writes reference statistics of images. Raises ValueError where no file, or one that is there, is named for them."""
+    """Writes reference statistics of images. Raises UserError where no file, or one that is there, is named for them."""
     from elit.distributed import is_main
     from elit.evaluation.measure import measure_features
     from elit.evaluation.sources import open_images
@@ -100,10 +101,10 @@ def make_statistics(options: argparse.Namespace, extractor: "Extractor") -> None
 
     data = options.samples[1]
     if options.out is None or Path(options.out).suffix != ".npz":
-        raise ValueError("statistics are written to an .npz: give --out STATS.npz")
+        raise UserError("statistics are written to an .npz: give --out STATS.npz")
     out = Path(options.out)
     if out.exists():
-        raise ValueError(f"{out} is there already; remove it, or give another --out")
+        raise UserError(f"{out} is there already; remove it, or give another --out")
     source = open_images(data, options.size, options.count)
     statistics = measure_features(source, extractor, options.batch, out, text=f"{extractor.name} of {data}").statistics
     notes = source.notes()
@@ -132,19 +133,19 @@ def open_candidates(options: argparse.Namespace) -> "list[Candidate]":
 
 
 def model_candidates(options: argparse.Namespace, folder: Path) -> "list[Candidate]":
-    from elit.bundled import load_card
+    from elit.card import load_card
     from elit.codec import load_codec
+    from elit.cost import count_flops
     from elit.distributed import local_device
-    from elit.evaluation.cost import count_flops
     from elit.evaluation.evaluate import Candidate
     from elit.evaluation.sources import Sampled
     from elit.weights import fingerprint, load_model
 
     if options.seeds < 1:
-        raise ValueError(f"{options.seeds} seeds are too few; give at least 1")
+        raise UserError(f"{options.seeds} seeds are too few; give at least 1")
     device = local_device(options.device)
     model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
-    codec = load_codec(options.codec, model.config.in_channels, device)
+    codec = load_codec(options.codec, model.input.channels, device)
     recipe = make_recipe(options, model, load_card(folder))
     weights = fingerprint(model)
     candidates = []
@@ -167,5 +168,5 @@ def counted(candidates: "list[Candidate]", count: int | None, reference: int | N
         if isinstance(candidate.source, Sampled):
             candidate.source.count = min(reference or WORTHWHILE, WORTHWHILE) if count is None else count
             if candidate.source.count < 2:
-                raise ValueError(f"{candidate.source.count} samples are too few; give --count 2 or more")
+                raise UserError(f"{candidate.source.count} samples are too few; give --count 2 or more")
     return candidates

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from elit.cli.parsing import Commands, torch_dtype
 from elit.console import console, output
+from elit.errors import UserError
 
 
 def add_import(commands: Commands) -> None:
@@ -51,12 +52,12 @@ def add_export(commands: Commands) -> None:
 
 
 def run_export(options: argparse.Namespace, rest: list[str]) -> None:
-    from elit.bundled import load_card, save_card
+    from elit.card import load_card, save_card
     from elit.weights import WEIGHTS_FILE, load_model, save_weights
 
     model, out = load_model(options.checkpoint), Path(options.out)
     if (out / WEIGHTS_FILE).exists() and not options.overwrite:
-        raise ValueError(f"{out} holds a model already; give another folder, or --overwrite")
+        raise UserError(f"{out} holds a model already; give another folder, or --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     save_weights(model, out, dtype=torch_dtype(options.dtype))
     save_card(load_card(Path(options.checkpoint)), out)
@@ -78,7 +79,6 @@ def run_info(options: argparse.Namespace, rest: list[str]) -> None:
     import torch
 
     from elit import count_flops, create_model, load_model, preset_names
-    from elit.elastic.budget import levels
 
     if options.name is None:
         output.print("\n".join(preset_names()))
@@ -93,7 +93,7 @@ def run_info(options: argparse.Namespace, rest: list[str]) -> None:
     output.print(f"{options.name}: {count / 1e6:.2f} M parameters, {model.config.grid} tokens, {model.latents} budget(s)")
     table = Table("budget", "latents per group", "GFLOPs", "of the full budget")
     full = count_flops(model)
-    for k, budget in enumerate(levels(model.latents), start=1):
+    for k, budget in enumerate(model.levels.fractions(), start=1):
         flops = count_flops(model, budget)
         table.add_row(f"{k}/{model.latents}", str(k), f"{flops / 1e9:.2f}", f"{flops / full:.0%}")
     output.print(table)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from elit.console import console
+from elit.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -28,19 +29,19 @@ def split_labels(text: str | None) -> list[str] | None:
 
 
 def parse_numbers(text: str) -> list[float]:
-    """ "1, 1.5" to numbers. Raises ValueError for what is none."""
+    """ "1, 1.5" to numbers. Raises UserError for what is none."""
     out = []
     for part in text.split(","):
         try:
             out.append(float(part))
         except ValueError:
-            raise ValueError(f"{part.strip()!r} is not a number; write numbers such as 0.5,1,1.5") from None
+            raise UserError(f"{part.strip()!r} is not a number; write numbers such as 0.5,1,1.5") from None
     return out
 
 
 def parse_budgets(text: str) -> list[float]:
-    """ "1/16, 0.5" to fractions. Raises ValueError for what is not a fraction in (0, 1]."""
-    from elit.elastic.budget import parse_fraction
+    """ "1/16, 0.5" to fractions. Raises UserError for what is not a fraction in (0, 1]."""
+    from elit.target import parse_fraction
 
     return [parse_fraction(part) for part in text.split(",")]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from elit.cli.parsing import Commands
 from elit.cli.prepare_latents import add_prepare_latents
 from elit.console import console
+from elit.errors import UserError
 
 SOURCE = (
     "a folder of class folders, a zip file, s3:// or gs://, a folder of `datasets` or an id on its hub, or emoji;"
@@ -62,7 +63,7 @@ def run_images(options: argparse.Namespace, rest: list[str]) -> None:
     )
     out = Path(options.out)
     if options.publish is not None and Path(options.publish).exists():
-        raise ValueError(f"{options.publish} exists; give another folder with --publish")
+        raise UserError(f"{options.publish} exists; give another folder with --publish")
     info = prepare_images(settings, out, options.workers)
     skipped = json.loads((out / SKIPPED_FILE).read_text(encoding="utf8"))
     console.print(f"{info.count} pictures of {len(info.label_names)} classes are in {out}", markup=False, soft_wrap=True)
@@ -76,12 +77,12 @@ def run_images(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def parse_buckets(text: str) -> tuple[tuple[int, int], ...]:
-    """ "256x256,192x336" to (height, width) pairs. Raises ValueError for what is none."""
+    """ "256x256,192x336" to (height, width) pairs. Raises UserError for what is none."""
     out = []
     for part in text.split(",") if text else []:
         match = re.fullmatch(r"([1-9]\d{0,4})x([1-9]\d{0,4})", part.strip())
         if match is None:
-            raise ValueError(f"{part.strip()!r} is not a size; write heights and widths such as 256x256,192x336")
+            raise UserError(f"{part.strip()!r} is not a size; write heights and widths such as 256x256,192x336")
         out.append((int(match[1]), int(match[2])))
     return tuple(out)
 

@@ -6,6 +6,7 @@ from typing import Literal
 
 from elit.cli.parsing import Commands, torch_dtype
 from elit.console import output
+from elit.errors import UserError
 
 
 def add_prepare_latents(kinds: Commands) -> None:
@@ -38,9 +39,7 @@ def run_prepare_latents(options: argparse.Namespace, rest: list[str]) -> None:
     source, device = PreparedData(options.images), local_device(options.device)
     codec = load_autoencoder(options.codec, device)
     if options.dtype == "fp16" and codec.needs_float32:
-        raise ValueError(
-            f"the codec {options.codec} overflows float16 (its force_upcast says so); give --dtype fp32 or bf16"
-        )
+        raise UserError(f"the codec {options.codec} overflows float16 (its force_upcast says so); give --dtype fp32 or bf16")
     if options.dtype != "fp32":
         codec.to(dtype=torch_dtype(options.dtype))
     encoders = tuple(load_encoder(name, device) for name in options.features)
@@ -57,9 +56,9 @@ def run_prepare_latents(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def parse_tile(text: str) -> int | Literal["auto"]:
-    """A number of pictures, or "auto". Raises ValueError for anything else."""
+    """A number of pictures, or "auto". Raises UserError for anything else."""
     if text == "auto":
         return "auto"
     if not text.isascii() or not text.isdigit():
-        raise ValueError(f"--tile {text} is not a number of pictures; give one, such as 16, or auto")
+        raise UserError(f"--tile {text} is not a number of pictures; give one, such as 16, or auto")
     return int(text)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elit.cli.parsing import Commands, finish, parse_budgets, parse_numbers, split_labels
+from elit.errors import UserError
 
 if TYPE_CHECKING:
     from elit.reports.report import Report
@@ -60,9 +61,9 @@ def run_report(options: argparse.Namespace, rest: list[str]) -> None:
     from elit.reports.subject import load_subject
 
     if getattr(options, "count", 0) == 1 or getattr(options, "count", 0) < 0:
-        raise ValueError(f"quality is measured on 2 samples or more, not {options.count}; give --count 0 to leave it out")
+        raise UserError(f"quality is measured on 2 samples or more, not {options.count}; give --count 0 to leave it out")
     if getattr(options, "seeds", 1) < 1:
-        raise ValueError(f"{options.seeds} seeds are too few; give at least 1")
+        raise UserError(f"{options.seeds} seeds are too few; give at least 1")
     subject = load_subject(Path(options.model or FOLDER), split_labels(options.labels), options.seed, options.steps)
     finish(options.make(options, subject), Path(options.out))
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from elit.cli.parsing import Commands, parse_budgets
 from elit.console import console, output
+from elit.errors import UserError
 
 
 def add_results(commands: Commands) -> None:
@@ -24,20 +25,22 @@ def add_results(commands: Commands) -> None:
 
 
 def run_results(options: argparse.Namespace, rest: list[str]) -> None:
-    from elit.bundled import FOLDER, load_card, save_card
+    from elit.bundled import FOLDER
+    from elit.card import load_card, save_card
+    from elit.files import written_whole
     from elit.pictures import save_png
     from elit.reports.drawing import draw_panels
     from elit.reports.scorecard import measure_results, results_block, results_panels, write_block
     from elit.reports.subject import known_data
-    from elit.weights import load_model, written_whole
+    from elit.weights import load_model
 
     if options.seeds < 1 or (options.count is not None and options.count < 4):
-        raise ValueError(f"{options.seeds} seeds of {options.count} samples are too few; give 1 seed and 4 samples, or more")
+        raise UserError(f"{options.seeds} seeds of {options.count} samples are too few; give 1 seed and 4 samples, or more")
     folder, work = Path(options.model or FOLDER), Path(options.work)
     model, card = load_model(folder), load_card(folder)
     if not options.from_card:
         if known_data(model) is None:
-            raise ValueError(f"{folder} holds no model of the 99 emoji classes at 3 x 32 x 32; use elit evaluate for others")
+            raise UserError(f"{folder} holds no model of the 99 emoji classes at 3 x 32 x 32; use elit evaluate for others")
         dense = None if options.dense is None else Path(options.dense)
         budgets, seeds = parse_budgets(options.budgets), range(options.seeds)
         results = measure_results(model, card, budgets, seeds, work, dense, options.count)

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 from elit.cli.parsing import Commands, torch_dtype
 from elit.console import console, output
+from elit.errors import UserError
 
 if TYPE_CHECKING:
-    from elit.backbones.dit import DiT
-    from elit.bundled import Card
+    from elit.card import Card
+    from elit.elastic.model import ElasticModel
     from elit.generation import Recipe
     from elit.guidance import Guidance
 
@@ -54,10 +55,10 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
 
 
 def run_sample(options: argparse.Namespace, rest: list[str]) -> None:
-    from elit.bundled import FOLDER, load_card
+    from elit.bundled import FOLDER
+    from elit.card import load_card
     from elit.codec import load_codec
     from elit.distributed import is_main, local_device, process_group
-    from elit.elastic.budget import level_of
     from elit.generation import generate
     from elit.hub import model_folder
     from elit.target import Budget
@@ -69,8 +70,8 @@ def run_sample(options: argparse.Namespace, rest: list[str]) -> None:
     budget = Budget.parse(options.budget, model, options.tile)
     recipe = replace(make_recipe(options, model, card), budget=budget)
     if is_main() and isinstance(budget, float) and not options.budget[-1:].isdigit():  # a cost was given
-        console.print(f"budget {options.budget}: {level_of(budget, model.latents)}/{model.latents} of the latents")
-    codec = load_codec(options.codec, model.config.in_channels, device)
+        console.print(f"budget {options.budget}: {model.levels.of(budget)}/{model.latents} of the latents")
+    codec = load_codec(options.codec, model.input.channels, device)
     count = options.count or len(recipe.labels.values) or 16
     with process_group():
         out = generate(model, recipe, count, Path(options.out), codec, options.batch, options.npz)
@@ -78,13 +79,13 @@ def run_sample(options: argparse.Namespace, rest: list[str]) -> None:
         output.print(f"{count} images are in {out}", soft_wrap=True)
 
 
-def make_recipe(options: argparse.Namespace, model: "DiT", card: "Card") -> "Recipe":
+def make_recipe(options: argparse.Namespace, model: "ElasticModel", card: "Card") -> "Recipe":
     """The recipe that the options of `add_sampling` ask for, at the full budget."""
     from elit.generation import Recipe
     from elit.labels import parse_labels
 
     return Recipe(
-        parse_labels(options.labels, model.config.num_classes, card.label_names),
+        parse_labels(options.labels, model.null_class, card.label_names),
         options.sampler,
         card.sampling.steps if options.steps is None else options.steps,
         1.0,
@@ -96,13 +97,13 @@ def make_recipe(options: argparse.Namespace, model: "DiT", card: "Card") -> "Rec
 
 
 def parse_guidance(options: argparse.Namespace, default_scale: float) -> "Guidance":
-    """The guidance that the options ask for. Raises ValueError for an interval that is not two numbers."""
-    from elit.elastic.budget import parse_fraction
+    """The guidance that the options ask for. Raises UserError for an interval that is not two numbers."""
     from elit.guidance import Guidance
+    from elit.target import parse_fraction
 
     try:
         low, high = (float(part) for part in options.interval.split(","))
     except ValueError:
-        raise ValueError(f"the guidance interval {options.interval!r} is not two times; write it as 0.1,0.8") from None
+        raise UserError(f"the guidance interval {options.interval!r} is not two times; write it as 0.1,0.8") from None
     weak = None if options.weak_budget is None else parse_fraction(options.weak_budget)
     return Guidance(default_scale if options.scale is None else options.scale, (low, high), weak, options.weak_label)

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from elit.cli.parsing import Commands
 from elit.console import output
+from elit.errors import UserError
 
 
 def add_train(commands: Commands) -> None:
@@ -34,7 +35,7 @@ def run_train(options: argparse.Namespace, rest: list[str]) -> None:
     from elit.training.loop import dry_run, train
 
     if options.config is None and not rest:
-        raise ValueError("elit train needs a configuration: give --config FILE, such as --config configs/emoji-tiny.yaml")
+        raise UserError("elit train needs a configuration: give --config FILE, such as --config configs/emoji-tiny.yaml")
     config = load_config(options.config, rest)
     if not options.dry_run:
         train(config)

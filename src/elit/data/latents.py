@@ -23,12 +23,13 @@ from torch import Tensor
 from elit.codec import KLCodec, moments_to_latents
 from elit.console import console, progress_bar
 from elit.data.dataset import SETTINGS_FILE, DataInfo, PreparedData
-from elit.data.images import to_float
 from elit.data.shards import Preparation, full_disk_told
 from elit.distributed import barrier, is_main, named_rank, rank, together, world_size
 from elit.encoder import VisionEncoder
-from elit.pictures import spread
+from elit.errors import UserError
+from elit.pixels import to_float
 from elit.weights import digest_of
+from elit.words import spread
 
 PART_IMAGES = 256  # about so many are written, and lost by a kill, at once
 LARGEST_TILE = 256
@@ -59,21 +60,21 @@ class Encoding:
         return out
 
     def info(self, source: DataInfo, psnr: float | None = None) -> DataInfo:
-        """What the prepared folder holds. Raises ValueError for pictures that the codec or the encoders cannot take."""
+        """What the prepared folder holds. Raises UserError for pictures that the codec or the encoders cannot take."""
         if source.kind != "images":
-            raise ValueError("the source holds latents already; give a folder that elit prepare images wrote")
+            raise UserError("the source holds latents already; give a folder that elit prepare images wrote")
         if wrong := [
             size for size in source.buckets or (source.size or (1, 1),) if any(side % self.codec.side for side in size)
         ]:
-            raise ValueError(
+            raise UserError(
                 f"the pictures are {wrong[0][0]} x {wrong[0][1]}, and the codec needs sides that are multiples of"
                 f" {self.codec.side}; prepare them in such a size"
             )
         if self.encoders and source.size is None:
-            raise ValueError("features need pictures of one size, and these have buckets; leave --features out")
+            raise UserError("features need pictures of one size, and these have buckets; leave --features out")
         features = {e.column: (*e.grid(*source.size), e.width) for e in self.encoders if source.size is not None}
         if len(features) < len(self.encoders):
-            raise ValueError("two encoders of --features have the same name; rename one's folder")
+            raise UserError("two encoders of --features have the same name; rename one's folder")
         return dataclasses.replace(
             source,
             kind="latents",
@@ -116,11 +117,11 @@ def prepare_latents(source: PreparedData, encoding: Encoding, out: Path, tile: i
     """Writes the latents of all pictures into `out`, or what is missing there; every process of a torchrun calls it.
 
     tile: pictures in one call of the codec. "auto": the one that was recorded there, or else it is probed and recorded.
-    Raises ValueError for a folder of other settings or pictures that the codec cannot take, and where float16 cannot hold
+    Raises UserError for a folder of other settings or pictures that the codec cannot take, and where float16 cannot hold
     what the codec makes; what is finished is kept.
     """
     if tile != "auto" and tile < 1:
-        raise ValueError(f"a tile holds at least 1 picture, not {tile}")
+        raise UserError(f"a tile holds at least 1 picture, not {tile}")
     info = encoding.info(source.info)
     with ExitStack() as stack:
 
@@ -168,7 +169,7 @@ def largest_image(source: PreparedData) -> Tensor:
 def probe_tile(encode: Callable[[Tensor], Any], image_CHW: Tensor, clock: Callable[[], float] = time.perf_counter) -> int:
     """Doubles the tile from 1 until memory ends or pictures per second grow by less than a tenth; the best one.
 
-    Raises ValueError where one picture alone does not fit.
+    Raises UserError where one picture alone does not fit.
     """
     best, best_rate, tile = 0, 0.0, 1
     while tile <= LARGEST_TILE:
@@ -186,7 +187,7 @@ def probe_tile(encode: Callable[[Tensor], Any], image_CHW: Tensor, clock: Callab
             break
         best, best_rate, tile = tile, rate, 2 * tile
     if not best:
-        raise ValueError("not even one picture fits in memory; prepare smaller ones, or encode on another device")
+        raise UserError("not even one picture fits in memory; prepare smaller ones, or encode on another device")
     return best
 
 
@@ -251,7 +252,7 @@ def to_float16(columns: Columns, rows: Sequence[int], source: PreparedData) -> d
         if wrong.any():
             first = int(wrong.nonzero()[0])
             key, largest = source.table["key"][rows[first]].as_py(), flat[first].abs().max()
-            raise ValueError(
+            raise UserError(
                 f"{name} of {key} holds {largest:g}, which float16 cannot keep; encode with --dtype fp32, or see whether the"
                 " codec is whole"
             )

@@ -48,7 +48,7 @@ class Data(Protocol):
 def read_part(data: Data, seed: int, batch_size: int, step: int, part: range) -> tuple[Tensor, Tensor, Tensor]:
     """Rows (B,), inputs and labels of those samples of a step's batch that are in `part`, such as a rank's range(64, 128).
 
-    Raises ValueError for data that cannot be read.
+    Raises UserError for data that cannot be read.
     """
     if data.exact:
         rows = rows_of_step(seed, len(data), batch_size, step, data.members)[part.start : part.stop]

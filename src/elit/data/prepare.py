@@ -29,8 +29,9 @@ from elit.data.crops import CROPS, crop, decode, default_buckets
 from elit.data.dataset import DataInfo, read_info
 from elit.data.shards import Preparation
 from elit.data.sources import Source, SourceOptions, open_source
+from elit.errors import UserError
+from elit.files import whole_folder
 from elit.labels import label_index
-from elit.weights import whole_folder
 
 PART_BYTES = 2**24  # of raw pixels in a part
 Listed = tuple[str, int | None]
@@ -58,11 +59,11 @@ class ImageSettings:
         for name in ("size", "bucket_step", "count"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= (65_536 if name == "size" else 2**40):
-                raise ValueError(f"{name} is {value}; it must be at least 1, and a side at most 65536 pixels")
+                raise UserError(f"{name} is {value}; it must be at least 1, and a side at most 65536 pixels")
         if self.crop not in CROPS:
-            raise ValueError(f"there is no crop {self.crop!r}; choose one of {', '.join(CROPS)}")
+            raise UserError(f"there is no crop {self.crop!r}; choose one of {', '.join(CROPS)}")
         if self.buckets and self.crop != "buckets":
-            raise ValueError(f"buckets are given and the crop is {self.crop}; give --crop buckets with them")
+            raise UserError(f"buckets are given and the crop is {self.crop}; give --crop buckets with them")
 
     @property
     def sizes(self) -> tuple[tuple[int, int], ...]:
@@ -86,12 +87,12 @@ def prepare_images(settings: ImageSettings, out: str | Path, workers: int | None
     """Writes the prepared folder `out`, or goes on with it; returns what it holds.
 
     workers: processes, as many as there are cores if None; 1 works in this process. A picture that cannot be read is
-    left out and listed in skipped.json. Raises ValueError for a source that is missing, empty or unreadable, a folder
+    left out and listed in skipped.json. Raises UserError for a source that is missing, empty or unreadable, a folder
     that was prepared with other settings or where another preparation is at work, and where no picture can be read.
     """
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
-        raise ValueError(f"workers is {workers}; it must be at least 1")
+        raise UserError(f"workers is {workers}; it must be at least 1")
     source = open_source(settings.source, settings.options)
     info = settings.info(source.label_names)
     total, listing = survey(source, settings)
@@ -116,7 +117,7 @@ def survey(source: Source, settings: ImageSettings) -> tuple[int, str]:
         digest.update(f"{key}\0{label}\n".encode())
         total += 1
     if not total:
-        raise ValueError(f"{settings.source} holds no images; put them in one folder per class, such as cats/1.png")
+        raise UserError(f"{settings.source} holds no images; put them in one folder per class, such as cats/1.png")
     return total, digest.hexdigest()[:16]
 
 
@@ -168,7 +169,7 @@ class _Worker:
         return len(listed)
 
     def _picture(self, key: str) -> tuple[bytes, int]:
-        """A picture's crop as a PNG, and its bucket. Raises ValueError where it cannot be read."""
+        """A picture's crop as a PNG, and its bucket. Raises UserError where it cannot be read."""
         settings = self.settings
         image = decode(self.source.read(key))
         image, bucket = crop(image, settings.crop, settings.size, settings.seed, key, settings.sizes)
@@ -221,7 +222,7 @@ def _in_processes(
         while waiting:
             waiting = _settle(waiting, advance)
     except BrokenProcessPool as error:
-        raise ValueError(
+        raise UserError(
             "a process was ended from outside, perhaps for want of memory; run the command again, with fewer --workers"
         ) from error
     finally:
@@ -239,17 +240,17 @@ def _settle(waiting: set[Future[int]], advance: Callable[[int], None]) -> set[Fu
 def write_folder(source: Source, out: Path, labels: Sequence[str], count: int | None) -> int:
     """Writes a source's picture files, as they are, as a folder of class folders; returns how many.
 
-    labels: names of the classes to write, all if there are none. count: at most so many of each. Raises ValueError for a
+    labels: names of the classes to write, all if there are none. count: at most so many of each. Raises UserError for a
     label that is not there, and where `out` exists.
     """
     if out.exists():
-        raise ValueError(f"{out} exists; give another folder with --out")
+        raise UserError(f"{out} exists; give another folder with --out")
     names = source.label_names
     chosen = {label_index(label, len(names), names) for label in labels or names}
     if not chosen:
-        raise ValueError("none of these pictures has a label, and each label makes a folder")
+        raise UserError("none of these pictures has a label, and each label makes a folder")
     if len({safe_name(names[label]) for label in chosen}) < len(chosen):
-        raise ValueError("two of the classes would have one folder's name; choose one of them with --labels")
+        raise UserError("two of the classes would have one folder's name; choose one of them with --labels")
     written: Counter[int] = Counter()
     with whole_folder(out) as part:
         for key, label in source.listing():

@@ -7,7 +7,8 @@ from typing import Any
 import yaml
 
 from elit.data.dataset import DataInfo, open_table, read_info
-from elit.weights import whole_folder
+from elit.errors import UserError
+from elit.files import whole_folder
 
 GROUP_ROWS = 100  # of a Parquet file, so that viewers show rows without reading all
 
@@ -15,7 +16,7 @@ GROUP_ROWS = 100  # of a Parquet file, so that viewers show rows without reading
 def publish(folder: Path, out: Path) -> None:
     """Writes OUT/data/train-00000-of-00004.parquet, one per shard, and OUT/README.md; `datasets.load_dataset(OUT)` opens it.
 
-    Raises ValueError where `out` exists, or `folder` is not prepared.
+    Raises UserError where `out` exists, or `folder` is not prepared.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -37,9 +38,9 @@ def publish(folder: Path, out: Path) -> None:
 
 
 def refuse_existing(out: Path) -> None:
-    """Raises ValueError where there is something already, at the start and, as another may have been quicker, at the end."""
+    """Raises UserError where there is something already, at the start and, as another may have been quicker, at the end."""
     if out.exists():
-        raise ValueError(f"{out} exists; give another folder with --publish")
+        raise UserError(f"{out} exists; give another folder with --publish")
 
 
 def card(info: DataInfo, name: str) -> str:

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from elit.data.crops import decode
 from elit.data.dataset import latent_input
-from elit.data.images import as_tensor
 from elit.data.sources import FolderSource
+from elit.errors import UserError
+from elit.pixels import as_tensor
 
 FOLDER, PICTURES = "vae-sd", "images"
 SCALE = 0.18215  # of the Stable Diffusion codecs, whose latents these are
@@ -35,7 +36,7 @@ class LatentFiles(FolderSource):
 class PublishedLatents:
     """Latents of the published layout; a model input is 0.18215 (mean + standard deviation x noise).
 
-    Raises ValueError for a folder without latents, for labels that fit no file, and for a file of another shape.
+    Raises UserError for a folder without latents, for labels that fit no file, and for a file of another shape.
     """
 
     exact = True
@@ -46,7 +47,7 @@ class PublishedLatents:
         source = LatentFiles(str(self.folder / FOLDER))
         listed = list(source.listing())
         if not listed:
-            raise ValueError(f"{self.folder / FOLDER} holds no .npy files; write them with the tool that made the pictures")
+            raise UserError(f"{self.folder / FOLDER} holds no .npy files; write them with the tool that made the pictures")
         self.files = [key for key, _ in listed]
         self.label_names = source.label_names
         labels = [label for _, label in listed]
@@ -67,10 +68,10 @@ class PublishedLatents:
         try:
             array = np.load(file, allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise ValueError(f"{file} is not a whole .npy file ({error}); write it again") from error
+            raise UserError(f"{file} is not a whole .npy file ({error}); write it again") from error
         shape = self.shape if row else (array.shape[0] // 2, *array.shape[1:]) if array.ndim == 3 else ()
         if array.dtype not in (np.float32, np.float16) or len(shape) != 3 or array.shape != (2 * shape[0], *shape[1:]):
-            raise ValueError(f"{file} is {array.dtype} {array.shape} and not float32 (8, h, w) as the first; write it again")
+            raise UserError(f"{file} is {array.dtype} {array.shape} and not float32 (8, h, w) as the first; write it again")
         return array
 
     def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
@@ -82,29 +83,29 @@ class PublishedLatents:
 
     @cached_property
     def pictures(self) -> list[str]:
-        """The picture file of each row, below images/. Raises ValueError where one is missing."""
+        """The picture file of each row, below images/. Raises UserError where one is missing."""
         source = FolderSource(str(self.folder / PICTURES))
         paths = list(source.walk())
         by_place = {place(path): path for path in paths}
         if len(by_place) < len(paths):
-            raise ValueError(f"{source.name} holds pictures of one folder and number; give each digits of its own")
+            raise UserError(f"{source.name} holds pictures of one folder and number; give each digits of its own")
         missing = [file for file in self.files if place(file) not in by_place]
         if missing:
-            raise ValueError(f"{source.name} has no picture of {missing[0]}; bring it, for alignment looks at the pictures")
+            raise UserError(f"{source.name} has no picture of {missing[0]}; bring it, for alignment looks at the pictures")
         return [by_place[place(file)] for file in self.files]
 
     def pixels(self, rows: Tensor) -> Tensor:
-        """(B, 3, H, W) uint8 of the rows' pictures. Raises ValueError for one that cannot be read, or of another size."""
+        """(B, 3, H, W) uint8 of the rows' pictures. Raises UserError for one that cannot be read, or of another size."""
         images: list[Tensor] = []
         for row in rows.tolist():
             file = self.folder / PICTURES / self.pictures[row]
             try:
                 images.append(as_tensor(decode(file.read_bytes())))
             except (OSError, ValueError) as error:
-                raise ValueError(f"{file} cannot be read ({error}); write it again") from error
+                raise UserError(f"{file} cannot be read ({error}); write it again") from error
             if images[-1].shape != images[0].shape:
                 (height, width), (first_height, first_width) = images[-1].shape[1:], images[0].shape[1:]
-                raise ValueError(
+                raise UserError(
                     f"{file} is {height} x {width} and another {first_height} x {first_width}; write all in one size"
                 )
         return torch.stack(images)
@@ -116,10 +117,10 @@ def paired_labels(files: Sequence[str], table: dict[str, int] | None, name: str)
         return [None] * len(files)
     by_place = {place(path): label for path, label in table.items()}
     if len(by_place) < len(table):
-        raise ValueError(f"{name}/images/dataset.json names pictures of one folder and number; give each digits of its own")
+        raise UserError(f"{name}/images/dataset.json names pictures of one folder and number; give each digits of its own")
     missing = [file for file in files if place(file) not in by_place]
     if missing:
-        raise ValueError(f"{name}/images/dataset.json has no label for the picture of {missing[0]}; write it again")
+        raise UserError(f"{name}/images/dataset.json has no label for the picture of {missing[0]}; write it again")
     return [by_place[place(file)] for file in files]
 
 

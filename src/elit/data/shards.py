@@ -21,7 +21,8 @@ from typing import Any
 import pyarrow as pa
 
 from elit.data.dataset import INFO_FILE, SETTINGS_FILE, SKIPPED_FILE, DataInfo
-from elit.weights import write_whole, written_whole
+from elit.errors import UserError
+from elit.files import write_whole, written_whole
 
 SHARD_BYTES, BATCH_BYTES = 500_000_000, 16_000_000
 JOINERS = 2  # threads that join parts, with a batch in memory each
@@ -32,7 +33,7 @@ class Preparation:
     """A folder while it is being prepared; enter it, write every missing part, finish it.
 
     settings: what decides the rows; a folder of other settings is refused. exclusive: whether this process holds the
-    folder's lock (with several ranks, the main one). Raises ValueError where another preparation is at work in the
+    folder's lock (with several ranks, the main one). Raises UserError where another preparation is at work in the
     folder, its settings differ, or it holds something else.
     """
 
@@ -46,7 +47,7 @@ class Preparation:
         if self.out.is_file() or (
             self.out.is_dir() and any(p.suffix != ".part" for p in self.out.iterdir()) and not file.is_file()
         ):
-            raise ValueError(f"{self.out} exists and holds no prepared data; give another folder with --out")
+            raise UserError(f"{self.out} exists and holds no prepared data; give another folder with --out")
         self.out.mkdir(parents=True, exist_ok=True)
         if self.exclusive:
             self._take_lock()
@@ -84,7 +85,7 @@ class Preparation:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._release_lock()
-            raise ValueError(f"another elit prepare is writing to {self.out}; wait for it, or give another --out") from error
+            raise UserError(f"another elit prepare is writing to {self.out}; wait for it, or give another --out") from error
 
     @property
     def is_finished(self) -> bool:
@@ -118,7 +119,7 @@ class Preparation:
     def finish(self, info: DataInfo, parts: int) -> DataInfo:
         """Joins all parts into shards, writes the folder's descriptions and removes the parts; `info` with its count.
 
-        Raises ValueError where no part has a row.
+        Raises UserError where no part has a row.
         """
         plan_file = self.out / PLAN_FILE
         if not plan_file.is_file():
@@ -130,7 +131,7 @@ class Preparation:
             write_whole(plan_file, json.dumps(plan) + "\n")
         plan = json.loads(plan_file.read_text(encoding="utf8"))
         if not plan["count"]:
-            raise ValueError(
+            raise UserError(
                 f"none of the pictures could be read; {self.out / SKIPPED_FILE} says why of each:"
                 " mend them, and give another --out"
             )
@@ -196,7 +197,7 @@ def full_disk_told(out: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise
-        raise ValueError(
+        raise UserError(
             f"there is no room for {out} ({os.strerror(error.errno)}); what is finished is kept:"
             " make room and run the same command again"
         ) from error
@@ -235,7 +236,7 @@ def plan_shards(sizes: Sequence[int], shard_bytes: int) -> list[tuple[int, int]]
 
 
 def check_settings(file: Path, settings: dict[str, Any]) -> None:
-    """Raises ValueError, naming the difference, where a folder was prepared with other settings."""
+    """Raises UserError, naming the difference, where a folder was prepared with other settings."""
     try:
         old = json.loads(file.read_text(encoding="utf8"))
         differing = [
@@ -244,8 +245,8 @@ def check_settings(file: Path, settings: dict[str, Any]) -> None:
             if old.get(key) != settings.get(key)
         ]
     except (ValueError, AttributeError, TypeError) as error:
-        raise ValueError(f"{file} is not a preparation's settings ({error}); give another folder with --out") from error
+        raise UserError(f"{file} is not a preparation's settings ({error}); give another folder with --out") from error
     if differing:
-        raise ValueError(
+        raise UserError(
             f"{file.parent} is prepared with other settings ({'; '.join(differing[:3])}); give another folder with --out"
         )

@@ -16,6 +16,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from elit.errors import UserError
+
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 LABELS_FILE = "dataset.json"
 DEEPEST = 32  # folders within folders
@@ -29,7 +31,7 @@ class Source(Protocol):
     def label_names(self) -> tuple[str, ...]: ...
     def listing(self) -> Iterator[tuple[str, int | None]]: ...
     def read(self, key: str) -> bytes:
-        """The file of a picture. Raises ValueError where this one is unreadable, and OSError where the source is."""
+        """The file of a picture. Raises UserError where this one is unreadable, and OSError where the source is."""
         ...
 
 
@@ -43,7 +45,7 @@ class SourceOptions:
 
 
 def open_source(name: str, options: SourceOptions = SourceOptions()) -> Source:
-    """The source of that name. Raises ValueError for one that is missing, empty or unreadable, with the remedy."""
+    """The source of that name. Raises UserError for one that is missing, empty or unreadable, with the remedy."""
     if name == "emoji":
         from elit.data.emoji import EmojiSource
 
@@ -52,7 +54,7 @@ def open_source(name: str, options: SourceOptions = SourceOptions()) -> Source:
     if "://" not in name and not path.exists():
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not name.lower().endswith(".zip"):
             return DatasetSource(name, options)
-        raise ValueError(
+        raise UserError(
             f"there is no {name}; give a folder of class folders, a zip file, or a data set's id such as user/name"
         )
     if "://" not in name and path.is_dir() and is_dataset(path):
@@ -60,7 +62,7 @@ def open_source(name: str, options: SourceOptions = SourceOptions()) -> Source:
     if name.lower().endswith(".zip"):
         return ZipSource(name)
     if "://" not in name and path.is_file():
-        raise ValueError(f"{name} is a file and no zip file; give a folder of class folders, a zip file or a data set")
+        raise UserError(f"{name} is a file and no zip file; give a folder of class folders, a zip file or a data set")
     return FolderSource(name)
 
 
@@ -108,12 +110,12 @@ class _Files:
                 return None
             table = {str(path): label for path, label in entries}
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise UserError(
                 f'{LABELS_FILE} of {self.name} is not {{"labels": [["00000/img.png", 6], ...]}} ({error!r}); write it again'
             ) from error
         for path, label in table.items():
             if type(label) is not int or not 0 <= label < 1_000_000:
-                raise ValueError(
+                raise UserError(
                     f"{LABELS_FILE} of {self.name} gives {path} the label {label!r}; labels are whole, from 0 on"
                 )
         return table
@@ -132,11 +134,9 @@ class _Files:
             elif not folders or folders[-1] != folder:
                 folders.append(folder)
         if first is None:
-            raise ValueError(
-                f"{self.name} holds no images; put them in one folder per class, such as {self.name}/cats/1.png"
-            )
+            raise UserError(f"{self.name} holds no images; put them in one folder per class, such as {self.name}/cats/1.png")
         if folders and loose:
-            raise ValueError(f"{self.name} holds {loose} beside class folders; move it into one of them")
+            raise UserError(f"{self.name} holds {loose} beside class folders; move it into one of them")
         return tuple(folders) or (Path(self.name).stem,)
 
     def listing(self) -> Iterator[tuple[str, int | None]]:
@@ -150,7 +150,7 @@ class _Files:
                 listed += label is not None
                 yield path, label
         if self.table and path and not listed:
-            raise ValueError(f"{LABELS_FILE} of {self.name} names none of its files, such as {path}; write it again")
+            raise UserError(f"{LABELS_FILE} of {self.name} names none of its files, such as {path}; write it again")
 
 
 class FolderSource(_Files):
@@ -167,7 +167,7 @@ class FolderSource(_Files):
             raise not_opened(name, error) from error
         self.root = self.root.rstrip("/")
         if not is_folder:
-            raise ValueError(f"{name} is not a folder; give a folder of class folders")
+            raise UserError(f"{name} is not a folder; give a folder of class folders")
 
     def walk(self) -> Iterator[str]:
         yield from self._walk(self.root, "")
@@ -176,7 +176,7 @@ class FolderSource(_Files):
         try:
             entries = self.files.ls(folder, detail=True)
         except OSError as error:
-            raise ValueError(
+            raise UserError(
                 f"the folder {folder} cannot be read ({error.strerror or error}); make it readable or remove it"
             ) from error
         found = []
@@ -188,7 +188,7 @@ class FolderSource(_Files):
         for base, is_folder in sorted(found):
             if is_folder:
                 if inside.count("/") > DEEPEST:
-                    raise ValueError(f"{folder} is more than {DEEPEST} folders deep; remove the link that leads back up")
+                    raise UserError(f"{folder} is more than {DEEPEST} folders deep; remove the link that leads back up")
                 yield from self._walk(f"{folder}/{base}", f"{inside}{base}/")
             else:
                 yield inside + base
@@ -197,7 +197,7 @@ class FolderSource(_Files):
         try:
             return bytes(self.files.cat_file(f"{self.root}/{key}"))
         except (FileNotFoundError, PermissionError) as error:
-            raise ValueError(f"cannot be read: {error.strerror or error}") from error
+            raise UserError(f"cannot be read: {error.strerror or error}") from error
         except Exception as error:  # of the storage's own kind
             raise error if isinstance(error, OSError) else OSError(f"{self.root}/{key}: {error}") from error
 
@@ -219,7 +219,7 @@ class ZipSource(_Files):
         try:
             self.zip = zipfile.ZipFile(fsspec.open(self.name, "rb").open())
         except zipfile.BadZipFile as error:
-            raise ValueError(f"{self.name} is not a whole zip file ({error}); fetch or write it again") from error
+            raise UserError(f"{self.name} is not a whole zip file ({error}); fetch or write it again") from error
         except Exception as error:  # of the storage's own kind
             raise not_opened(self.name, error) from error
         names = [
@@ -246,7 +246,7 @@ class ZipSource(_Files):
         try:
             return self.zip.read(self.prefix + key)
         except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
-            raise ValueError(f"cannot be read: {error}") from error
+            raise UserError(f"cannot be read: {error}") from error
 
     def read_labels(self) -> bytes | None:
         try:
@@ -291,7 +291,7 @@ class DatasetSource:
             self.rows = loaded[self.options.split] if isinstance(loaded, dict) else loaded
         except Exception as error:  # the library raises many kinds: no such id, split or file, no network
             why = " ".join(str(error).split())[:200]
-            raise ValueError(
+            raise UserError(
                 f"the data set {self.name!r}, split {self.options.split!r}, cannot be loaded ({why});"
                 " give a folder, or fetch it where there is a network"
             ) from error
@@ -304,12 +304,12 @@ class DatasetSource:
         try:
             self.rows = self.rows.cast_column(self.image_column, datasets.Image(decode=False))
         except Exception as error:  # Arrow has several for one mistake
-            raise ValueError(f"the column {self.image_column} of {self.name} holds no pictures; name another") from error
+            raise UserError(f"the column {self.image_column} of {self.name} holds no pictures; name another") from error
 
     def _column(self, name: str, kind: type, what: str, option: str) -> str:
         found = [c for c, feature in self.rows.features.items() if (c == name if name else isinstance(feature, kind))]
         if not found:
-            raise ValueError(
+            raise UserError(
                 f"the data set {self.name} has no {what} column{f' {name!r}' if name else ''};"
                 f" name one of {', '.join(self.rows.column_names)} with {option}"
             )
@@ -331,13 +331,13 @@ class DatasetSource:
         try:
             values = [value for value in self.rows.unique(self.label_column) if value is not None]
         except Exception as error:  # of a column of lists or pictures, Arrow's own
-            raise ValueError(
+            raise UserError(
                 f"the column {self.label_column} of {self.name} holds no labels; name another with --label-column"
             ) from error
         if all(type(value) is str for value in values):
             return tuple(sorted(values))
         if not all(type(value) is int and 0 <= value < 1_000_000 for value in values):
-            raise ValueError(
+            raise UserError(
                 f"the column {self.label_column} of {self.name} holds {values[:3]};"
                 " labels are names, or whole numbers from 0 on"
             )
@@ -355,19 +355,19 @@ class DatasetSource:
     def _number(self, row: int, label: Any, names: dict[str, int]) -> int | None:
         number = names[label] if type(label) is str else label
         if number is not None and not 0 <= number < len(self.label_names):
-            raise ValueError(f"row {row} of {self.name} has the label {number}; labels are 0 to {len(self.label_names) - 1}")
+            raise UserError(f"row {row} of {self.name} has the label {number}; labels are 0 to {len(self.label_names) - 1}")
         return number
 
     def read(self, key: str) -> bytes:
         picture = self.rows[int(key)][self.image_column]
         if picture is None or (picture["bytes"] is None and picture["path"] is None):
-            raise ValueError("the row has no picture")
+            raise UserError("the row has no picture")
         if picture["bytes"] is not None:
             content: bytes = picture["bytes"]
             return content
         try:
             if not stat.S_ISREG(Path(picture["path"]).stat().st_mode):
-                raise ValueError(f"{picture['path']} is not a file")
+                raise UserError(f"{picture['path']} is not a file")
             return Path(picture["path"]).read_bytes()
         except OSError as error:
-            raise ValueError(f"cannot be read: {error}") from error
+            raise UserError(f"cannot be read: {error}") from error

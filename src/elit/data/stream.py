@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from elit.data.dataset import INFO_FILE, latent_input, parse_info, stored_picture, takes_mirrored
-from elit.data.images import to_float
 from elit.data.sources import FolderSource
 from elit.distributed import rank, world_size
+from elit.errors import UserError
+from elit.pixels import to_float
 from elit.seeding import generator_for
 
 BUFFER = 4096  # rows that the next one is drawn from
@@ -25,7 +26,7 @@ class StreamedData:
     """A folder that `elit prepare` wrote, at a URL that fsspec opens, such as s3://bucket/data.
 
     Each process reads its own share of the shards, in a new random order each epoch, and the rows through a buffer that
-    shuffles them. Raises ValueError for a folder that cannot be read, is unfinished, or has buckets.
+    shuffles them. Raises UserError for a folder that cannot be read, is unfinished, or has buckets.
     """
 
     exact = False
@@ -38,9 +39,9 @@ class StreamedData:
             listed = json.loads(files.read("state.json"))["_data_files"]
             self.shards = [f"{files.name}/{Path(entry['filename']).name}" for entry in listed]
         except (OSError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{url} cannot be streamed ({error}); write it there whole with elit prepare") from error
+            raise UserError(f"{url} cannot be streamed ({error}); write it there whole with elit prepare") from error
         if self.info.size is None:
-            raise ValueError(f"{url} has buckets, whose batches are drawn by number; bring it to this machine")
+            raise UserError(f"{url} has buckets, whose batches are drawn by number; bring it to this machine")
         self.url, self.shape, self.label_names = url, self.info.shape(), self.info.label_names
         self.labels = torch.tensor([len(self.label_names) - 1])  # of which only the largest is known
         self.begin(0)
@@ -81,4 +82,4 @@ class StreamedData:
                 rows.set_epoch(epoch)
                 yield from rows
         except OSError as error:
-            raise ValueError(f"{self.url} can no longer be read ({error}); the same command goes on") from error
+            raise UserError(f"{self.url} can no longer be read ({error}); the same command goes on") from error

@@ -10,7 +10,7 @@ Shapes: N tokens, A axes, H heads, D head width.
 import torch
 from torch import Tensor
 
-from elit.elastic.grouping import Grid
+from elit.elastic.grid import Grid
 
 
 def rope_table(place_NA: Tensor, head_width: int) -> Tensor:

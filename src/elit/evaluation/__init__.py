@@ -1,5 +1,5 @@
-"""What a model costs and how good its samples are."""
+"""How good samples are, beside real images."""
 
-from elit.evaluation import cost, metrics
+from elit.evaluation import metrics
 
-__all__ = ["cost", "metrics"]
+__all__ = ["metrics"]

@@ -24,6 +24,7 @@ import torch
 
 from elit.console import console
 from elit.distributed import anywhere, barrier, is_main, together
+from elit.errors import UserError
 from elit.evaluation.extractors import Extractor
 from elit.evaluation.intervals import bootstrap, bootstrap_deviation
 from elit.evaluation.measure import Measured, Rows, measure_features
@@ -38,7 +39,7 @@ from elit.evaluation.metrics import (
 )
 from elit.evaluation.sources import Sampled, Source, open_images
 from elit.evaluation.statistics import Statistics, load_statistics, npz_members
-from elit.weights import write_whole
+from elit.files import write_whole
 
 MEASURES = ("fd", "kid", "is", "pr", "dc", "memorisation")
 OF_ROWS = ("kid", "pr", "dc", "memorisation")  # these compare images one by one, and need those of the reference
@@ -71,7 +72,7 @@ class Candidate:
 def open_reference(name: str, extractor: Extractor, size: tuple[int, int], square: int | None = None) -> Reference:
     """ "emoji", a folder, an .npz of images or statistics, or a .pkl of EDM2. size: (height, width) of the samples.
 
-    Raises ValueError for one that cannot be read, of other features, or of images of another size.
+    Raises UserError for one that cannot be read, of other features, or of images of another size.
     """
     file = Path(name)
     statistics = images = None
@@ -81,7 +82,7 @@ def open_reference(name: str, extractor: Extractor, size: tuple[int, int], squar
         images = open_images(name, square, like=size)
     known = images.size if images is not None else statistics and statistics.provenance.size
     if known and known != size:
-        raise ValueError(
+        raise UserError(
             f"the samples are {size[1]} x {size[0]} and those of {name} {known[1]} x {known[0]}: distances between sizes"
             " mean nothing; give a reference of the samples' size, such as with --size"
         )
@@ -89,16 +90,16 @@ def open_reference(name: str, extractor: Extractor, size: tuple[int, int], squar
 
 
 def check_measures(measures: Sequence[str], reference: Reference, extractor: Extractor) -> None:
-    """Raises ValueError for a measure that is unknown, or that the reference or the features do not allow."""
+    """Raises UserError for a measure that is unknown, or that the reference or the features do not allow."""
     if not measures:
-        raise ValueError(f"no metric was asked for; give --metrics with some of {', '.join(MEASURES)}")
+        raise UserError(f"no metric was asked for; give --metrics with some of {', '.join(MEASURES)}")
     for measure in measures:
         if measure not in MEASURES:
-            raise ValueError(f"there is no metric {measure!r}; known: {', '.join(MEASURES)}")
+            raise UserError(f"there is no metric {measure!r}; known: {', '.join(MEASURES)}")
         if measure == "is" and not extractor.logits_width:
-            raise ValueError(f"the inception score needs logits, which {extractor.name} has not; give --features inception")
+            raise UserError(f"the inception score needs logits, which {extractor.name} has not; give --features inception")
         if measure in OF_ROWS and reference.images is None:
-            raise ValueError(
+            raise UserError(
                 f"{measure} compares single images, and {reference.name} holds statistics alone; give the images as the"
                 " --reference, or leave it out of --metrics"
             )
@@ -116,12 +117,12 @@ def evaluate(
     """A row of results for each candidate, in the main process; none in the others of a torchrun.
 
     rounds: of a bootstrap, for 95 % intervals (see `compute`); 0 for none. Rows of models, which take long, are kept in
-    `out`/kept, so that the same call goes on after an interruption. Raises ValueError as `open_reference`, `check_measures`
+    `out`/kept, so that the same call goes on after an interruption. Raises UserError as `open_reference`, `check_measures`
     and `measure_features` do.
     """
     check_measures(measures, reference, extractor)
     if rounds < 0 or rounds == 1:
-        raise ValueError(f"a bootstrap of {rounds} rounds gives no interval; give --bootstrap 2 or more, such as 200")
+        raise UserError(f"a bootstrap of {rounds} rounds gives no interval; give --bootstrap 2 or more, such as 200")
     rows_needed = any(measure in OF_ROWS for measure in measures)
     results = []
     with _reference(reference, extractor, batch, out, rows_needed) as against:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit.encoder import load_backbone, preprocessor_file
+from elit.errors import UserError
 from elit.evaluation.features import (
     FEATURE_WIDTH,
     IMAGENET_MEAN,
@@ -79,12 +80,12 @@ def load_extractor(
 ) -> Extractor:
     """The extractor of a name in `NAMES`, or of a folder or hub id of transformers.
 
-    weights: a file for `inception`, elsewhere than in torch hub's cache. Raises ValueError for an unknown name, and for
+    weights: a file for `inception`, elsewhere than in torch hub's cache. Raises UserError for an unknown name, and for
     weights that are not there, saying how to fetch them.
     """
     device = torch.device(device)
     if weights is not None and name != "inception":
-        raise ValueError(f"a file of weights is for the features inception; {name} takes none")
+        raise UserError(f"a file of weights is for the features inception; {name} takes none")
     if name == "efficientnet-lite0":
         return _efficientnet(device, dtype)
     if name == "inception":
@@ -92,7 +93,7 @@ def load_extractor(
     if name == "dinov2":
         return _transformers(name, DINOV2, device, dtype, "FDD", Preparation())
     if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise ValueError(
+        raise UserError(
             f"there are no features {name!r}; known: {', '.join(NAMES)}, and any folder or hub id of a transformers model"
         )
     return _transformers(name, name, device, dtype, f"FD ({Path(name).name})", None)
@@ -156,7 +157,7 @@ def _transformers(
             width = forward(torch.zeros(1, 3, prepare.side, prepare.side, dtype=torch.uint8, device=device)).pooled.shape[1]
     except (TypeError, AttributeError, ValueError, RuntimeError) as error:
         why = " ".join(str(error).split())[:160]
-        raise ValueError(f"{source} makes no features of images ({why}); give a vision model, such as {DINOV2}") from error
+        raise UserError(f"{source} makes no features of images ({why}); give a vision model, such as {DINOV2}") from error
     return Extractor(name, distance, resize, network, forward, width, _hash(network, resize), device, dtype)
 
 
@@ -204,9 +205,9 @@ def read_preparation(file: Path | None, config: Any) -> Preparation:
             for key, default in (("image_mean", IMAGENET_MEAN), ("image_std", IMAGENET_STD))
         )
         if side < 1 or len(mean) != 3 or len(std) != 3 or not all(value > 0 for value in std):
-            raise ValueError("a side, three means and three deviations are needed")
+            raise UserError("a side, three means and three deviations are needed")
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} does not say how images are prepared ({error}); mend or remove it") from error
+        raise UserError(f"{file} does not say how images are prepared ({error}); mend or remove it") from error
     return Preparation(side, mean, std)
 
 

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elit.errors import UserError
+
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{WEIGHTS_FILE}"
 SIDE, CLASSES, WIDTH = 299, 1008, 2048
@@ -230,19 +232,19 @@ def _places(size: int, side: int, device: torch.device) -> tuple[Tensor, Tensor,
 def load_inception(weights: Path | None = None) -> Inception:
     """The network in eval mode, its weights from a file, or from torch hub's cache.
 
-    Raises ValueError where the file is not there, holds other tensors, or anything but tensors.
+    Raises UserError where the file is not there, holds other tensors, or anything but tensors.
     """
     from elit.pickles import read_pickle
     from elit.weights import check_fit
 
     file = Path(torch.hub.get_dir()) / "checkpoints" / WEIGHTS_FILE if weights is None else weights
     if not file.is_file():
-        raise ValueError(
+        raise UserError(
             f"the Inception weights are not at {file}; fetch {WEIGHTS_URL} and put it there, or name it with --weights FILE"
         )
     state = read_pickle(file)
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{file} holds no weights of Inception; fetch {WEIGHTS_URL}")
+        raise UserError(f"{file} holds no weights of Inception; fetch {WEIGHTS_URL}")
     tensors = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
     with torch.device("meta"):
         network = Inception()

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elit.errors import UserError
 from elit.seeding import generator_for
 
 Array: TypeAlias = Tensor | np.ndarray
@@ -45,10 +46,10 @@ def bootstrap(
     """statistic(*sets) with its percentile bootstrap interval (Efron, 1979).
 
     Every round draws as many rows of each set, with replacement and each set on its own, as it has; rows that belong
-    together must be columns of one set. Raises ValueError for no rows, fewer than 2 rounds, or a confidence out of (0, 1).
+    together must be columns of one set. Raises UserError for no rows, fewer than 2 rounds, or a confidence out of (0, 1).
     """
     if not 0 < confidence < 1:
-        raise ValueError(f"a confidence is within 0 and 1, and not {confidence:g}")
+        raise UserError(f"a confidence is within 0 and 1, and not {confidence:g}")
     values = _resampled(statistic, sets, rounds, seed)
     tail = (1 - confidence) / 2
     low, high = values.quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64))
@@ -70,10 +71,10 @@ def bootstrap_deviation(
 def _resampled(statistic: Callable[..., float], sets: Sequence[Array], rounds: int, seed: int) -> Tensor:
     """(rounds,) float64 of the statistic of resampled sets."""
     if rounds < 2:
-        raise ValueError(f"a bootstrap needs at least 2 rounds, not {rounds}")
+        raise UserError(f"a bootstrap needs at least 2 rounds, not {rounds}")
     tensors = [to_tensor(rows) for rows in sets]
     if not tensors or min(map(len, tensors)) < 1:
-        raise ValueError("a bootstrap needs sets of at least one row each")
+        raise UserError("a bootstrap needs sets of at least one row each")
     generator = generator_for("bootstrap", seed)
     values = []
     for _ in range(rounds):
@@ -87,12 +88,12 @@ def over_parts(statistic: Callable[[Tensor], float], rows: Array, parts: int = 5
 
     Both are those of a figure on N / parts rows: its deviation is about sqrt(parts) times that on all rows, and its bias,
     where it falls as 1 / N as the Fréchet distance's does, `parts` times. Rows over, fewer than `parts`, are left out.
-    Raises ValueError for fewer than 2 parts, or parts of fewer than 2 rows.
+    Raises UserError for fewer than 2 parts, or parts of fewer than 2 rows.
     """
     tensor = to_tensor(rows)
     size = len(tensor) // max(parts, 1)
     if parts < 2 or size < 2:
-        raise ValueError(f"{len(tensor)} rows cannot be cut into {parts} parts; give 2 parts or more, of 2 rows or more")
+        raise UserError(f"{len(tensor)} rows cannot be cut into {parts} parts; give 2 parts or more, of 2 rows or more")
     order = torch.randperm(len(tensor), generator=generator_for("parts", seed))[: parts * size]
     values = [float(statistic(tensor[part])) for part in order.split(size)]
     return statistics.fmean(values), statistics.stdev(values)
@@ -101,6 +102,6 @@ def over_parts(statistic: Callable[[Tensor], float], rows: Array, parts: int = 5
 def normal_interval(value: float, error: float, confidence: float) -> Estimate:
     """The interval of a normal law with standard error `error` around the value."""
     if not 0 < confidence < 1 or not math.isfinite(error):
-        raise ValueError(f"no interval of confidence {confidence:g} for a standard error of {error:g}")
+        raise UserError(f"no interval of confidence {confidence:g} for a standard error of {error:g}")
     reach = statistics.NormalDist().inv_cdf((1 + confidence) / 2) * error
     return Estimate(value, value - reach, value + reach)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from elit.console import progress_bar
 from elit.distributed import barrier, is_main, named_rank, rank, world_size
+from elit.errors import UserError
 from elit.evaluation.extractors import Extractor, Outputs
 from elit.evaluation.moments import MomentSums
 from elit.evaluation.sources import Source, prefetched
@@ -72,10 +73,10 @@ def measure_features(
 
     text: what a progress bar says; none is shown without. batch: images in one call of the network, rounded up to the
     source's grain; it changes last bits. Every process of a torchrun calls this with the same arguments and gets the same
-    statistics. Raises ValueError for features that are not finite, naming the image.
+    statistics. Raises UserError for features that are not finite, naming the image.
     """
     if batch < 1:
-        raise ValueError(f"a batch holds at least 1 image, not {batch}")
+        raise UserError(f"a batch holds at least 1 image, not {batch}")
     run = -(-batch // source.grain) * source.grain
     runs = [(i, min(i + run, source.count)) for i in range(rank() * run, source.count, world_size() * run)]
     device = extractor.device if extractor.device.type == "cuda" else "cpu"
@@ -127,14 +128,14 @@ def remove_all(stores: Sequence[Rows | None]) -> None:
 
 
 def check_finite(out: Outputs, source: Source, first: int) -> None:
-    """Raises ValueError, naming the image, for features that are not finite."""
+    """Raises UserError, naming the image, for features that are not finite."""
     bad = ~out.pooled.isfinite().all(1)
     for other in (out.spatial, out.logits):
         if other is not None:
             bad |= ~other.isfinite().all(1)
     if bool(bad.any()):
         place = first + int(torch.nonzero(bad)[0])
-        raise ValueError(
+        raise UserError(
             f"{source.label(place)} has features that are not finite: the image or the weights are damaged, or half"
             " precision is too little (give --features-dtype fp32)"
         )

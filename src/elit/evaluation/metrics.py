@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from elit.errors import UserError
 from elit.evaluation.intervals import Array, Estimate, normal_interval, to_tensor
 from elit.seeding import generator_for
 
@@ -19,12 +20,12 @@ SPARE = 8  # neighbours more than asked for that are measured exactly
 
 
 def as_features(features_ND: Array) -> Tensor:
-    """The features as a matrix of float32 or float64. Raises ValueError for another shape, or values that are not finite."""
+    """The features as a matrix of float32 or float64. Raises UserError for another shape, or values that are not finite."""
     x = to_tensor(features_ND)
     if x.dtype not in (torch.float32, torch.float64):
         x = x.float() if x.is_floating_point() else x.double()
     if x.ndim != 2:
-        raise ValueError(f"features are a matrix, a row for each image, and not of shape {tuple(x.shape)}")
+        raise UserError(f"features are a matrix, a row for each image, and not of shape {tuple(x.shape)}")
     _check_finite(x, "the features")
     return x
 
@@ -32,7 +33,7 @@ def as_features(features_ND: Array) -> Tensor:
 def _of_one_width(a_ND: Array, b_MD: Array) -> tuple[Tensor, Tensor]:
     a, b = as_features(a_ND), as_features(b_MD)
     if a.shape[1] != b.shape[1]:
-        raise ValueError(f"features of one width are compared, and not {a.shape[1]} with {b.shape[1]}")
+        raise UserError(f"features of one width are compared, and not {a.shape[1]} with {b.shape[1]}")
     return a, b
 
 
@@ -40,14 +41,14 @@ def _check_finite(x: Tensor, name: str) -> None:
     finite = x.isfinite()
     if not finite.all():
         count = int((~finite).sum())
-        raise ValueError(f"{count} of {x.numel()} values of {name} are NaN or infinite; look at the images they come from")
+        raise UserError(f"{count} of {x.numel()} values of {name} are NaN or infinite; look at the images they come from")
 
 
 def mean_and_covariance(features_ND: Array) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and unbiased covariance (D, D), float64. Raises ValueError for fewer than 2 rows."""
+    """Mean (D,) and unbiased covariance (D, D), float64. Raises UserError for fewer than 2 rows."""
     x = as_features(features_ND).double()
     if len(x) < 2:
-        raise ValueError(f"a covariance needs at least 2 rows, not {len(x)}")
+        raise UserError(f"a covariance needs at least 2 rows, not {len(x)}")
     return x.mean(0), torch.atleast_2d(torch.cov(x.T))
 
 
@@ -56,14 +57,14 @@ def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array) -
 
     For any factor F F^T = A, the last trace is the sum of the roots of the eigenvalues of F^T B F: always real. F is
     Cholesky's where both are positive definite. A singular covariance (its rank is below the count of samples) is factored
-    by its eigenvectors, with those left out whose eigenvalue is rounding. Raises ValueError for shapes that do not agree
+    by its eigenvectors, with those left out whose eigenvalue is rounding. Raises UserError for shapes that do not agree
     and for values that are not finite.
     """
     mean_a, cov_a, mean_b, cov_b = (to_tensor(x).double() for x in (mean_a, cov_a, mean_b, cov_b))
     (width,) = mean_a.shape if mean_a.ndim == 1 else (-1,)
     if mean_b.shape != (width,) or cov_a.shape != (width, width) or cov_b.shape != (width, width):
         shapes = ", ".join(str(tuple(x.shape)) for x in (mean_a, cov_a, mean_b, cov_b))
-        raise ValueError(f"means (D,) and covariances (D, D) of one width D are compared, and not {shapes}")
+        raise UserError(f"means (D,) and covariances (D, D) of one width D are compared, and not {shapes}")
     for x in (mean_a, cov_a, mean_b, cov_b):
         _check_finite(x, "the means and covariances")
     factor, other = _factor_of_one(cov_a, cov_b)
@@ -113,7 +114,7 @@ class _KernelSums(NamedTuple):
 def _kernel_sums(a_ND: Array, b_MD: Array, least: int = 2) -> _KernelSums:
     a, b = _of_one_width(a_ND, b_MD)
     if min(len(a), len(b)) < least:
-        raise ValueError(f"the kernel distance needs at least {least} samples on each side, not {len(a)} and {len(b)}")
+        raise UserError(f"the kernel distance needs at least {least} samples on each side, not {len(a)} and {len(b)}")
 
     def sums(x: Tensor, y: Tensor, without_itself: bool = False) -> tuple[Tensor, Tensor]:
         """Over the kernels of each row and of each column."""
@@ -136,7 +137,7 @@ def kernel_distance(a_ND: Array, b_MD: Array) -> float:
     """KID, the unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3 (Binkowski et al., 2018).
 
     Unbiased at any count of samples, so it may come out slightly below zero for equal distributions. Of all rows at once:
-    most publish `kernel_distance_subsets`. Raises ValueError for fewer than 2 rows.
+    most publish `kernel_distance_subsets`. Raises UserError for fewer than 2 rows.
     """
     return _kernel_sums(a_ND, b_MD).squared_discrepancy()
 
@@ -145,7 +146,7 @@ def kernel_distance_interval(a_ND: Array, b_MD: Array, confidence: float = 0.95)
     """`kernel_distance` of all rows, with the normal interval of its two-sample jackknife standard error.
 
     The error is that of drawing both sets anew. For equal distributions the estimate is not normal, and the interval is
-    wide rather than exact. Raises ValueError for fewer than 3 rows.
+    wide rather than exact. Raises UserError for fewer than 3 rows.
     """
     sums = _kernel_sums(a_ND, b_MD, least=3)
     variance = sum((len(x) - 1) * x.var(correction=0) for x in sums.left_out())  # (n - 1) / n times the sum of squares
@@ -158,11 +159,11 @@ def kernel_distance_subsets(
     """KID as its authors publish it: mean and deviation over `subsets` of `size` rows of each side.
 
     A subset's rows are drawn without replacement; subsets overlap, so the deviation (over N, not N - 1) is that of KID on
-    `size` rows and no error of the mean. Raises ValueError where a side has fewer rows than a subset.
+    `size` rows and no error of the mean. Raises UserError where a side has fewer rows than a subset.
     """
     a, b = _of_one_width(a_ND, b_MD)
     if subsets < 1 or not 2 <= size <= min(len(a), len(b)):
-        raise ValueError(f"{subsets} subsets of {size} rows cannot be drawn of {len(a)} and {len(b)}; give a smaller size")
+        raise UserError(f"{subsets} subsets of {size} rows cannot be drawn of {len(a)} and {len(b)}; give a smaller size")
     generator = generator_for("kernel distance", seed)
     values = torch.tensor(
         [kernel_distance(*(x[torch.randperm(len(x), generator=generator)[:size]] for x in (a, b))) for _ in range(subsets)],
@@ -185,7 +186,7 @@ def precision_recall(reference_ND: Array, samples_MD: Array, k: int = 3) -> tupl
 
     A ball around every point of a set reaches to its k-th nearest neighbour in that set. Precision is the share of samples
     inside **any** ball of the reference, recall the share of the reference inside any ball of the samples. Distances are
-    computed in the features' own dtype, of centred features, block by block. Raises ValueError for fewer than k + 1 rows.
+    computed in the features' own dtype, of centred features, block by block. Raises UserError for fewer than k + 1 rows.
     """
     inside, covered = precision_recall_rows(reference_ND, samples_MD, k)
     return float(inside.mean()), float(covered.mean())
@@ -230,10 +231,10 @@ def neighbours(samples_MD: Array, reference_ND: Array, k: int) -> tuple[Tensor, 
     """The distances (M, k) of every sample to its k nearest references, rising, and their indices (M, k).
 
     k + SPARE are found by products, block by block, and then measured as differences: a copy is at distance zero, and
-    references that are equally near up to the products' rounding are told apart. Raises ValueError for fewer than k.
+    references that are equally near up to the products' rounding are told apart. Raises UserError for fewer than k.
     """
     if k > len(reference_ND):
-        raise ValueError(f"there are no {k} nearest of {len(reference_ND)} references; give more references")
+        raise UserError(f"there are no {k} nearest of {len(reference_ND)} references; give more references")
     reference, samples = _centred(reference_ND, samples_MD, 0)
     distances, indices = [], []
     for some in samples.split(BLOCK):
@@ -280,7 +281,7 @@ def memorisation(samples_MD: Array, training_ND: Array) -> Memorisation:
 
     In [0, 1]: near 0 for a copy, near 1 for an image that is no nearer to one than to another; 0 for an exact copy, even
     of an image that is there twice. Near copies **in** the training set hide copies of them: look at the pairs. Features or
-    flattened pixels will do. Raises ValueError for fewer than 2 training images.
+    flattened pixels will do. Raises UserError for fewer than 2 training images.
     """
     distance, index = neighbours(samples_MD, training_ND, 2)
     ratio = torch.where(distance[:, 0] > 0, distance[:, 0] / distance[:, 1], 0.0)
@@ -290,11 +291,11 @@ def memorisation(samples_MD: Array, training_ND: Array) -> Memorisation:
 def inception_score(logits_NK: Array, splits: int = 10) -> tuple[float, float]:
     """exp of the mean KL divergence of p(y | x) from p(y) (Salimans et al., 2016): mean and deviation over the splits.
 
-    The splits are runs of N / splits rows in the order given, as in the original. Raises ValueError for fewer rows.
+    The splits are runs of N / splits rows in the order given, as in the original. Raises UserError for fewer rows.
     """
     logits = as_features(logits_NK).double()
     if not 1 <= splits <= len(logits):
-        raise ValueError(f"{len(logits)} rows cannot be cut into {splits} splits")
+        raise UserError(f"{len(logits)} rows cannot be cut into {splits} splits")
     scores = []
     for some in logits.log_softmax(1).tensor_split(splits):
         marginal = some.logsumexp(0) - math.log(len(some))
@@ -308,7 +309,7 @@ def _centred(reference_ND: Array, samples_MD: Array, k: int) -> tuple[Tensor, Te
     reference, samples = _of_one_width(reference_ND, samples_MD)
     least = min(len(reference), len(samples))
     if least <= k or k < 0:
-        raise ValueError(f"the {k}-th nearest neighbour needs more than {k} rows on each side, not {least}")
+        raise UserError(f"the {k}-th nearest neighbour needs more than {k} rows on each side, not {least}")
     dtype, mean = torch.promote_types(reference.dtype, samples.dtype), reference.mean(0)
     return (reference - mean).to(dtype), (samples - mean).to(dtype)
 

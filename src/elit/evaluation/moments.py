@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from elit.distributed import sum_over_ranks
+from elit.errors import UserError
 
 UNIT = 2.0**-26
 HALF = 2.0**20  # high counts these
@@ -46,20 +47,20 @@ class MomentSums:
         self._waiting: list[Tensor] = []
 
     def add(self, rows_ND: Tensor) -> None:
-        """Adds rows. Raises ValueError for values that are not finite or beyond 16,384, or another width."""
+        """Adds rows. Raises UserError for values that are not finite or beyond 16,384, or another width."""
         if rows_ND.ndim != 2 or rows_ND.shape[1] != self.width:
-            raise ValueError(f"rows of {self.width} features are summed here, not {tuple(rows_ND.shape)}")
+            raise UserError(f"rows of {self.width} features are summed here, not {tuple(rows_ND.shape)}")
         rows = rows_ND.detach().to(self.sums.device)
         if not len(rows):
             return
         if not bool((rows.abs() <= LARGEST).all()):  # false for NaN too
-            raise ValueError(
+            raise UserError(
                 f"features are not finite, or beyond {LARGEST:,.0f}: the images or the network are damaged"
                 " (in half precision: try fp32)"
             )
         self.count += len(rows)
         if self.count > MOST_ROWS:
-            raise ValueError(f"more than {MOST_ROWS:,} images cannot be summed exactly; give fewer")
+            raise UserError(f"more than {MOST_ROWS:,} images cannot be summed exactly; give fewer")
         for row in rows.split(SLAB):
             self._waiting.append(row)
             if sum(map(len, self._waiting)) >= SLAB:
@@ -95,10 +96,10 @@ class MomentSums:
     def moments(self) -> Moments:
         """Exact to the rounding of the last steps: the sums are centred as integers, so a large mean costs no digits.
 
-        Raises ValueError for fewer than 2 rows.
+        Raises UserError for fewer than 2 rows.
         """
         if self.count < 2:
-            raise ValueError(f"a covariance needs at least 2 images, not {self.count}")
+            raise UserError(f"a covariance needs at least 2 images, not {self.count}")
         self._flush()
         n, (high, low) = self.count, self.sums.cpu()
         total = high * int(HALF) + low

@@ -16,15 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elit.backbones.dit import DiT
 from elit.codec import Codec
 from elit.data.crops import crop_center, open_picture, upright
-from elit.data.images import SUFFIXES, as_tensor, to_uint8
+from elit.data.images import SUFFIXES
 from elit.data.loader import in_threads
 from elit.distributed import sum_over_ranks
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
 from elit.evaluation.statistics import npz_members
 from elit.generation import LABELS_FILE, SETTINGS_FILE, SHEET_FILE, Recipe
-from elit.pictures import spread
+from elit.pixels import as_tensor, to_uint8
+from elit.words import spread
 
 GREY, TRANSPARENT = "grey or of a palette", "with transparency"
 READERS = 2  # threads that decode the next images
@@ -109,7 +111,7 @@ class Pictures:
     def _read(self, file: Path) -> Tensor:
         pixels, size = self._open(file)
         if size != self.size:
-            raise ValueError(
+            raise UserError(
                 f"{file} is {size[1]} x {size[0]}, and {self.files[0].name} is {self.size[1]} x {self.size[0]}: images of"
                 " one set have one size; give --size N to resize their central squares"
             )
@@ -123,7 +125,7 @@ class Pictures:
                 picture = upright(image)
                 pixels = as_tensor(crop_center(picture, self.square, self.square) if self.square else picture)
         except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: what PIL raises for a broken PNG chunk
-            raise ValueError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
+            raise UserError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
         return pixels, (pixels.shape[1], pixels.shape[2])
 
     def label(self, index: int) -> str:
@@ -166,7 +168,7 @@ class Sampled:
     """The images 0 .. count - 1 that `elit sample` would make of a model, made when they are read, and kept nowhere."""
 
     name: str
-    model: DiT
+    model: ElasticModel
     recipe: Recipe
     codec: Codec
     count: int
@@ -175,7 +177,7 @@ class Sampled:
     def __post_init__(self) -> None:
         self.grain = self.recipe.tile
         parameter = next(self.model.parameters())
-        blank = torch.zeros(1, self.model.config.in_channels, *self.model.input_shape, device=parameter.device)
+        blank = torch.zeros(1, *self.model.input.shape, device=parameter.device)
         height, width = self.codec.decode(blank).shape[2:]
         self.size: tuple[int, int] = (height, width)
 
@@ -198,7 +200,7 @@ def open_images(
     """The images of "emoji", a folder (with all below it), or an .npz with `arr_0`.
 
     square: resize to it. count: take so many, spread evenly over all in their order. like: the size that is wanted, which
-    the emoji are then made in. Raises ValueError for what holds no images, or fewer than asked.
+    the emoji are then made in. Raises UserError for what holds no images, or fewer than asked.
     """
     if name == "emoji":
         from elit.data.emoji import load_emoji
@@ -213,14 +215,14 @@ def open_images(
     if path.suffix == ".npz":
         array = open_array(path)
         if square and array.shape[1:3] != (square, square):
-            raise ValueError(f"--size resizes files of a folder, and not the array in {name}, which is {array.shape}")
+            raise UserError(f"--size resizes files of a folder, and not the array in {name}, which is {array.shape}")
         return Array(name, array, _rows(count, len(array), name))
-    raise ValueError(f"there are no images at {name}; give a folder, an .npz with arr_0, or emoji")
+    raise UserError(f"there are no images at {name}; give a folder, an .npz with arr_0, or emoji")
 
 
 def _rows(count: int | None, total: int, name: str) -> Sequence[int]:
     if count is not None and not 1 <= count <= total:
-        raise ValueError(f"{name} holds {total} images, so {count} cannot be taken; give another --count")
+        raise UserError(f"{name} holds {total} images, so {count} cannot be taken; give another --count")
     return spread(total if count is None else count, total)
 
 
@@ -231,31 +233,31 @@ def image_files(folder: Path) -> list[Path]:
         try:
             names = [str(name) for name, *_ in json.loads(listed.read_text(encoding="utf8"))["labels"]]
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{listed} does not list images ({error}); mend or remove it") from error
+            raise UserError(f"{listed} does not list images ({error}); mend or remove it") from error
         files = [folder / name for name in names]
     else:
         several = sorted(folder.glob(f"*/{SETTINGS_FILE}"))
         if len(several) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds {len(several)} samples of different settings; give one, such as {several[0].parent}"
             )
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name != SHEET_FILE)
         files = [p for p in files if not p.name.startswith(".")]
     if not files:
-        raise ValueError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
     return files
 
 
 def open_array(file: Path) -> np.ndarray[Any, Any]:
-    """(N, H, W, 3) uint8: `arr_0` of an .npz. Raises ValueError for another shape or type, saying how to mend it."""
+    """(N, H, W, 3) uint8: `arr_0` of an .npz. Raises UserError for another shape or type, saying how to mend it."""
     if "arr_0" not in npz_members(file):
-        raise ValueError(f"{file} holds no images: it has {', '.join(npz_members(file))} and no arr_0")
+        raise UserError(f"{file} holds no images: it has {', '.join(npz_members(file))} and no arr_0")
     try:
         array = map_array(file, "arr_0.npy")
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"arr_0 of {file} cannot be read ({error}); fetch or make it again") from error
+        raise UserError(f"arr_0 of {file} cannot be read ({error}); fetch or make it again") from error
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not len(array):
-        raise ValueError(
+        raise UserError(
             f"arr_0 of {file} is {array.shape} {array.dtype}; images are (N, H, W, 3) uint8, RGB: convert them before"
         )
     return array
@@ -273,7 +275,7 @@ def map_array(file: Path, member: str) -> np.ndarray[Any, Any]:
         shape, fortran, dtype = read(stream)
         inside = stream.tell()
     if dtype.hasobject:
-        raise ValueError("it holds Python objects")
+        raise UserError("it holds Python objects")
     with file.open("rb") as raw:  # the file's own header, of a length that it tells, is before the array
         raw.seek(entry.header_offset + 26)
         name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))

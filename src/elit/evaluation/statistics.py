@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from elit.errors import UserError
 from elit.evaluation.extractors import Extractor
 from elit.evaluation.moments import Moments
+from elit.files import written_whole
 from elit.pickles import read_arrays
-from elit.weights import written_whole
 
 KEYS = ("mu", "sigma", "mu_s", "sigma_s")
 
@@ -75,33 +76,33 @@ def load_statistics(file: Path, extractor: Extractor) -> Statistics:
     """The statistics in an .npz of ours, of ADM (mu, sigma, mu_s, sigma_s) or EDM, or a .pkl of EDM2, for an extractor.
 
     Files of others do not name their network: mu and sigma are taken for Inception's, and of EDM2's the entry `fid` or
-    `fd_dinov2` for Inception's or DINOv2's. Nothing is unpickled. Raises ValueError for statistics of other features than
+    `fd_dinov2` for Inception's or DINOv2's. Nothing is unpickled. Raises UserError for statistics of other features than
     the extractor's, and for a file that is damaged or holds none.
     """
     arrays, told = (_read_pickled(file, extractor), None) if file.suffix == ".pkl" else _read_npz(file)
     if "mu" not in arrays or "sigma" not in arrays:
-        raise ValueError(f"{file} holds no statistics (mu and sigma); it holds {', '.join(sorted(arrays)) or 'nothing'}")
+        raise UserError(f"{file} holds no statistics (mu and sigma); it holds {', '.join(sorted(arrays)) or 'nothing'}")
     provenance = _provenance(file, told, extractor)
     pooled = _moments(file, arrays, "")
     if pooled.width != extractor.width:
-        raise ValueError(
+        raise UserError(
             f"{file} holds statistics of {pooled.width} features, and {extractor.name} has {extractor.width};"
             " make them anew with elit evaluate stats"
         )
     spatial = _moments(file, arrays, "_s") if {"mu_s", "sigma_s"} <= arrays.keys() else None
     found = Statistics(pooled, provenance, spatial)
     if told is not None and told.get("hash") != found.hash:
-        raise ValueError(f"{file} is damaged: its arrays are not those that were written; make it anew")
+        raise UserError(f"{file} is damaged: its arrays are not those that were written; make it anew")
     return found
 
 
 def npz_members(file: Path) -> list[str]:
-    """The names of an .npz's arrays. Raises ValueError for a file that is none."""
+    """The names of an .npz's arrays. Raises UserError for a file that is none."""
     try:
         with zipfile.ZipFile(file) as archive:
             return [name.removesuffix(".npy") for name in archive.namelist()]
     except (OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{file} is not an .npz ({error}); fetch or make it again") from error
+        raise UserError(f"{file} is not an .npz ({error}); fetch or make it again") from error
 
 
 def _read_npz(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
@@ -113,21 +114,21 @@ def _read_npz(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
                 return arrays, None
             told = json.loads(str(archive["provenance"]))
     except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); fetch or make it again") from error
+        raise UserError(f"{file} cannot be read ({error}); fetch or make it again") from error
     if not isinstance(told, dict):
-        raise ValueError(f"the provenance in {file} cannot be read; make it anew with elit evaluate stats")
+        raise UserError(f"the provenance in {file} cannot be read; make it anew with elit evaluate stats")
     return arrays, told
 
 
 def _read_pickled(file: Path, extractor: Extractor) -> dict[str, Any]:
     found = read_arrays(file)
     if not isinstance(found, dict):
-        raise ValueError(f"{file} holds no statistics; an .npz or a .pkl of EDM2 is expected")
+        raise UserError(f"{file} holds no statistics; an .npz or a .pkl of EDM2 is expected")
     if "mu" in found:
         return found
     key = {"inception": "fid", "dinov2": "fd_dinov2"}.get(extractor.name)
     if not isinstance(found.get(key), dict):
-        raise ValueError(f"{file} holds statistics of {', '.join(map(str, found))}, and none of {extractor.name}")
+        raise UserError(f"{file} holds statistics of {', '.join(map(str, found))}, and none of {extractor.name}")
     inner: dict[str, Any] = found[key]
     return inner
 
@@ -136,7 +137,7 @@ def _provenance(file: Path, told: dict[str, Any] | None, extractor: Extractor) -
     if told is None:
         theirs = ("inception", "dinov2") if file.suffix == ".pkl" else ("inception",)
         if extractor.name not in theirs:
-            raise ValueError(
+            raise UserError(
                 f"{file} does not say of which features it is; such files are of inception, not of {extractor.name}:"
                 " give --features inception, or make statistics with elit evaluate stats"
             )
@@ -147,9 +148,9 @@ def _provenance(file: Path, told: dict[str, Any] | None, extractor: Extractor) -
             str(told["source"]), str(told["features"]), told["count"], size, told["fingerprint"], told["resize"]
         )
     except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"the provenance in {file} cannot be read ({error!r}); make it anew") from error
+        raise UserError(f"the provenance in {file} cannot be read ({error!r}); make it anew") from error
     if found.features != extractor.name or found.fingerprint != extractor.fingerprint:
-        raise ValueError(
+        raise UserError(
             f"{file} is of the features {found.features} ({found.fingerprint}), not {extractor.name}"
             f" ({extractor.fingerprint}); make it anew with elit evaluate stats --features {extractor.name}"
         )
@@ -160,9 +161,9 @@ def _moments(file: Path, arrays: dict[str, Any], suffix: str) -> Moments:
     mean, covariance = arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"]
     for array in (mean, covariance):
         if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise ValueError(f"mu{suffix} and sigma{suffix} in {file} are not arrays of finite numbers")
+            raise UserError(f"mu{suffix} and sigma{suffix} in {file} are not arrays of finite numbers")
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
-        raise ValueError(
+        raise UserError(
             f"mu{suffix} and sigma{suffix} in {file} are {mean.shape} and {covariance.shape}, not (D,) and (D, D)"
         )
     return Moments(torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64)))

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elit.backbones.dit import DiT
 from elit.console import progress_bar
 from elit.elastic.grouping import group
-from elit.flow import Path
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
+from elit.flow import FlowPath
 from elit.reports.drawing import Row, draw_grid, heat, visible
 from elit.reports.page import Sheet
 from elit.reports.read_maps import DRAWS, ReadMaps, correlations, latent_map, mean_maps, read_maps, require_read
@@ -21,17 +22,17 @@ from elit.reports.subject import Subject
 PER_LABEL = 4  # images that the correlations are taken over; the first is shown
 
 
-def report_attention(subject: Subject, times: Sequence[float], path: Path = Path.LINEAR) -> Report:
+def report_attention(subject: Subject, times: Sequence[float], path: FlowPath = FlowPath.LINEAR) -> Report:
     """Attention, loss and their rank correlation at every time, on real pictures or, where there are none, on samples.
 
-    `path`: of the flow that the model was trained on. Raises ValueError for times outside (0, 1), and for a model whose
+    `path`: of the flow that the model was trained on. Raises UserError for times outside (0, 1), and for a model whose
     Read has nothing to choose (see `require_read`).
     """
     model, times = subject.model, sorted(set(times))
     require_read(model)
     for time in times:
         if not 0 < time < 1:
-            raise ValueError(f"time {time:g} is not between 0 and 1; write times such as 0.25,0.5,0.75, with 1 = noise")
+            raise UserError(f"time {time:g} is not between 0 and 1; write times such as 0.25,0.5,0.75, with 1 = noise")
     images, labels = images_of(subject)
     with progress_bar() as bar:
         task = bar.add_task("reading", total=len(times) * DRAWS, unit="images", per_step=len(images))
@@ -76,7 +77,7 @@ def images_of(subject: Subject) -> tuple[Tensor, Tensor]:
     return subject.setting.draw(subject.model, labels, subject.seed), labels
 
 
-def correlation_rows(maps: Sequence[ReadMaps], model: DiT) -> list[dict[str, Any]]:
+def correlation_rows(maps: Sequence[ReadMaps], model: ElasticModel) -> list[dict[str, Any]]:
     """The correlation at each time and, last, of the means over the times, over whole images and within windows."""
     core, grid = require_read(model), model.config.grid
     pairs = [(str(m.t), m.token_attention, m.loss) for m in maps] + [("all", *mean_maps(maps))]
@@ -119,10 +120,10 @@ def latents_grid(subject: Subject, images: Tensor, maps: ReadMaps, shown: Sequen
     return grid_rows(subject, images, columns, shown), ["image", *(f"latent {j + 1} of {latents}" for j in chosen)]
 
 
-def picture_of(map_BN: Tensor, model: DiT) -> Tensor:
+def picture_of(map_BN: Tensor, model: ElasticModel) -> Tensor:
     """A map over the tokens as colours (B, 3, H, W), at the images' size."""
     grid = model.config.grid
-    return heat(map_BN.unflatten(1, (grid.height, grid.width)), model.input_shape)
+    return heat(map_BN.unflatten(1, (grid.height, grid.width)), (model.input.extent.height, model.input.extent.width))
 
 
 def grid_rows(subject: Subject, images: Tensor, columns: Sequence[Tensor], shown: Sequence[int]) -> list[Row]:

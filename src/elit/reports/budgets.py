@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from elit.backbones.dit import DiT
 from elit.console import progress_bar
-from elit.elastic.budget import level_of, levels
-from elit.evaluation.cost import count_flops, time_forward
+from elit.cost import count_flops, time_forward
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
 from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
 from elit.reports.page import Sheet
 from elit.reports.quality import measure
@@ -32,7 +32,7 @@ def report_budgets(subject: Subject, quality: dict[str, Any] | None = None) -> R
     `quality`: what `reports.quality.measure` gives, or a card holds; None where it is not known.
     """
     model = subject.model
-    budgets = levels(model.latents)
+    budgets = model.levels.fractions()
     settings = [replace(subject.setting, budget=budget) for budget in budgets]
     samples = draw_all(model, settings, subject.labels, subject.seed)
     latency = measure_latency(model, budgets)
@@ -67,7 +67,7 @@ def quality_of(subject: Subject, budgets: Sequence[float] | None, count: int, wo
     card = subject.card
     if subject.data is None:
         if budgets is not None:
-            raise ValueError(
+            raise UserError(
                 f"quality is measured for models of the emoji alone, which {subject.name} is not; omit --quality"
             )
         return None
@@ -75,7 +75,7 @@ def quality_of(subject: Subject, budgets: Sequence[float] | None, count: int, wo
         return card.quality
     if count == 0:
         return None
-    wanted = list(budgets or dict.fromkeys(level_of(b, subject.model.latents) / subject.model.latents for b in MEASURED))
+    wanted = list(budgets or dict.fromkeys(subject.model.levels.of(b) / subject.model.latents for b in MEASURED))
     return measure(subject.model, wanted, [subject.seed], card.sampling, work, count)
 
 
@@ -85,12 +85,9 @@ def budget_text(row: dict[str, Any]) -> str:
     return f"{row['latents_per_group']}/{of}\n{row['gflops']:.2f} GFLOPs, {row['latency_ms']:.1f} ms"
 
 
-def cost_rows(model: DiT, budgets: Sequence[float]) -> list[dict[str, Any]]:
+def cost_rows(model: ElasticModel, budgets: Sequence[float]) -> list[dict[str, Any]]:
     """Budget, latents per group and GFLOPs of one forward."""
-    return [
-        {"budget": b, "latents_per_group": level_of(b, model.latents), "gflops": count_flops(model, b) / 1e9}
-        for b in budgets
-    ]
+    return [{"budget": b, "latents_per_group": model.levels.of(b), "gflops": count_flops(model, b) / 1e9} for b in budgets]
 
 
 def with_quality(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None) -> list[dict[str, Any]]:
@@ -100,10 +97,10 @@ def with_quality(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None)
 
 
 @torch.no_grad()
-def measure_latency(model: DiT, budgets: Sequence[float], batch: int = 1) -> list[dict[str, float]]:
+def measure_latency(model: ElasticModel, budgets: Sequence[float], batch: int = 1) -> list[dict[str, float]]:
     """Milliseconds of one forward at each budget: median and quartiles of interleaved repeats."""
     device = next(model.parameters()).device
-    x = torch.zeros(batch, model.config.in_channels, *model.input_shape, device=device)
+    x = torch.zeros(batch, *model.input.shape, device=device)
     t, y = torch.zeros(batch, device=device), torch.zeros(batch, dtype=torch.long, device=device)
     seconds: list[list[float]] = [[] for _ in budgets]
     with progress_bar() as bar:

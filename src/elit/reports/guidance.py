@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from elit.elastic.budget import level_of
+from elit.errors import UserError
 from elit.guidance import Guidance
 from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
 from elit.reports.page import Sheet
@@ -39,13 +39,13 @@ def report_guidance(
 
     `weak_budget`: of the weak path of cheap CFG and autoguidance, which a dense model does without. Quality is that of
     `count` samples for each of `seeds`, kept in `work` as it is finished; none for a count of 0, or where the data are not
-    known. Raises ValueError for a scale that is not finite, and for a weak budget that is the full one.
+    known. Raises UserError for a scale that is not finite, and for a weak budget that is the full one.
     """
     model = subject.model
     kinds = KINDS[:1] if model.core is None else KINDS
-    weak = level_of(weak_budget, model.latents) / model.latents
+    weak = model.levels.of(weak_budget) / model.latents
     if model.core is not None and weak == 1:
-        raise ValueError(f"a weak budget of {weak_budget:g} is the full one, and no weaker; give a lower, such as 1/16")
+        raise UserError(f"a weak budget of {weak_budget:g} is the full one, and no weaker; give a lower, such as 1/16")
     cells = [(kind, scale) for kind in kinds for scale in sorted(set(scales))]
     settings = [replace(subject.setting, guidance=guidance_of(kind, scale, weak)) for kind, scale in cells]
     images = draw_all(model, settings, subject.labels, subject.seed)

@@ -17,11 +17,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit.backbones.dit import DiT
-from elit.bundled import SamplingDefaults
+from elit.card import SamplingDefaults
 from elit.console import progress_bar
 from elit.data.emoji import Emoji, load_emoji
-from elit.data.images import to_float, to_uint8
+from elit.elastic.model import ElasticModel
 from elit.evaluation.features import LinearProbe, efficientnet_features, load_efficientnet
 from elit.evaluation.metrics import (
     frechet_distance,
@@ -30,10 +29,12 @@ from elit.evaluation.metrics import (
     precision_recall,
     rank_correlation,
 )
+from elit.files import write_whole, written_whole
+from elit.pixels import to_float, to_uint8
 from elit.reports.setting import Setting
 from elit.sampling import image_noise
 from elit.seeding import generator_for
-from elit.weights import fingerprint, read_tensors, write_whole, written_whole
+from elit.weights import fingerprint, read_tensors
 
 NEIGHBOURS = 3  # precision's and recall's k
 BATCH = 13  # 949 samples are 73 whole batches, whose activations stay in the caches
@@ -98,7 +99,7 @@ class Judge:
         """The score of the other half of the real images."""
         return self.score(to_float(self.data.images[self.other]))
 
-    def draw(self, model: DiT, setting: Setting, seed: int, done: Callable[[int], None] | None = None) -> Tensor:
+    def draw(self, model: ElasticModel, setting: Setting, seed: int, done: Callable[[int], None] | None = None) -> Tensor:
         """Samples with the other half's labels; image i's noise comes from (seed, i).
 
         Matrix products are in bfloat16, in which the bundled model was trained: half the time where processors have it.
@@ -107,7 +108,7 @@ class Judge:
         labels = self.data.labels[self.other]
         for first in range(0, self.count, BATCH):
             some = labels[first : first + BATCH]
-            noise = image_noise(seed, (len(some), model.config.in_channels, *model.input_shape), first=first)
+            noise = image_noise(seed, (len(some), *model.input.shape), first=first)
             with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
                 parts.append(setting.draw(model, some, noise=noise))
             if done is not None:
@@ -122,7 +123,7 @@ class Judge:
 
 
 def measure(
-    model: DiT,
+    model: ElasticModel,
     budgets: Sequence[float],
     seeds: Sequence[int],
     sampling: SamplingDefaults,
@@ -144,7 +145,7 @@ def measure(
 
 
 def measure_settings(
-    judge: Judge, model: DiT, settings: Sequence[Setting], seeds: Sequence[int], work: Path | None = None
+    judge: Judge, model: ElasticModel, settings: Sequence[Setting], seeds: Sequence[int], work: Path | None = None
 ) -> list[dict[str, float]]:
     """The `summary` over the seeds of each setting's quality; equal settings are measured once.
 
@@ -167,7 +168,12 @@ def measure_settings(
 
 
 def measured_rows(
-    rows: Sequence[dict[str, Any]], model: DiT, settings: Sequence[Setting], seeds: Sequence[int], work: Path, count: int
+    rows: Sequence[dict[str, Any]],
+    model: ElasticModel,
+    settings: Sequence[Setting],
+    seeds: Sequence[int],
+    work: Path,
+    count: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The rows of a report with the quality of their settings, and what those figures stand on (see `Judge.describe`)."""
     judge = Judge(count)
@@ -175,7 +181,9 @@ def measured_rows(
     return [{**row, **score} for row, score in zip(rows, scores, strict=True)], {**judge.describe(), "seeds": list(seeds)}
 
 
-def _one(judge: Judge, model: DiT, setting: Setting, seed: int, kept: Path | None, done: Callable[[int], None]) -> Quality:
+def _one(
+    judge: Judge, model: ElasticModel, setting: Setting, seed: int, kept: Path | None, done: Callable[[int], None]
+) -> Quality:
     if kept is not None and (found := _kept_figures(kept)) is not None:
         done(judge.count)
         return found
@@ -196,7 +204,7 @@ def _kept_figures(kept: Path) -> Quality | None:
 
 def drawn_once(
     judge: Judge,
-    model: DiT,
+    model: ElasticModel,
     setting: Setting,
     seed: int,
     kept: Path | None,

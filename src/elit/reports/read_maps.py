@@ -11,13 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elit.backbones.dit import DiT
 from elit.backbones.layers import patchify
 from elit.elastic.core import LatentCore
 from elit.elastic.grouping import ungroup
 from elit.elastic.interface import CrossAttention, ReadLayer
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
 from elit.evaluation.metrics import rank_correlation
-from elit.flow import FlowSample, Path, interpolate
+from elit.flow import FlowPath, FlowSample
 from elit.sampling import image_noise
 
 DRAWS = 4  # of the noise: the loss of one draw is noise itself
@@ -66,11 +67,17 @@ def captured_reads(core: LatentCore) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def read_maps(
-    model: DiT, images: Tensor, labels: Tensor, t: float, path: Path, seed: int, done: Callable[[], None] | None = None
+    model: ElasticModel,
+    images: Tensor,
+    labels: Tensor,
+    t: float,
+    path: FlowPath,
+    seed: int,
+    done: Callable[[], None] | None = None,
 ) -> ReadMaps:
     """The maps of images (B, C, H, W) with labels (B,) at time t, on the flow's path; `done` is called after every draw.
 
-    Raises ValueError for a dense model, which has no Read, and where a window holds one token.
+    Raises UserError for a dense model, which has no Read, and where a window holds one token.
     """
     core = require_read(model)
     device = next(model.parameters()).device
@@ -80,7 +87,7 @@ def read_maps(
         parts = []
         for x, eps, y in zip(images.split(BATCH), noise.split(BATCH), labels.split(BATCH), strict=True):
             times = torch.full((len(x),), t, device=device)
-            parts.append(_batch(model, core, interpolate(path, x.to(device), eps.to(device), times), y.to(device)))
+            parts.append(_batch(model, core, path.interpolate(x.to(device), eps.to(device), times), y.to(device)))
         attention.append(torch.cat([part[0] for part in parts]))
         loss.append(torch.cat([part[1] for part in parts]))
         if done is not None:
@@ -90,16 +97,16 @@ def read_maps(
     return ReadMaps(t, attention_BGJS, token_attention_BN, torch.stack(loss).mean(0))
 
 
-def require_read(model: DiT) -> LatentCore:
+def require_read(model: ElasticModel) -> LatentCore:
     """The core of a model whose Read has something to choose from; ValueError for any other."""
     if model.core is None:
-        raise ValueError("this model is dense and has no Read to look at; give an elastic one")
-    if model.core.latents < 2:
-        raise ValueError("each window of this model holds one token, so its Read has nothing to choose; give another model")
+        raise UserError("this model is dense and has no Read to look at; give an elastic one")
+    if model.core.levels.latents < 2:
+        raise UserError("each window of this model holds one token, so its Read has nothing to choose; give another model")
     return model.core
 
 
-def _batch(model: DiT, core: LatentCore, sample: FlowSample, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _batch(model: ElasticModel, core: LatentCore, sample: FlowSample, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (B, G, J, S) and loss (B, N) of one batch at one draw of the noise."""
     with captured_reads(core) as found:
         error = model(sample.x_t, sample.t, labels).float() - sample.velocity
@@ -107,7 +114,7 @@ def _batch(model: DiT, core: LatentCore, sample: FlowSample, labels: Tensor) -> 
     return torch.stack(found).mean(0).float().cpu(), loss_BN.cpu()
 
 
-def latent_map(maps: ReadMaps, latent: int, model: DiT) -> Tensor:
+def latent_map(maps: ReadMaps, latent: int, model: ElasticModel) -> Tensor:
     """(B, N) weights of one latent of every group, each window showing its own."""
     core = require_read(model)
     return ungroup(maps.attention[:, :, latent, :, None], model.config.grid, core.window)[..., 0]

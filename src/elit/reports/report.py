@@ -11,8 +11,8 @@ from rich.table import Table
 from rich.text import Text
 
 from elit.console import output
+from elit.files import write_whole, written_whole
 from elit.reports.page import Figure, PagePart, Sheet, to_html
-from elit.weights import write_whole, written_whole
 
 
 @dataclass(frozen=True)

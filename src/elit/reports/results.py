@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from elit.errors import UserError
 from elit.reports.drawing import Panel, Point, draw_panels
 from elit.reports.page import Sheet
 from elit.reports.report import Part, Picture, Report
@@ -23,12 +24,12 @@ SETTINGS = (
 def read_results(files: Sequence[Path]) -> list[dict[str, Any]]:
     """The rows of `results.jsonl` files, each with its `file`; of rows measured again, the last.
 
-    Raises ValueError for a file that is not there, or a line that is not a row.
+    Raises UserError for a file that is not there, or a line that is not a row.
     """
     rows: dict[str, dict[str, Any]] = {}
     for file in files:
         if not file.is_file():
-            raise ValueError(f"there is no results file {file}; elit evaluate writes one, such as evaluations/results.jsonl")
+            raise UserError(f"there is no results file {file}; elit evaluate writes one, such as evaluations/results.jsonl")
         for number, line in enumerate(file.read_text(encoding="utf8").splitlines(), start=1):
             try:
                 row = json.loads(line)
@@ -36,10 +37,10 @@ def read_results(files: Sequence[Path]) -> list[dict[str, Any]]:
                 row = {**row, "file": str(file), "metrics": metrics, "count": int(row["count"])}
                 identity = [str(file), *group_of(row), str(row.get("budget")), str(row.get("seed")), *metrics]
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                raise ValueError(f"line {number} of {file} is no row of results ({error!r}); remove the line") from error
+                raise UserError(f"line {number} of {file} is no row of results ({error!r}); remove the line") from error
             rows[json.dumps(identity)] = row
     if not rows:
-        raise ValueError(f"{', '.join(map(str, files))} holds no results")
+        raise UserError(f"{', '.join(map(str, files))} holds no results")
     return list(rows.values())
 
 

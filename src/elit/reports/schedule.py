@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from elit.backbones.dit import DiT
-from elit.elastic.budget import Schedule, level_of
+from elit.elastic.model import ElasticModel
+from elit.elastic.schedule import Schedule
+from elit.errors import UserError
 from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
 from elit.reports.page import Sheet
 from elit.reports.quality import measured_rows
@@ -38,25 +39,25 @@ class Plan:
             return self.low
         return Schedule(((self.time, self.low),), 1.0) if self.kind == HIGH else Schedule(((self.time, 1.0),), self.low)
 
-    def name(self, model: DiT) -> str:
+    def name(self, model: ElasticModel) -> str:
         """Such as "4/16 while t > 0.5"."""
         low = budget_name(self.low, model)
         return low if self.time is None else f"{low} while t {'>' if self.kind == HIGH else '≤'} {self.time:g}"
 
 
-def plans(model: DiT, times: Sequence[float], budgets: Sequence[float]) -> list[Plan]:
+def plans(model: ElasticModel, times: Sequence[float], budgets: Sequence[float]) -> list[Plan]:
     """The full budget first, then each lower one throughout, at high noise and at low noise.
 
-    Raises ValueError for a dense model, for times outside (0, 1), and where no budget is below the full one.
+    Raises UserError for a dense model, for times outside (0, 1), and where no budget is below the full one.
     """
     if model.core is None:
-        raise ValueError("this model is dense, and has one budget: a schedule needs an elastic model")
+        raise UserError("this model is dense, and has one budget: a schedule needs an elastic model")
     for time in times:
         if not 0 < time < 1:
-            raise ValueError(f"time {time:g} is not between 0 and 1; write times such as 0.3,0.5,0.7, with 1 = noise")
-    levels = sorted({level_of(budget, model.latents) for budget in budgets} - {model.latents}, reverse=True)
+            raise UserError(f"time {time:g} is not between 0 and 1; write times such as 0.3,0.5,0.7, with 1 = noise")
+    levels = sorted({model.levels.of(budget) for budget in budgets} - {model.latents}, reverse=True)
     if not levels:
-        raise ValueError("none of the budgets is below the full one; write fractions such as 1/4,1/16")
+        raise UserError("none of the budgets is below the full one; write fractions such as 1/4,1/16")
     lows = [level / model.latents for level in levels]
     constants = [Plan(CONSTANT, budget) for budget in (1.0, *lows)]
     return constants + [Plan(kind, low, time) for kind in (HIGH, LOW) for low in lows for time in sorted(set(times))]
@@ -68,7 +69,7 @@ def report_schedule(
     """Constant budgets, schedules and their mirrors: cost, quality, and distance to the full budget's images.
 
     Quality is that of `count` samples for each of `seeds`, kept in `work` as it is finished; none for a count of 0, or
-    where the data are not known. Raises ValueError as `plans` does.
+    where the data are not known. Raises UserError as `plans` does.
     """
     model, tried = subject.model, plans(subject.model, times, budgets)
     settings = [replace(subject.setting, budget=plan.budget) for plan in tried]

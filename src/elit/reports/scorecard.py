@@ -13,20 +13,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.backbones.dit import DiT
-from elit.bundled import Card, SamplingDefaults
-from elit.data.images import to_float
-from elit.elastic.budget import level_of
-from elit.evaluation.cost import count_flops, cpu_name
+from elit.card import Card, SamplingDefaults
+from elit.cost import count_flops, cpu_name
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
 from elit.evaluation.metrics import memorisation, neighbours
+from elit.files import write_whole
 from elit.pictures import pairs
+from elit.pixels import to_float
 from elit.reports.budgets import cost_rows, measure_latency, with_quality
 from elit.reports.drawing import Panel
 from elit.reports.quality import Judge, drawn_once, kept_name, measure, measure_settings
 from elit.reports.scores import FIGURES, figure_text, quality_panels
 from elit.reports.setting import Setting
 from elit.reports.subject import known_data
-from elit.weights import fingerprint, load_model, write_whole
+from elit.weights import fingerprint, load_model
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 COPY = 1 / 3  # a sample this much nearer to one real picture than to the next is called a copy (Yoon et al., 2023)
@@ -50,7 +51,7 @@ class Scorecard:
 
 
 def measure_results(
-    model: DiT,
+    model: ElasticModel,
     card: Card,
     budgets: Sequence[float],
     seeds: Sequence[int],
@@ -79,22 +80,24 @@ def measure_results(
     return Scorecard(quality, picture)
 
 
-def load_dense(folder: Path) -> DiT:
-    """A dense model of the emoji. Raises ValueError for another."""
+def load_dense(folder: Path) -> ElasticModel:
+    """A dense model of the emoji. Raises UserError for another."""
     model = load_model(folder)
     if model.core is not None or known_data(model) is None:
-        raise ValueError(f"{folder} holds no dense model of the emoji; train one with configs/emoji-tiny-dense.yaml")
+        raise UserError(f"{folder} holds no dense model of the emoji; train one with configs/emoji-tiny-dense.yaml")
     return model
 
 
-def measure_dense(judge: Judge, model: DiT, sampling: SamplingDefaults, seeds: Sequence[int], work: Path) -> dict[str, Any]:
+def measure_dense(
+    judge: Judge, model: ElasticModel, sampling: SamplingDefaults, seeds: Sequence[int], work: Path
+) -> dict[str, Any]:
     """The quality of a dense model sampled alike, and what it costs."""
     [score] = measure_settings(judge, model, [Setting(sampling.steps, sampling.guidance)], seeds, work)
     known = {"samples": judge.count, "seeds": list(seeds), "sampling": asdict(sampling)}
     return {**score, "gflops": count_flops(model) / 1e9, **measure_latency(model, [1.0])[0], **known}
 
 
-def provenance(model: DiT, folder: Path) -> dict[str, Any]:
+def provenance(model: ElasticModel, folder: Path) -> dict[str, Any]:
     """Which weights these are and, of a checkpoint of `elit train`, what its training took."""
     out: dict[str, Any] = {"weights": fingerprint(model), "parameters": sum(p.numel() for p in model.parameters())}
     state, config = folder / "training.json", folder.parent.parent / "config.json"
@@ -105,7 +108,7 @@ def provenance(model: DiT, folder: Path) -> dict[str, Any]:
     return out
 
 
-def latency_rows(model: DiT, budgets: Sequence[float]) -> list[dict[str, float]]:
+def latency_rows(model: ElasticModel, budgets: Sequence[float]) -> list[dict[str, float]]:
     """Each budget with its milliseconds, median and quartiles."""
     return [{"budget": b, **row} for b, row in zip(budgets, measure_latency(model, budgets), strict=True)]
 
@@ -131,19 +134,19 @@ def leave_one_out_share(real_ND: Tensor) -> float:
     return float((distance[:, 1] < COPY * distance[:, 2]).double().mean())
 
 
-def rows_of(model: DiT, quality: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(model: ElasticModel, quality: dict[str, Any]) -> list[dict[str, Any]]:
     """A row for each measured budget, lowest first: cost, latency where it was measured, and figures."""
     budgets = sorted(row["budget"] for row in quality["budgets"])
     latency = {row["budget"]: row for row in quality.get("latency", {}).get("budgets", [])}
     return [{**row, **latency.get(row["budget"], {})} for row in with_quality(cost_rows(model, budgets), quality)]
 
 
-def results_table(model: DiT, quality: dict[str, Any]) -> str:
+def results_table(model: ElasticModel, quality: dict[str, Any]) -> str:
     """Markdown: a row for each budget, the dense twin and the real pictures; columns that nobody measured are left out."""
     names = {"budget": "budget", "latents": "latents per window", "gflops": "GFLOPs", "latency_ms": "latency (ms)", **NAMES}
     digits = {"gflops": 2, "latency_ms": 1, **{name: places for name, (_, places) in FIGURES.items()}}
     rows = [
-        {**row, "budget": f"{level_of(row['budget'], model.latents)}/{model.latents}", "latents": row["latents_per_group"]}
+        {**row, "budget": model.levels.name(model.levels.of(row["budget"])), "latents": row["latents_per_group"]}
         for row in rows_of(model, quality)
     ]
     if "dense" in quality:
@@ -157,11 +160,11 @@ def results_table(model: DiT, quality: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def results_block(model: DiT, card: Card) -> str:
-    """How it was measured, what came of it, and the table, as in the README. Raises ValueError for an empty card."""
+def results_block(model: ElasticModel, card: Card) -> str:
+    """How it was measured, what came of it, and the table, as in the README. Raises UserError for an empty card."""
     quality = card.quality
     if quality is None:
-        raise ValueError("the model's card holds no measured quality; measure it with elit results")
+        raise UserError("the model's card holds no measured quality; measure it with elit results")
     sampling = quality["sampling"]
     said = [
         f"{quality['samples']} samples a budget and seed, {sampling['steps']} steps, guidance"
@@ -196,7 +199,7 @@ def against_dense(full: dict[str, Any], dense: dict[str, Any]) -> str:
     return f"{out}, {abs(difference) / spread:.1f} deviations of their difference." if spread else f"{out}."
 
 
-def results_panels(model: DiT, quality: dict[str, Any]) -> list[Panel]:
+def results_panels(model: ElasticModel, quality: dict[str, Any]) -> list[Panel]:
     """Quality over the GFLOPs of a forward, with the deviation over seeds: the budgets, and the dense twin."""
     curves = {"elastic": rows_of(model, quality)}
     if "dense" in quality:
@@ -205,9 +208,9 @@ def results_panels(model: DiT, quality: dict[str, Any]) -> list[Panel]:
 
 
 def write_block(file: Path, block: str) -> None:
-    """Puts the block between the marks of a Markdown file. Raises ValueError where they are not there, once each."""
+    """Puts the block between the marks of a Markdown file. Raises UserError where they are not there, once each."""
     text = file.read_text(encoding="utf8")
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{file} has no one place for the table; put the lines {BEGIN} and {END} where it shall stand")
+        raise UserError(f"{file} has no one place for the table; put the lines {BEGIN} and {END} where it shall stand")
     before, rest = text.split(BEGIN)
     write_whole(file, f"{before}{BEGIN}\n{block}\n{END}{rest.split(END)[1]}")

@@ -4,15 +4,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
-from elit.backbones.dit import DiT
 from elit.console import progress_bar
-from elit.elastic.budget import Schedule, level_of
-from elit.evaluation.cost import count_flops
+from elit.cost import count_flops
+from elit.elastic.model import ElasticModel
+from elit.elastic.schedule import Schedule
 from elit.guidance import Guidance
-from elit.samplers import euler
+from elit.samplers import even_times
 from elit.sampling import sample
 
 
@@ -26,7 +25,7 @@ class Setting:
 
     def draw(
         self,
-        model: DiT,
+        model: ElasticModel,
         labels: Tensor | Sequence[int],
         seed: int = 0,
         noise: Tensor | None = None,
@@ -56,25 +55,13 @@ class Setting:
             return [main]
         return [main, main if self.guidance.weak_budget is None else self.guidance.weak_budget]
 
-    def gflops_per_step(self, model: DiT) -> float:
+    def gflops_per_step(self, model: ElasticModel) -> float:
         """GFLOPs of a step for one image, the weak path's included: the mean over the steps."""
-        forwards = Counter(budget for t in step_times(self.steps) for budget in self.forwards(t))
+        forwards = Counter(budget for t in even_times(self.steps)[:-1] for budget in self.forwards(t))
         return sum(count * count_flops(model, budget) for budget, count in forwards.items()) / self.steps / 1e9
 
 
-def step_times(steps: int) -> list[float]:
-    """The times at which Euler's sampler calls the model."""
-    times: list[float] = []
-
-    def velocity(x: Tensor, t: float) -> Tensor:
-        times.append(t)
-        return x
-
-    euler(velocity, torch.zeros(1), steps)
-    return times
-
-
-def draw_all(model: DiT, settings: Sequence[Setting], labels: Sequence[int], seed: int) -> list[Tensor]:
+def draw_all(model: ElasticModel, settings: Sequence[Setting], labels: Sequence[int], seed: int) -> list[Tensor]:
     """The images (B, C, H, W) of every setting from the same noise, under a progress bar; equal settings run once."""
     different, images = dict.fromkeys(settings), {}
     with progress_bar() as bar:
@@ -85,6 +72,6 @@ def draw_all(model: DiT, settings: Sequence[Setting], labels: Sequence[int], see
     return [images[setting] for setting in settings]
 
 
-def budget_name(budget: float, model: DiT) -> str:
+def budget_name(budget: float, model: ElasticModel) -> str:
     """ "4/16": the level that a budget stands for."""
-    return f"{level_of(budget, model.latents)}/{model.latents}"
+    return model.levels.name(model.levels.of(budget))

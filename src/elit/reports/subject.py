@@ -8,14 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elit.backbones.dit import DiT
-from elit.bundled import Card, load_card
+from elit.card import Card, load_card
 from elit.data.emoji import Emoji, load_emoji
-from elit.data.images import to_float
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
 from elit.labels import label_index
-from elit.pictures import spread
+from elit.pixels import to_float
 from elit.reports.setting import Setting
 from elit.weights import load_model
+from elit.words import spread
 
 DEMO_LABELS = (
     "country-flag",
@@ -38,7 +39,7 @@ class Subject:
     """A model and its card, the data it was made for where that is known, and labels by number and by name."""
 
     name: str
-    model: DiT
+    model: ElasticModel
     card: Card
     data: Emoji | None
     labels: list[int]
@@ -54,7 +55,7 @@ class Subject:
         """The model and how it is sampled, in two sentences."""
         model, sampling = self.model, self.card.sampling
         count = sum(p.numel() for p in model.parameters())
-        size = " x ".join(str(n) for n in (model.config.in_channels, *model.input_shape))
+        size = " x ".join(str(n) for n in model.input.shape)
         return (
             f"Model {self.name}: {count / 1e6:.2f} M parameters, inputs of {size}, {model.config.grid} tokens,"
             f" {model.latents} budget(s). Images: Euler's method, {sampling.steps} steps, seed {self.seed}."
@@ -70,9 +71,9 @@ class Subject:
         out = []
         if self.data is None:
             out.append("The model's data are not known here, so there are no real pictures and no measured quality.")
-        if self.model.config.in_channels != 3:
+        if self.model.input.channels != 3:
             out.append(
-                f"The model makes {self.model.config.in_channels} channels and not RGB. Its first three are shown, on one"
+                f"The model makes {self.model.input.channels} channels and not RGB. Its first three are shown, on one"
                 " scale; to see pictures, decode them with the codec that made its training data."
             )
         return out
@@ -90,12 +91,12 @@ class Subject:
 def load_subject(folder: Path, labels: Sequence[str] | None = None, seed: int = 0, steps: int | None = None) -> Subject:
     """The subject of a model folder. `labels`: names or numbers, a dozen if None. `steps`: instead of the card's.
 
-    Raises ValueError for a folder that is no model's, or a label that it does not have.
+    Raises UserError for a folder that is no model's, or a label that it does not have.
     """
     model, card = load_model(folder), load_card(folder)
     if steps is not None:
         if steps < 1:
-            raise ValueError(f"{steps} steps are too few; give at least 1")
+            raise UserError(f"{steps} steps are too few; give at least 1")
         card = replace(card, sampling=replace(card.sampling, steps=steps))
     data = known_data(model)
     chosen = chosen_labels(model, data, labels)
@@ -103,31 +104,31 @@ def load_subject(folder: Path, labels: Sequence[str] | None = None, seed: int = 
     return Subject(folder.name or str(folder), model, card, data, chosen, names, seed)
 
 
-def known_data(model: DiT) -> Emoji | None:
+def known_data(model: ElasticModel) -> Emoji | None:
     """The embedded pictures, where the model has their size and classes; None for every other model."""
-    if model.config.in_channels != 3 or model.input_shape != (32, 32):
+    if model.input.channels != 3 or model.input.shape[1:] != (32, 32):
         return None
     data = load_emoji()
-    return data if model.config.num_classes == len(data.label_names) else None
+    return data if model.null_class == len(data.label_names) else None
 
 
 def require_emoji(subject: Subject) -> None:
-    """Raises ValueError for a model that was not made for the emoji."""
+    """Raises UserError for a model that was not made for the emoji."""
     if subject.data is None:
         config = subject.model.config
-        raise ValueError(
+        raise UserError(
             "the demo needs a model of the 99 emoji classes at 3 x 32 x 32; the one given has"
-            f" {config.num_classes} classes and inputs of {config.in_channels} x {subject.model.input_shape}:"
+            f" {config.num_classes} classes and inputs of {config.in_channels} x {subject.model.input.shape[1:]}:"
             " use elit report budgets"
         )
 
 
-def chosen_labels(model: DiT, data: Emoji | None, labels: Sequence[str] | None) -> list[int]:
+def chosen_labels(model: ElasticModel, data: Emoji | None, labels: Sequence[str] | None) -> list[int]:
     """Class indices of labels given by name, where the data are known, or by number.
 
-    Raises ValueError, naming close ones, for a label that is not there.
+    Raises UserError, naming close ones, for a label that is not there.
     """
     names = () if data is None else data.label_names
     if labels is None:
         return list(spread(len(DEMO_LABELS), model.null_class)) if data is None else [names.index(n) for n in DEMO_LABELS]
-    return [label_index(label, model.config.num_classes, names) for label in labels]
+    return [label_index(label, model.null_class, names) for label in labels]

@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit.backbones.dit import DiT
 from elit.data.dataset import PreparedData
-from elit.data.images import to_uint8
 from elit.data.loader import Data
 from elit.data.published_layout import PublishedLatents
-from elit.elastic import Grid
+from elit.elastic.grid import Grid
+from elit.elastic.model import ElasticModel
 from elit.encoder import VisionEncoder, load_encoder
+from elit.errors import UserError
+from elit.pixels import to_uint8
 from elit.training.config import AlignmentConfig, alignment_depth
 
 Stored: TypeAlias = tuple[int, int, int]  # rows, columns and width of the features in prepared data
@@ -86,10 +87,12 @@ class Aligner:
         return self.weight * alignment_loss(projected, resample_tokens(tokens_BTD, from_grid, grid))
 
 
-def make_aligner(alignment: AlignmentConfig, model: DiT, device: torch.device, stored: Stored | None = None) -> Aligner:
+def make_aligner(
+    alignment: AlignmentConfig, model: ElasticModel, device: torch.device, stored: Stored | None = None
+) -> Aligner:
     """Hooks the model and makes its projector, from the global generator. `stored`: as of `stored_features`.
 
-    Raises ValueError for an encoder that cannot be loaded.
+    Raises UserError for an encoder that cannot be loaded.
     """
     encoder = load_encoder(alignment.encoder, device) if stored is None else None
     width = encoder.width if stored is None else stored[2]  # type: ignore[union-attr]
@@ -107,7 +110,7 @@ def column_of(encoder: str) -> str:
 def stored_features(alignment: AlignmentConfig, data: Data) -> Stored | None:
     """(rows, columns, width) of the encoder's features in prepared latents; None for pictures, whose features are computed.
 
-    Raises ValueError for latents without features or pictures.
+    Raises UserError for latents without features or pictures.
     """
     if not alignment.enabled or data.shape[0] == 3:
         return None
@@ -115,10 +118,10 @@ def stored_features(alignment: AlignmentConfig, data: Data) -> Stored | None:
         data.pixels(torch.tensor([0]))  # they are there, before the training starts
         return None
     if not isinstance(data, PreparedData):
-        raise ValueError("streamed latents are not aligned; bring the data to this machine, or leave alignment out")
+        raise UserError("streamed latents are not aligned; bring the data to this machine, or leave alignment out")
     name = column_of(alignment.encoder)
     if name not in data.info.features:
-        raise ValueError(
+        raise UserError(
             f"{data.folder} holds no features of {alignment.encoder}, but {', '.join(data.info.features) or 'none'};"
             " set alignment.encoder, or store them with elit prepare latents --features"
         )

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from elit.data.loader import Data, read_part, sample_generators
-from elit.flow import FlowSample, TimeLaw, interpolate
-from elit.flow import Path as FlowPath
+from elit.flow import FlowPath, FlowSample, TimeLaw
 from elit.training.alignment import alignment_target
 from elit.training.budgets import step_budget
 from elit.training.config import TrainConfig
@@ -70,4 +69,4 @@ def draw_batch(config: TrainConfig, data: Data, step: int, share: range | None =
         torch.randn(x.shape[1:], generator=generator, out=noise[i])
     labels = torch.where((dropped < config.flow.label_dropout) | (labels < 0), config.model.num_classes, labels)
     budget = step_budget(config.budget, config.model, config.seed, step, t)
-    return Batch(interpolate(path, x, noise, t), labels, budget, target)
+    return Batch(path.interpolate(x, noise, t), labels, budget, target)

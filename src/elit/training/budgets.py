@@ -3,10 +3,12 @@
 import torch
 from torch import Tensor
 
-from elit.backbones.dit import DiT, DiTConfig
-from elit.elastic.budget import Schedule, draw_budget, level_of, parse_budget
-from elit.evaluation.cost import count_flops
-from elit.flow import Path, TimeLaw
+from elit.backbones.config import DiTConfig
+from elit.cost import count_flops
+from elit.elastic.model import ElasticModel
+from elit.elastic.schedule import Schedule
+from elit.flow import FlowPath, TimeLaw
+from elit.target import parse_budget
 from elit.training.config import BudgetConfig, FlowConfig
 
 
@@ -24,7 +26,7 @@ def step_budget(config: BudgetConfig, model: DiTConfig, seed: int, step: int, t_
         return None
     schedule = training_schedule(config)
     if schedule is None:
-        return draw_budget(seed, step, config.lowest, config.highest, model.window.size)
+        return model.levels.draw(seed, step, config.lowest, config.highest)
     return torch.tensor([schedule.at(t) for t in t_B.tolist()])
 
 
@@ -34,18 +36,18 @@ def schedule_levels(config: BudgetConfig, model: DiTConfig) -> tuple[int, ...]:
     if schedule is None or model.window is None:
         return ()
     budgets = (schedule.otherwise, *(budget for _, budget in schedule.pieces))
-    return tuple(sorted({level_of(budget, model.window.size) for budget in budgets}))
+    return tuple(sorted({model.levels.of(budget) for budget in budgets}))
 
 
-def mean_flops(model: DiT, budget: BudgetConfig, flow: FlowConfig) -> float:
+def mean_flops(model: ElasticModel, budget: BudgetConfig, flow: FlowConfig) -> float:
     """FLOPs of a training forward of one image: the mean over the drawn levels, or over the schedule's times."""
     if model.config.window is None:
         return count_flops(model)
     schedule = training_schedule(budget)
     if schedule is None:
-        low, high = (level_of(fraction, model.latents) for fraction in (budget.lowest, budget.highest))
+        low, high = (model.levels.of(fraction) for fraction in (budget.lowest, budget.highest))
         return mean_over_levels(model, low, high)
-    path, law = Path(flow.path), TimeLaw(flow.time_law)
+    path, law = FlowPath(flow.path), TimeLaw(flow.time_law)
     pieces, mean, above = sorted(schedule.pieces, reverse=True), 0.0, 0.0
     for time, fraction in (*pieces, (0.0, schedule.otherwise)):
         share = law.share_above(time, path)
@@ -53,7 +55,7 @@ def mean_flops(model: DiT, budget: BudgetConfig, flow: FlowConfig) -> float:
     return mean
 
 
-def mean_over_levels(model: DiT, low: int, high: int) -> float:
+def mean_over_levels(model: ElasticModel, low: int, high: int) -> float:
     """The mean FLOPs of a forward at levels low .. high. FLOPs are quadratic in the level: three of them tell all."""
     first = [count_flops(model, level / model.latents) for level in range(low, min(low + 2, high) + 1)]
     if high - low < 3:

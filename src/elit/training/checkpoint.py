@@ -26,7 +26,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit.bundled import Card, save_card
+from elit.card import Card, save_card
 from elit.distributed import (
     background_group,
     barrier,
@@ -37,11 +37,13 @@ from elit.distributed import (
     together,
     world_size,
 )
+from elit.errors import UserError
+from elit.files import remove_folder, write_whole
 from elit.training.config import TrainConfig, flat
 from elit.training.finetune import held_parameters
 from elit.training.optimizer import MOMENTS, set_updates
 from elit.training.step import TrainState
-from elit.weights import CONFIG_FILE, WEIGHTS_FILE, config_to_dict, remove_folder, write_whole
+from elit.weights import CONFIG_FILE, WEIGHTS_FILE, config_to_dict
 
 STATE_FILE, LOCK_FILE = "training.json", ".lock"
 # How a run is computed and not what: may change between one start of it and the next.
@@ -49,16 +51,16 @@ HOW = ("accumulate", "device", "compile", "checkpointing", "skip_limit", "parall
 
 
 def open_run(config: TrainConfig) -> Path:
-    """The run's folder, made or found. Raises ValueError where it holds a run of another configuration."""
+    """The run's folder, made or found. Raises UserError where it holds a run of another configuration."""
     run = Path(config.out)
     file = run / "config.json"
     if run.is_file() or (run.is_dir() and any(p.suffix != ".part" for p in run.iterdir()) and not file.is_file()):
-        raise ValueError(f"{run} exists and is not a training run; give another folder with --out")
+        raise UserError(f"{run} exists and is not a training run; give another folder with --out")
     if file.is_file():
         try:
             old = flat(json.loads(file.read_text(encoding="utf8")))
         except (json.JSONDecodeError, AttributeError) as error:
-            raise ValueError(f"{file} is not a run's configuration ({error}); give another folder with --out") from error
+            raise UserError(f"{file} is not a run's configuration ({error}); give another folder with --out") from error
         if "steps" in old:  # a run of before a key was known had its default
             old = flat(TrainConfig().to_dict()) | old
         new = flat(config.to_dict())
@@ -68,7 +70,7 @@ def open_run(config: TrainConfig) -> Path:
             if old.get(key) != new.get(key) and not key.startswith(HOW)
         ]
         if differing:
-            raise ValueError(
+            raise UserError(
                 f"{run} holds a run of another config ({'; '.join(differing[:3])}); give another folder with --out"
             )
         return run
@@ -78,11 +80,11 @@ def open_run(config: TrainConfig) -> Path:
 
 
 def check_shared(run: Path, seconds: float = 20.0) -> None:
-    """Raises ValueError where a run's folder, which the first process made, does not come in sight of this one."""
+    """Raises UserError where a run's folder, which the first process made, does not come in sight of this one."""
     end = time.monotonic() + seconds
     while not (run / "config.json").is_file():
         if time.monotonic() > end:
-            raise ValueError(f"{run} of the first process is not seen by all; give an --out on storage that they share")
+            raise UserError(f"{run} of the first process is not seen by all; give an --out on storage that they share")
         time.sleep(0.2)
 
 
@@ -90,7 +92,7 @@ def check_shared(run: Path, seconds: float = 20.0) -> None:
 def locked(run: Path) -> Iterator[None]:
     """Keeps other runs out of the folder while inside; the system lets go of it when the process ends in any way.
 
-    Raises ValueError where another process is training there.
+    Raises UserError where another process is training there.
     """
     held = together(lambda: take_lock(run) if is_main() else None)
     try:
@@ -116,7 +118,7 @@ def take_lock(run: Path) -> IO[str] | None:
         file.seek(0)
         by = file.read().strip()
         file.close()
-        raise ValueError(
+        raise UserError(
             f"another process is training in {run}{f' ({by})' if by else ''}; wait for it, stop it, or give another --out"
         ) from error
     file.truncate(0)
@@ -286,7 +288,7 @@ def save_checkpoint(run: Path, state: TrainState, keep: int, card: Card | None =
 def load_checkpoint(folder: Path, state: TrainState) -> None:
     """Restores a state from a checkpoint, exactly, whatever the number of ranks that wrote it.
 
-    Checkpoints of before there were shards, with one training.safetensors, are read too. Raises ValueError for a
+    Checkpoints of before there were shards, with one training.safetensors, are read too. Raises UserError for a
     truncated or foreign one.
     """
     from torch.distributed.checkpoint.api import CheckpointException
@@ -297,7 +299,7 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         values = json.loads((folder / STATE_FILE).read_text(encoding="utf8"))
         for name, size in values.get("files", {}).items():
             if (folder / name).stat().st_size != size:
-                raise ValueError(f"{name} is cut short")
+                raise UserError(f"{name} is cut short")
         quiet()
         with torch.no_grad():
             reader = HuggingFaceStorageReader(str(folder))
@@ -313,6 +315,6 @@ def load_checkpoint(folder: Path, state: TrainState) -> None:
         for p in held_parameters(state.model) if state.held else ():
             set_updates(optimizer_of[p], updates - state.held, [p])
     except (KeyError, RuntimeError, ValueError, OSError, AttributeError, CheckpointException) as error:
-        raise ValueError(
+        raise UserError(
             f"{folder} is not a checkpoint of this run ({reason(error)}); remove it to go on from the one before"
         ) from error

@@ -9,10 +9,12 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from elit.backbones.dit import DiTConfig
-from elit.backbones.presets import preset_config, suggest
-from elit.elastic.budget import draw_budget, parse_budget
+from elit.backbones.config import DiTConfig
+from elit.backbones.table import preset_config
+from elit.errors import UserError
+from elit.target import parse_budget
 from elit.training.foreign import DEFAULTS, is_foreign, read_foreign
+from elit.words import suggest
 
 
 @dataclass(frozen=True)
@@ -179,20 +181,20 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "skip_limit"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.data.workers < 0:
-            raise ValueError(f"data.workers is {self.data.workers}; give 0, 1 (a thread) or more (processes)")
+            raise UserError(f"data.workers is {self.data.workers}; give 0, 1 (a thread) or more (processes)")
         if not self.parallel.timeout > 0:
-            raise ValueError(f"parallel.timeout is {self.parallel.timeout} seconds; it must be above 0")
+            raise UserError(f"parallel.timeout is {self.parallel.timeout} seconds; it must be above 0")
         if not 0 <= self.flow.label_dropout <= 1:
-            raise ValueError(f"flow.label_dropout is {self.flow.label_dropout}; it is a chance, 0 to 1")
+            raise UserError(f"flow.label_dropout is {self.flow.label_dropout}; it is a chance, 0 to 1")
         if self.evaluate.every and (self.evaluate.count < 2 or self.evaluate.every < 0):
-            raise ValueError(f"evaluate.count is {self.evaluate.count}; a Fréchet distance needs at least 2 samples")
+            raise UserError(f"evaluate.count is {self.evaluate.count}; a Fréchet distance needs at least 2 samples")
         for name in ("lr", "muon_lr", "clip"):
             if not getattr(self.optimizer, name) > 0:
-                raise ValueError(f"optimizer.{name} is {getattr(self.optimizer, name)}; it must be above 0")
+                raise UserError(f"optimizer.{name} is {getattr(self.optimizer, name)}; it must be above 0")
         if self.model.window is not None:
-            draw_budget(0, 0, self.budget.lowest, self.budget.highest, self.model.window.size)
+            self.model.levels.draw(0, 0, self.budget.lowest, self.budget.highest)
         if self.budget.schedule is not None:
             parse_budget(self.budget.schedule)
         check_finetune(self.finetune, self.model, self.init_from)
@@ -206,27 +208,27 @@ class TrainConfig:
 
 
 def check_finetune(finetune: FinetuneConfig, model: DiTConfig, init_from: str | None) -> None:
-    """Raises ValueError for settings of fine-tuning that have nothing to work on."""
+    """Raises UserError for settings of fine-tuning that have nothing to work on."""
     if not finetune.distill >= 0 or finetune.interface_first < 0:
-        raise ValueError(
+        raise UserError(
             f"finetune.distill {finetune.distill} and .interface_first {finetune.interface_first} are at least 0"
         )
     if init_from is None and (finetune.distill or finetune.interface_first):
-        raise ValueError("finetune needs a model to start from; give its folder with --init-from")
+        raise UserError("finetune needs a model to start from; give its folder with --init-from")
     if finetune.interface_first and model.window is None:
-        raise ValueError("finetune.interface_first needs an elastic model, for a dense one has no interface; set it to 0")
+        raise UserError("finetune.interface_first needs an elastic model, for a dense one has no interface; set it to 0")
 
 
 def alignment_depth(alignment: AlignmentConfig, model: DiTConfig) -> int:
-    """The block, counted from 1, whose tokens are aligned. Raises ValueError where the model has no such tokens."""
+    """The block, counted from 1, whose tokens are aligned. Raises UserError where the model has no such tokens."""
     deepest = model.depth if model.window is None else model.head_depth
     depth = min(8, deepest) if alignment.depth is None else alignment.depth
     if not 1 <= depth <= deepest:
         what = "its blocks" if model.window is None else "its head, since the core holds latents"
-        raise ValueError(f"alignment.depth is {depth}; it is 1 to {deepest} in this model, the depth of {what}")
+        raise UserError(f"alignment.depth is {depth}; it is 1 to {deepest} in this model, the depth of {what}")
     for name, least in (("weight", 0), ("width", 1)):
         if not getattr(alignment, name) >= least:
-            raise ValueError(f"alignment.{name} is {getattr(alignment, name)}; it is at least {least}")
+            raise UserError(f"alignment.{name} is {getattr(alignment, name)}; it is at least {least}")
     return depth
 
 
@@ -242,7 +244,7 @@ def load_config(file: str | Path | None, overrides: list[str]) -> TrainConfig:
     """A run's configuration: defaults, then the preset, then the YAML file, then `--any.key value` overrides.
 
     The file, and then options too, may have the authors' keys (see `foreign`); what became of them is told on the console.
-    Raises ValueError for a file that cannot be read, an unknown key (naming the nearest known one) or a mistyped value.
+    Raises UserError for a file that cannot be read, an unknown key (naming the nearest known one) or a mistyped value.
     """
     known = flat(TrainConfig().to_dict())
     values, given = flat(read_yaml(Path(file)) if file is not None else {}), parse_overrides(overrides)
@@ -252,9 +254,9 @@ def load_config(file: str | Path | None, overrides: list[str]) -> TrainConfig:
     values |= given
     for key, value in values.items():
         if key not in known:
-            raise ValueError(f"unknown key {key!r}{f' in {file}' if file else ''}; {suggest(key, list(known))}")
+            raise UserError(f"unknown key {key!r}{f' in {file}' if file else ''}; {suggest(key, list(known))}")
         if value is None and known[key] is not None:
-            raise ValueError(f"{key} has no value; leave it out for the default, {known[key]}")
+            raise UserError(f"{key} has no value; leave it out for the default, {known[key]}")
     if values.get("preset") is not None:
         base = dataclasses.asdict(preset_config(str(values["preset"])))
         values = {f"model.{key}": value for key, value in base.items()} | values
@@ -264,7 +266,7 @@ def load_config(file: str | Path | None, overrides: list[str]) -> TrainConfig:
         parsed = parser.parse_object(nested(values))
         config = parser.instantiate(parsed)
     except (ArgumentError, TypeError) as error:
-        raise ValueError(one_line(str(error))) from error
+        raise UserError(one_line(str(error))) from error
     return TrainConfig(**vars(config))
 
 
@@ -282,13 +284,13 @@ def nested(values: dict[str, Any]) -> dict[str, Any]:
 
 def read_yaml(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise ValueError(f"there is no config file {file}")
+        raise UserError(f"there is no config file {file}")
     try:
         values = yaml.safe_load(file.read_text(encoding="utf8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not YAML: {one_line(str(error))}") from error
+        raise UserError(f"{file} is not YAML: {one_line(str(error))}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{file} holds no settings; write lines such as steps: 1000")
+        raise UserError(f"{file} holds no settings; write lines such as steps: 1000")
     return values
 
 
@@ -299,16 +301,16 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise ValueError(f"{word!r} is not an option; overrides look like --optimizer.lr 1e-3")
+            raise UserError(f"{word!r} is not an option; overrides look like --optimizer.lr 1e-3")
         key, equals, value = word.removeprefix("--").partition("=")
         if not equals:
             if not rest:
-                raise ValueError(f"--{key} has no value; overrides look like --optimizer.lr 1e-3")
+                raise UserError(f"--{key} has no value; overrides look like --optimizer.lr 1e-3")
             value = rest.pop(0)
         try:
             out[key.replace("-", "_")] = yaml_value(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"the value {value!r} of --{key} is not YAML; quote it") from error
+            raise UserError(f"the value {value!r} of --{key} is not YAML; quote it") from error
     return out
 
 

@@ -2,12 +2,11 @@
 
 import torch
 
-from elit.backbones.dit import DiT
-from elit.evaluation.cost import activation_bytes, count_flops
+from elit.backbones.table import build_model
+from elit.cost import activation_bytes, count_flops
 from elit.training.budgets import mean_flops
 from elit.training.config import TrainConfig
-from elit.training.optimizer import hidden_matrices
-from elit.training.step import DTYPES, units
+from elit.training.step import DTYPES
 
 
 def dry_run(config: TrainConfig) -> dict[str, float]:
@@ -19,16 +18,16 @@ def dry_run(config: TrainConfig) -> dict[str, float]:
     the largest part that runs at once.
     """
     with torch.device("meta"):
-        model = DiT(config.model)
+        model = build_model(config.model)
     parameters = sum(p.numel() for p in model.parameters())
-    by_muon = sum(p.numel() for p in hidden_matrices(model)) if config.optimizer.name == "muon" else 0
+    by_muon = sum(p.numel() for p in model.hidden_matrices()) if config.optimizer.name == "muon" else 0
     dtype = DTYPES[config.dtype]
     lowest = config.budget.lowest if config.model.window is not None else None
     highest = config.budget.highest if config.model.window is not None else None
     model.set_checkpointing(config.checkpointing)
     shard = config.parallel.shard or 1
     ranks = shard * config.parallel.replicate
-    sizes = [sum(p.numel() for p in unit.parameters()) for unit in units(model)]
+    sizes = [sum(p.numel() for p in unit.parameters()) for unit in model.units()]
     largest = max((a + b for a, b in zip(sizes, [*sizes[1:], 0], strict=True)), default=0)
     gathered = dtype.itemsize * largest + 4 * (parameters - sum(sizes)) if ranks > 1 else 0
     if ranks > 1 and config.accumulate > 1:

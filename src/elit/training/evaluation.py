@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from elit.codec import Codec
-from elit.data.images import to_uint8
 from elit.data.loader import Data, sample_generators
 from elit.distributed import anywhere, is_main, together
-from elit.elastic.budget import level_of
+from elit.errors import UserError
 from elit.evaluation.evaluate import Reference, open_reference
 from elit.evaluation.extractors import Extractor, load_extractor
 from elit.evaluation.measure import measure_features
@@ -20,9 +19,10 @@ from elit.evaluation.sources import Sampled
 from elit.evaluation.statistics import Statistics, load_statistics, save_statistics
 from elit.generation import Recipe
 from elit.labels import LabelRule
-from elit.pictures import spread
+from elit.pixels import to_uint8
 from elit.training.config import TrainConfig
 from elit.training.step import TrainState, autocast, averaged_weights, model_of
+from elit.words import spread
 
 BATCH, STEPS, LARGEST_REFERENCE = 16, 20, 50_000
 
@@ -30,25 +30,25 @@ BATCH, STEPS, LARGEST_REFERENCE = 16, 20, 50_000
 class Evaluator:
     """Measures the averaged weights of a run. Made before its first step, so that what cannot be measured is said then.
 
-    Every process of a group makes one, and they share the work. Raises ValueError for latents without a codec, data that
+    Every process of a group makes one, and they share the work. Raises UserError for latents without a codec, data that
     are no reference, budgets that the model has not, and features or a reference that cannot be had.
     """
 
     def __init__(self, config: TrainConfig, data: Data, device: torch.device, codec: Codec | None) -> None:
         wanted, window = config.evaluate, config.model.window
         if codec is None:
-            raise ValueError(
+            raise UserError(
                 "evaluate.every measures pictures, and the data are latents: give data.codec, which decodes them"
             )
         if wanted.reference == "data" and (not data.exact or len(data.members) > 1):
-            raise ValueError(
+            raise UserError(
                 "a stream, or pictures of several sizes, is no reference of evaluate.every; set evaluate.reference to a file"
                 " of elit evaluate stats"
             )
         self.config, self.device, self.codec = config, device, codec
         self.budgets = wanted.budgets if window is not None else (1.0,)
         for budget in self.budgets if window is not None else ():
-            level_of(budget, window.size)  # type: ignore[union-attr]
+            config.model.levels.of(budget)
         with torch.random.fork_rng(devices=[]):  # networks are drawn before their weights are loaded
             self.extractor = together(lambda: load_extractor(wanted.features, device))
         self.reference = reference_statistics(config, data, self.extractor, codec)

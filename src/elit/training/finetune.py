@@ -13,11 +13,13 @@ from pathlib import Path
 
 from torch import nn
 
-from elit.backbones.dit import DiT, DiTConfig
-from elit.bundled import load_card
+from elit.backbones.config import DiTConfig
+from elit.card import load_card
 from elit.console import console
 from elit.distributed import is_main
-from elit.flow import Path as FlowPath
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
+from elit.flow import FlowPath
 from elit.weights import load_model
 
 # What a dense model need not share with the elastic one that starts from it.
@@ -33,21 +35,22 @@ OF_THE_INTERFACE = (
 )
 
 
-def start_from(model: DiT, folder: str | Path, path: str) -> DiT:
+def start_from(model: ElasticModel, folder: str | Path, path: str) -> ElasticModel:
     """Copies the weights of a model folder into `model`, says on the console which, and returns the original model.
 
-    `path`: of the flow that the model will be trained on. Raises ValueError for a folder that is no model, for one trained
+    `path`: of the flow that the model will be trained on. Raises UserError for a folder that is no model, for one trained
     on another path, and for tensors or settings that do not fit, listing them.
     """
     folder = Path(folder)
     source = load_model(folder)
     if (theirs := load_card(folder).path) != FlowPath(path):
-        raise ValueError(f"{folder} was trained on the {theirs} path; set flow.path {theirs}, not {path}")
-    own, given = places(model), places(source)
+        raise UserError(f"{folder} was trained on the {theirs} path; set flow.path {theirs}, not {path}")
+    own, given = model.canonical_names(), source.canonical_names()
     state, taken = source.state_dict(), model.state_dict()
+    interface = model.interface_parameters()
     fresh = [name for place, name in own.items() if place not in given]
     wrong = differing(source.config, model.config)
-    wrong += [f"{name} is not there" for name in fresh if source.core is not None or not is_interface(model, name)]
+    wrong += [f"{name} is not there" for name in fresh if source.core is not None or name not in interface]
     wrong += [f"{name} has no place here" for place, name in given.items() if place not in own]
     wrong += [
         f"{name} is {tuple(state[given[place]].shape)} there and {tuple(taken[name].shape)} here"
@@ -56,7 +59,7 @@ def start_from(model: DiT, folder: str | Path, path: str) -> DiT:
     ]
     if wrong:
         more = f" and {len(wrong) - 12} more" if len(wrong) > 12 else ""
-        raise ValueError(f"the model cannot start from {folder}: {'; '.join(wrong[:12])}{more}")
+        raise UserError(f"the model cannot start from {folder}: {'; '.join(wrong[:12])}{more}")
     common = {own[place]: state[name] for place, name in given.items()}
     model.load_state_dict(common, strict=False)
     if is_main():
@@ -71,24 +74,6 @@ def describe(folder: Path, taken: list[str], fresh: list[str]) -> str:
     return f"{lines}\n{len(fresh)} are fresh: {', '.join(fresh)}" if fresh else f"{lines}; none is fresh"
 
 
-def places(model: DiT) -> dict[str, str]:
-    """A name for every learned tensor that does not depend on the split (host.3.mlp.fc1.weight), with the model's own."""
-    moved = {f"{name}.": f"host.{i}." for i, name in enumerate(model.host_blocks())}
-    if model.core is not None:
-        moved |= {f"blocks.{model.config.head_depth}.{part}.": f"{part}." for part in ("read", "write")}
-    out = {}
-    for name in model.state_dict():
-        prefix = next((prefix for prefix in moved if name.startswith(prefix)), "")
-        out[moved.get(prefix, "") + name.removeprefix(prefix)] = name
-    return out
-
-
-def is_interface(model: DiT, name: str) -> bool:
-    """Whether a tensor of the model belongs to Read or Write."""
-    core = f"blocks.{model.config.head_depth}."
-    return model.core is not None and name.startswith((f"{core}read.", f"{core}write."))
-
-
 def differing(source: DiTConfig, wanted: DiTConfig) -> list[str]:
     """The settings that must agree and do not. The input's size may differ where no learned position depends on it."""
     free = set(OF_THE_INTERFACE) if source.window is None else set()
@@ -101,12 +86,13 @@ def differing(source: DiTConfig, wanted: DiTConfig) -> list[str]:
     ]
 
 
-def held_parameters(model: DiT) -> list[nn.Parameter]:
+def held_parameters(model: ElasticModel) -> list[nn.Parameter]:
     """The parameters outside Read and Write."""
-    return [p for name, p in model.named_parameters() if not is_interface(model, name)]
+    free = model.interface_parameters()
+    return [p for name, p in model.named_parameters() if name not in free]
 
 
-def hold_all_but_interface(model: DiT) -> None:
+def hold_all_but_interface(model: ElasticModel) -> None:
     """Lets go of the gradients of everything but Read and Write, so that the optimisers leave all else as it is."""
     for parameter in held_parameters(model):
         parameter.grad = None

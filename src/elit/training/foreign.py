@@ -7,9 +7,11 @@ leaves out. Every key of theirs is translated, or ignored with the reason, or re
 from dataclasses import dataclass, field
 from typing import Any
 
-from elit.backbones.presets import SIZES, suggest
+from elit.backbones.table import SIZES
 from elit.console import console
 from elit.distributed import is_main
+from elit.errors import UserError
+from elit.words import suggest
 
 PIXELS = 8  # pixels of a side for one latent
 
@@ -141,12 +143,12 @@ def is_foreign(values: dict[str, Any]) -> bool:
 def read_foreign(values: dict[str, Any], ours: list[str], given: list[str], origin: str) -> dict[str, Any]:
     """The file's values under our keys, said on the console; `ours`: all our keys, `given`: those that options give.
 
-    Raises ValueError as `translate` does, and where nothing tells the run's folder or its data.
+    Raises UserError as `translate` does, and where nothing tells the run's folder or its data.
     """
     translation = translate(values, ours, origin)
     for key, theirs in (("out", "exp_name"), ("data.source", "data_dir"), ("preset", "model")):
         if key not in translation.values and key not in given:
-            raise ValueError(f"{origin} has no {theirs}; write it there, or give --{key}")
+            raise UserError(f"{origin} has no {theirs}; write it there, or give --{key}")
     if is_main():
         console.print(translation.describe(), markup=False, soft_wrap=True)
     return translation.values
@@ -155,16 +157,16 @@ def read_foreign(values: dict[str, Any], ours: list[str], given: list[str], orig
 def translate(given: dict[str, Any], ours: list[str], origin: str) -> Translation:
     """The keys of `elit train` for a file of the authors'; `ours` are all keys that `elit train` knows.
 
-    Raises ValueError for a file that mixes both kinds of keys, for unknown keys, and for what is not built here.
+    Raises UserError for a file that mixes both kinds of keys, for unknown keys, and for what is not built here.
     """
     for key in given:
         if key not in DEFAULTS and key in ours:
-            raise ValueError(
+            raise UserError(
                 f"{origin} mixes keys of the authors' train.py with {key}, which is of elit train; write all of one kind,"
                 f" or give --{key} on the command line"
             )
         if key not in DEFAULTS:
-            raise ValueError(f"unknown key {key!r} in {origin}, a file of the authors'; {suggest(key, list(DEFAULTS))}")
+            raise UserError(f"unknown key {key!r} in {origin}, a file of the authors'; {suggest(key, list(DEFAULTS))}")
     theirs = {key: default if given.get(key) is None else given[key] for key, default in DEFAULTS.items()}
     name = str(theirs["model"])
     refuse(theirs, name, origin)
@@ -183,21 +185,19 @@ def translate(given: dict[str, Any], ours: list[str], origin: str) -> Translatio
 
 
 def refuse(theirs: dict[str, Any], name: str, origin: str) -> None:
-    """Raises ValueError for what is not built here."""
+    """Raises UserError for what is not built here."""
     if name.startswith("DFM-"):
-        raise ValueError(
-            f"{origin}: model {name} is decomposable flow matching, which is not built; train a SiT or ELIT-SiT"
-        )
+        raise UserError(f"{origin}: model {name} is decomposable flow matching, which is not built; train a SiT or ELIT-SiT")
     for key in OF_DFM:
         if theirs[key] != DEFAULTS[key]:
-            raise ValueError(
+            raise UserError(
                 f"{origin}: {key} {theirs[key]} is for decomposable flow matching, which is not built; leave it out"
             )
     for key, (value, why) in ONLY.items():
         if theirs[key] != value and as_number(theirs[key]) != value:
-            raise ValueError(f"{origin}: {key} is {theirs[key]!r}, but {why}; leave it out")
+            raise UserError(f"{origin}: {key} is {theirs[key]!r}, but {why}; leave it out")
     if theirs["resume_step"] not in (0, -1):
-        raise ValueError(
+        raise UserError(
             f"{origin}: resume_step is {theirs['resume_step']!r}, but a run goes on from its last checkpoint here;"
             " leave it out, and remove the run's later checkpoints to go back"
         )
@@ -207,7 +207,7 @@ def _shapes(theirs: dict[str, Any], name: str, out: Translation, origin: str) ->
     """The input's size, and what elastic models have beside dense ones."""
     resolution = theirs["resolution"]
     if type(resolution) is not int or resolution < 1 or resolution % PIXELS:
-        raise ValueError(f"{origin}: resolution is {resolution!r}; it is a multiple of {PIXELS} pixels, such as 256")
+        raise UserError(f"{origin}: resolution is {resolution!r}; it is a multiple of {PIXELS} pixels, such as 256")
     out.say(f"resolution {resolution}", {"model.input_size": resolution // PIXELS})
     if not name.startswith("ELIT-"):
         return
@@ -217,7 +217,7 @@ def _shapes(theirs: dict[str, Any], name: str, out: Translation, origin: str) ->
         value = theirs["elit_max_mask_prob"] if theirs[key] is None else theirs[key]
         chance = as_number(value)
         if chance is None or not 0 <= chance < 1:
-            raise ValueError(f"{origin}: {key} is {value!r}; it is a chance, at least 0 and below 1")
+            raise UserError(f"{origin}: {key} is {value!r}; it is a chance, at least 0 and below 1")
         out.say(f"{key} {theirs[key]}", {our_key: 1 - chance})
     size = name.removeprefix("ELIT-SiT-").split("/")[0]
     if size in SIZES:
@@ -229,17 +229,17 @@ def _training(theirs: dict[str, Any], out: Translation, origin: str) -> None:
     """Batches, precision, times and the learning rate's schedule."""
     batch, parts = theirs["batch_size"], theirs["gradient_accumulation_steps"]
     if type(batch) is not int or type(parts) is not int:
-        raise ValueError(f"{origin}: batch_size {batch!r} and gradient_accumulation_steps {parts!r} are whole numbers")
+        raise UserError(f"{origin}: batch_size {batch!r} and gradient_accumulation_steps {parts!r} are whole numbers")
     together = {"batch_size": batch * parts} | ({"accumulate": parts} if parts > 1 else {})
     out.say(f"batch_size {batch}, gradient_accumulation_steps {parts}", together)
     for key, our_key, table in (("mixed_precision", "dtype", PRECISIONS), ("weighting", "flow.time_law", TIME_LAWS)):
         value = str({False: "no"}.get(theirs[key], theirs[key]))  # YAML reads no as false
         if value not in table:
-            raise ValueError(f"{origin}: {key} is {value!r}; known: {', '.join(table)}")
+            raise UserError(f"{origin}: {key} is {value!r}; known: {', '.join(table)}")
         out.say(f"{key} {value}", {our_key: table[value]})
     kind, steps = theirs["lr_scheduler_type"], theirs["warmup_steps"]
     if kind not in SCHEDULES:
-        raise ValueError(f"{origin}: lr_scheduler_type is {kind!r}; known: {', '.join(SCHEDULES)}")
+        raise UserError(f"{origin}: lr_scheduler_type is {kind!r}; known: {', '.join(SCHEDULES)}")
     warmup = steps if kind == SCHEDULES[0] else 0
     out.say(
         f"lr_scheduler_type {kind}, warmup_steps {steps}",
@@ -254,7 +254,7 @@ def _alignment(theirs: dict[str, Any], name: str, out: Translation, origin: str)
         out.say(f"enc_type {encoder}, proj_coeff {weight}", {"alignment.enabled": False})
         return
     if encoder not in ENCODERS:
-        raise ValueError(
+        raise UserError(
             f"{origin}: enc_type {encoder!r} is not translated, only {', '.join(ENCODERS)}; leave it out, and give"
             " --alignment.enabled true and --alignment.encoder a folder or hub id"
         )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from elit.bundled import Card
+from elit.card import Card
 from elit.codec import Codec
 from elit.console import console, progress_bar
 from elit.data.loader import Data, read_ahead
@@ -30,8 +30,9 @@ from elit.distributed import (
     together,
     world_size,
 )
-from elit.flow import Path as FlowPath
-from elit.pictures import save_png, spread, tile
+from elit.errors import UserError
+from elit.flow import FlowPath
+from elit.pictures import save_png, tile
 from elit.sampling import sample
 from elit.training.alignment import stored_features
 from elit.training.batch import Batch, draw_batch
@@ -40,6 +41,7 @@ from elit.training.config import TrainConfig
 from elit.training.dry_run import dry_run
 from elit.training.evaluation import Evaluator
 from elit.training.step import TrainState, autocast, averaged_weights, make_state, model_of, train_step
+from elit.words import spread
 
 __all__ = ["Batch", "draw_batch", "dry_run", "load_data", "make_state", "save_preview", "train", "train_step"]
 
@@ -64,10 +66,10 @@ def train(config: TrainConfig) -> Path:
 
 
 def check_shares(config: TrainConfig) -> None:
-    """Raises ValueError where the processes do not form the mesh asked for, or some would have no sample."""
+    """Raises UserError where the processes do not form the mesh asked for, or some would have no sample."""
     mesh_size(config.parallel.replicate, config.parallel.shard)
     if config.batch_size < world_size() * config.accumulate:
-        raise ValueError(
+        raise UserError(
             f"batch_size {config.batch_size} leaves parts of no sample for {world_size()} processes x accumulate"
             f" {config.accumulate}; raise batch_size, or lower accumulate or the number of processes"
         )
@@ -245,7 +247,7 @@ class Log:
             "images_per_second": rate,
             "learning_rate": state.optimizers[-1].param_groups[0]["lr"],
             "skipped_steps": state.skipped,
-            **{f"loss_{name}": part.item() for name, part in state.objective.parts.items()},
+            **{f"loss_{name}": part.item() for name, part in state.summands.items()},
         }
         for name, value in scalars.items():
             self.writer.add_scalar(name, value, state.step)
@@ -258,7 +260,7 @@ def load_data(config: TrainConfig) -> Data:
     """The run's data, checked against its model."""
     data = open_data(config.data.source, config.data.size)
     if not data.exact and config.data.workers > 1:
-        raise ValueError(f"a stream is read by one thread, not by {config.data.workers} processes; set data.workers 1")
+        raise UserError(f"a stream is read by one thread, not by {config.data.workers} processes; set data.workers 1")
     model = config.model
     shape = (model.in_channels, model.grid.height * model.patch_size, model.grid.width * model.patch_size)
     check_fit(data, shape, model.num_classes, any_size=model.rope)

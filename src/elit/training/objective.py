@@ -1,60 +1,76 @@
 """What a training step minimises: the flow's loss, and where asked distillation and alignment beside it."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from elit.backbones.dit import DiT
-from elit.flow import flow_loss
+from elit.distributed import world_size
+from elit.elastic.levels import Budget, PerSample
+from elit.elastic.model import ElasticModel
+from elit.flow import Flow, FlowPath
 from elit.training.alignment import Aligner, Stored, make_aligner
 from elit.training.batch import Batch
+from elit.training.budgets import schedule_levels
 from elit.training.config import TrainConfig
 
 
 @dataclass
 class Objective:
-    """flow + distill x distillation + weight x alignment; `parts` holds the last loss's summands, weighted, for the log.
+    """flow + distill x distillation + weight x alignment.
 
-    After a step, these are of this process's whole share of the batch.
+    always: levels that every process runs in every step, with no sample too, where budgets differ by the sample: sharded
+    weights are gathered by all of them at once.
     """
 
-    teacher: DiT | None = None
+    flow: Flow = FlowPath.LINEAR
+    teacher: ElasticModel | None = None
     distill: float = 0.0
     aligner: Aligner | None = None
-    parts: dict[str, Tensor] = field(default_factory=dict)
+    always: tuple[int, ...] = ()
 
     @property
     def projector(self) -> nn.Module | None:
         """What learns beside the model."""
         return None if self.aligner is None else self.aligner.projector
 
-    def __call__(self, model: DiT, batch: Batch) -> Tensor:
-        """The loss of some samples, a scalar."""
-        flow, labels_B = batch.flow, batch.labels
-        velocity = model(flow.x_t, flow.t, labels_B, batch.budget)
-        parts = {"flow": flow_loss(lambda x, t: velocity, flow)}
+    def summands(self, model: ElasticModel, batch: Batch) -> dict[str, Tensor]:
+        """The loss of some samples as what it is the sum of, by name: scalars, weighted."""
+        sample = batch.flow
+        velocity = model(sample.x_t, sample.t, batch.labels, self.budget(model, batch))
+        parts = {"flow": self.flow.loss(velocity, sample)}
         if self.teacher is not None:
             with torch.no_grad():
-                original = self.teacher(flow.x_t, flow.t, labels_B)
+                original = self.teacher(sample.x_t, sample.t, batch.labels)
             parts["distillation"] = self.distill * (velocity.float() - original.float()).square().mean()
         if self.aligner is not None:
             assert batch.target is not None
             parts["alignment"] = self.aligner.loss(batch.target, model.config.grid)
-        self.parts = {name: part.detach() for name, part in parts.items()}
-        return torch.stack(list(parts.values())).sum()
+        return parts
+
+    def budget(self, model: ElasticModel, batch: Batch) -> Budget:
+        """The batch's budget, as the levels of its samples and those that run anyhow where there are such."""
+        if not self.always or not isinstance(batch.budget, Tensor):
+            return batch.budget
+        return PerSample(tuple(model.levels.of(budget) for budget in batch.budget.tolist()), self.always)
 
 
 def make_objective(
-    config: TrainConfig, model: DiT, teacher: DiT | None, device: torch.device, stored: Stored | None = None
+    config: TrainConfig,
+    model: ElasticModel,
+    teacher: ElasticModel | None,
+    device: torch.device,
+    stored: Stored | None = None,
 ) -> Objective:
     """The objective of a run. `teacher`: the model that the run starts from, kept only where it is distilled from.
     `stored`: of the data (see `alignment.stored_features`).
 
-    The projector's weights come from the global generator, as the model's do. Raises ValueError for an encoder that
+    The projector's weights come from the global generator, as the model's do. Raises UserError for an encoder that
     cannot be loaded.
     """
-    objective = Objective()
+    objective = Objective(FlowPath(config.flow.path))
+    if world_size() > 1:
+        objective.always = schedule_levels(config.budget, config.model)
     if teacher is not None and config.finetune.distill:
         objective.teacher = teacher.to(device).eval().requires_grad_(False)
         objective.distill = config.finetune.distill

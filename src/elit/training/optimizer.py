@@ -10,6 +10,7 @@ from torch.optim import AdamW, Muon, Optimizer
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
 
 from elit.distributed import gathered, is_sharded, sharded_like
+from elit.elastic.model import ElasticModel
 from elit.training.config import OptimizerConfig
 
 Anyone = TypeVar("Anyone", bound=Optimizer)
@@ -44,16 +45,9 @@ class ShardedMuon(Muon):
 MOMENTS: dict[type[Optimizer], tuple[str, ...]] = {AdamW: ("exp_avg", "exp_avg_sq"), ShardedMuon: ("momentum_buffer",)}
 
 
-def hidden_matrices(model: nn.Module) -> list[Tensor]:
-    """The linears inside a model's blocks, Read and Write among them, without the modulations, which start at zero."""
-    return [
-        module.weight
-        for name, module in model.named_modules()
-        if name.startswith("blocks.") and isinstance(module, nn.Linear) and not name.endswith(".modulation")
-    ]
-
-
-def make_optimizers(model: nn.Module, config: OptimizerConfig, projector: nn.Module | None = None) -> tuple[Optimizer, ...]:
+def make_optimizers(
+    model: ElasticModel, config: OptimizerConfig, projector: nn.Module | None = None
+) -> tuple[Optimizer, ...]:
     """The optimisers that share the model's parameters, and AdamW those of a projector, their moments zero.
 
     Every group knows its peak learning rate.
@@ -67,7 +61,7 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig, projector: nn.Mod
     parameters: list[Tensor] = [*model.parameters(), *(projector.parameters() if projector is not None else ())]
     if config.name == "adamw":
         return (adamw(parameters),)
-    matrices = hidden_matrices(model)
+    matrices = model.hidden_matrices()
     own = {id(p) for p in matrices}
     groups = [{"params": matrices, "peak": config.muon_lr}]
     muon = ShardedMuon(groups, config.muon_lr, weight_decay=config.weight_decay, momentum=config.muon_momentum)

@@ -4,20 +4,18 @@ A step whose loss or gradient is not finite in any process changes no weight in 
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
-from elit.backbones.dit import DiT
-from elit.backbones.layers import Block
+from elit.backbones.table import build_model
 from elit.distributed import gathered, hold_gradients, mesh_size, own_part, shard_model, sum_over_ranks, world_size
-from elit.elastic.interface import ReadLayer, WriteLayer
+from elit.elastic.model import ElasticModel
 from elit.training.alignment import Stored
 from elit.training.batch import Batch
-from elit.training.budgets import schedule_levels
 from elit.training.config import TrainConfig
 from elit.training.finetune import hold_all_but_interface, start_from
 from elit.training.objective import Objective, make_objective
@@ -38,9 +36,10 @@ class TrainState:
     scaler: of the loss, for fp16. skipped: how many of the steps were; skipped_in_row: how many of the last ones.
     gradient_norm: of the last step, before it was clipped.
     objective: what is minimised; alignment's projector learns too. held: updates of Read and Write alone.
+    summands: of the last step's loss on this process's share, by name.
     """
 
-    model: DiT
+    model: ElasticModel
     ema: dict[str, Tensor]
     optimizers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
@@ -50,6 +49,7 @@ class TrainState:
     gradient_norm: float = 0.0
     objective: Objective = field(default_factory=Objective)
     held: int = 0
+    summands: dict[str, Tensor] = field(default_factory=dict)
 
     def trained(self) -> Iterator[tuple[str, Tensor]]:
         """Everything that learns, by name: the model's parameters, then the projector's."""
@@ -77,18 +77,16 @@ def make_state(config: TrainConfig, device: torch.device, stored: Stored | None 
     teacher = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        model = DiT(config.model)
+        model = build_model(config.model)
         if config.init_from is not None:
             teacher = start_from(model, config.init_from, config.flow.path)
         objective = make_objective(config, model, teacher, device, stored)
     model.set_checkpointing(config.checkpointing)
     replicate, shard = mesh_size(config.parallel.replicate, config.parallel.shard)
-    shard_model(model, units(model), replicate, shard, device, DTYPES[config.dtype])  # a unit at a time goes to the device
+    shard_model(model, model.units(), replicate, shard, device, DTYPES[config.dtype])  # a unit at a time goes to the device
     model.to(device)
     if objective.projector is not None:
         shard_model(objective.projector, (), replicate, shard, device, DTYPES[config.dtype])
-    if model.core is not None and world_size() > 1:  # sharded weights are gathered by all ranks at once
-        model.core.always = schedule_levels(config.budget, config.model)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
     scaler = GradScaler(device.type, enabled=config.dtype == "fp16")
     optimizers = make_optimizers(model, config.optimizer, objective.projector)
@@ -105,16 +103,11 @@ def averaged_weights(state: TrainState, wanted: bool = True) -> dict[str, Tensor
     return weights
 
 
-def model_of(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> DiT:
+def model_of(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> ElasticModel:
     """A model of its own with these weights, in eval mode."""
     model = empty_model(state.model.config)
     model.load_state_dict(weights)
     return model.to(device).eval()
-
-
-def units(model: DiT) -> Iterable[torch.nn.Module]:
-    """The modules whose weights are gathered, used and let go one after another."""
-    return [module for module in model.modules() if isinstance(module, Block | ReadLayer | WriteLayer)]
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
@@ -122,11 +115,14 @@ def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "fp32")
 
 
-def batch_loss(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> Tensor:
-    """The mean loss of some samples: what training minimises."""
+def batch_loss(
+    config: TrainConfig, state: TrainState, batch: Batch, device: torch.device
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The mean loss of some samples, what training minimises, and what it is the sum of, for the log."""
     batch = batch.to(device)
     with autocast(config, device):
-        return state.objective(state.model, batch)
+        parts = state.objective.summands(state.model, batch)
+        return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 
 def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> Tensor:
@@ -142,12 +138,12 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: tor
         for module in (state.model, state.objective.projector):
             hold_gradients(module, i + 1 < len(parts))
         weight = len(part) / config.batch_size
-        part_loss = batch_loss(config, state, part, device)
+        part_loss, part_summands = batch_loss(config, state, part, device)
         state.scaler.scale(part_loss * (weight * world_size())).backward()
         loss += weight * part_loss.detach()
-        for name, value in state.objective.parts.items():
+        for name, value in part_summands.items():
             summands[name] = summands.get(name, 0) + value * (len(part) / len(batch))
-    state.objective.parts = summands
+    state.summands = summands
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
     if state.step < config.finetune.interface_first:

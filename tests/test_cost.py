@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from elit import DiT, DiTConfig, count_flops, create_model
-from elit.evaluation.cost import activation_bytes
+from elit.cost import activation_bytes
 from randomised import randomised
 
 IMAGE_SIZES = {256: {"input_size": 32, "group_size": 4}, 512: {"input_size": 64, "group_size": 8}}

@@ -41,7 +41,7 @@ def test_every_preset_has_the_sizes_of_the_paper(kind, size, patch):
     assert model.patch_embedding.weight.shape == (width, 4 * patch**2)
     assert model.final.linear.weight.shape == (4 * patch**2, width)
     assert model.label_embedding.weight.shape == (1001, width)
-    assert model.input_shape == (32, 32)
+    assert model.input.shape[1:] == (32, 32)
     if kind == "SiT":
         assert model.core is None and model.latents == 1
         return
@@ -77,7 +77,7 @@ def test_overrides_reach_the_model():
     }
     model = on_meta("ELIT-SiT-S/2", **overrides)
     assert model.config == DiTConfig(**overrides)
-    assert model.input_shape == (16, 24)
+    assert model.input.shape[1:] == (16, 24)
     assert model.latents == 8
     assert model.null_class == 7
     assert model.patch_embedding.weight.shape == (48, 3)

@@ -11,22 +11,24 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from elit.backbones.dit import Budget, DiT
+from elit.elastic.levels import Budget
+from elit.elastic.model import ElasticModel
 
 
-def meta_call(model: DiT, batch: int, budget: Budget, grad: bool = False, device: str = "meta") -> Callable[[], Tensor]:
+def meta_call(
+    model: ElasticModel, batch: int, budget: Budget, grad: bool = False, device: str = "meta"
+) -> Callable[[], Tensor]:
     """A forward of the model on meta tensors, which have shapes and no data; the model itself is left alone."""
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     state = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device, requires_grad=grad)
         for name, tensor in named.items()
     }
-    x = torch.empty(batch, model.config.in_channels, *model.input_shape, device=device)
-    t, y = torch.empty(batch, device=device), torch.empty(batch, dtype=torch.long, device=device)
-    return lambda: functional_call(model, state, (x, t, y, budget))
+    inputs = model.example(batch, device)
+    return lambda: functional_call(model, state, (*inputs, budget))
 
 
-def count_flops(model: DiT, budget: Budget = None) -> int:
+def count_flops(model: ElasticModel, budget: Budget = None) -> int:
     """FLOPs of one forward at batch 1: every matrix product, adaLN and embeddings included, a multiply-add as 2.
 
     Norms, activations and additions are not counted, as in the paper's tables.
@@ -37,7 +39,7 @@ def count_flops(model: DiT, budget: Budget = None) -> int:
     return int(counter.get_total_flops())
 
 
-def activation_bytes(model: DiT, batch: int, budget: Budget = None, dtype: torch.dtype = torch.float32) -> int:
+def activation_bytes(model: ElasticModel, batch: int, budget: Budget = None, dtype: torch.dtype = torch.float32) -> int:
     """Bytes that autograd keeps for the backward pass of one batch, weights left out, under autocast to `dtype`."""
     storages: dict[int, tuple[int, Tensor]] = {}
     fake = FakeTensorMode()
@@ -60,16 +62,23 @@ def activation_bytes(model: DiT, batch: int, budget: Budget = None, dtype: torch
     return sum(nbytes for nbytes, _ in storages.values())
 
 
-def time_forward(run: Callable[[], object], repeats: int = 5, warm_up: int = 1) -> list[float]:
-    """Seconds of each of `repeats` calls, after a warm-up."""
+def time_forward(
+    run: Callable[[], object], device: torch.device | None = None, repeats: int = 5, warm_up: int = 1
+) -> list[float]:
+    """Seconds of each of `repeats` calls, after a warm-up, with what they started on `device` done."""
+
+    def wait() -> None:
+        if device is not None and device.type != "cpu":
+            torch.accelerator.synchronize(device)
+
     for _ in range(warm_up):
         run()
+    wait()
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
+        wait()
         seconds.append(time.perf_counter() - start)
     return seconds
 

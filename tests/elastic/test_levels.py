@@ -9,7 +9,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from elit.elastic.budget import Schedule, draw_budget, level_of, levels, parse_budget, resolve
+from elit.elastic.levels import Levels, PerSample
+from elit.elastic.schedule import Schedule
+from elit.target import parse_budget
 
 TOLERANCE = Fraction(1, 10**6)
 BAD = [0, 0.0, -0.25, -1, 1.0001, 2, math.inf, -math.inf, math.nan, True, False]
@@ -30,27 +32,27 @@ def test_level_is_the_largest_within_the_budget(budget, latents):
     """A budget is a ceiling, held to a search through all levels."""
     edges = [abs(Fraction(budget) + TOLERANCE - Fraction(k, latents)) for k in range(1, latents + 1)]
     assume(min(edges) > 1e-12)  # where a float cannot tell the two sides apart
-    assert level_of(budget, latents) == level_by_search(budget, latents)
+    assert Levels(latents).of(budget) == level_by_search(budget, latents)
 
 
 @pytest.mark.parametrize("latents", [*range(1, 130), 256, 1000, 4096])
 def test_every_level_is_reached_by_its_own_fraction(latents):
     """k/J is level k in float64 and as rounded to float32, up or down; a hair less is the level below."""
     for k in range(1, latents + 1):
-        assert level_of(k / latents, latents) == k
-        assert level_of(float32(k / latents), latents) == k
-        assert level_of(k / latents - 1e-5, latents) == max(1, k - 1) if k / latents > 1e-5 else True
+        assert Levels(latents).of(k / latents) == k
+        assert Levels(latents).of(float32(k / latents)) == k
+        assert Levels(latents).of(k / latents - 1e-5) == max(1, k - 1) if k / latents > 1e-5 else True
 
 
 def test_levels_lists_the_valid_budgets():
     """k/J in order, and each its own level."""
-    assert levels(4) == [0.25, 0.5, 0.75, 1.0]
-    assert [level_of(budget, 36) for budget in levels(36)] == list(range(1, 37))
+    assert Levels(4).fractions() == [0.25, 0.5, 0.75, 1.0]
+    assert [Levels(36).of(budget) for budget in Levels(36).fractions()] == list(range(1, 37))
 
 
 def test_a_budget_below_the_first_level_keeps_one_latent():
-    assert level_of(1e-9, 16) == 1
-    assert level_of(1 / 17, 16) == 1
+    assert Levels(16).of(1e-9) == 1
+    assert Levels(16).of(1 / 17) == 1
 
 
 @pytest.mark.parametrize("budget", BAD)
@@ -58,43 +60,43 @@ def test_a_bad_budget_is_refused_with_the_valid_levels(budget):
     """The error lists every level, from one sample's budget as from the batch's."""
     listed = "1/6, 2/6, 3/6, 4/6, 5/6, 6/6"
     with pytest.raises(ValueError, match=listed):
-        level_of(budget, 6)
+        Levels(6).of(budget)
     with pytest.raises(ValueError, match=listed):
-        resolve(budget, 6, 3)
+        Levels(6).resolve(budget, 3)
     with pytest.raises(ValueError, match=listed):
-        resolve([1.0, budget, 0.5], 6, 3)
+        Levels(6).resolve([1.0, budget, 0.5], 3)
 
 
 def test_resolve_gives_one_level_where_all_agree():
     """None is full; equal fractions, or fractions of one level, need no sorting of the batch."""
-    assert resolve(None, 16, 3) == 16
-    assert resolve(0.5, 16, 3) == 8
-    assert resolve(1, 16, 3) == 16
-    assert resolve([0.5, 0.51, 0.5], 16, 3) == 8
-    assert resolve(torch.tensor(0.25), 16, 3) == 4
-    assert resolve(torch.tensor([0.25, 0.25]), 16, 2) == 4
+    assert Levels(16).resolve(None, 3) == 16
+    assert Levels(16).resolve(0.5, 3) == 8
+    assert Levels(16).resolve(1, 3) == 16
+    assert Levels(16).resolve([0.5, 0.51, 0.5], 3) == 8
+    assert Levels(16).resolve(torch.tensor(0.25), 3) == 4
+    assert Levels(16).resolve(torch.tensor([0.25, 0.25]), 2) == 4
 
 
 @pytest.mark.parametrize("make", [list, tuple, torch.tensor, lambda b: torch.tensor(b, dtype=torch.float64)])
 def test_resolve_keeps_the_order_of_the_samples(make):
     """Lists, tuples and tensors of either precision: one level per sample, in their order."""
     wanted = (36, 1, 7, 35, 7)
-    assert resolve(make([k / 36 for k in wanted]), 36, 5) == wanted
+    assert Levels(36).resolve(make([k / 36 for k in wanted]), 5) == PerSample(wanted)
 
 
 @pytest.mark.parametrize("budgets", [[0.5], [0.5, 1.0], [0.5] * 4, []])
 def test_resolve_wants_one_budget_per_sample(budgets):
     """Equal fractions too: a list of the wrong length is a mistake, whatever it holds."""
     with pytest.raises(ValueError, match=f"{len(budgets)} budgets .* batch of 3"):
-        resolve(budgets, 16, 3)
+        Levels(16).resolve(budgets, 3)
     with pytest.raises(ValueError, match=f"{len(budgets)} budgets .* batch of 3"):
-        resolve(torch.tensor(budgets), 16, 3)
+        Levels(16).resolve(torch.tensor(budgets), 3)
 
 
 def drawn_levels(seeds, steps, lowest=0.0625, highest=1.0, latents=16) -> list[int]:
     """Levels of the draws; each must be exactly a valid budget."""
-    draws = [draw_budget(seed, step, lowest, highest, latents) for seed in seeds for step in steps]
-    assert set(draws) <= set(levels(latents))
+    draws = [Levels(latents).draw(seed, step, lowest, highest) for seed in seeds for step in steps]
+    assert set(draws) <= set(Levels(latents).fractions())
     return [round(draw * latents) for draw in draws]
 
 
@@ -119,27 +121,27 @@ def test_neighbouring_seeds_and_steps_draw_independently():
 
 def test_a_draw_depends_on_seed_and_step_alone():
     """Not on the global generators, not on what was drawn before; and it leaves the global generators as they were."""
-    expected = [draw_budget(3, step, 0.1, 1.0, 16) for step in range(20)]
+    expected = [Levels(16).draw(3, step, 0.1, 1.0) for step in range(20)]
     random.seed(5)
     torch.manual_seed(5)
     before, torch_before = random.getstate(), torch.get_rng_state()
-    again = [draw_budget(3, step, 0.1, 1.0, 16) for step in reversed(range(20))]
+    again = [Levels(16).draw(3, step, 0.1, 1.0) for step in reversed(range(20))]
     assert again[::-1] == expected
     assert random.getstate() == before
     assert torch.equal(torch.get_rng_state(), torch_before)
 
 
 def test_a_draw_between_equal_ends_is_that_level():
-    assert {draw_budget(0, step, 0.25, 0.25, 16) for step in range(10)} == {0.25}
+    assert {Levels(16).draw(0, step, 0.25, 0.25) for step in range(10)} == {0.25}
 
 
 def test_a_draw_needs_its_ends_in_order_and_in_range():
     """The lowest above the highest, or either no budget at all, is refused."""
     with pytest.raises(ValueError, match=r"lowest budget, 0\.5, is above the highest, 0\.25"):
-        draw_budget(0, 0, 0.5, 0.25, 16)
+        Levels(16).draw(0, 0, 0.5, 0.25)
     for lowest, highest in ((0, 1), (0.5, 1.5)):
         with pytest.raises(ValueError, match="1/16"):
-            draw_budget(0, 0, lowest, highest, 16)
+            Levels(16).draw(0, 0, lowest, highest)
 
 
 def test_a_schedule_holds_above_its_times():

@@ -1,0 +1,93 @@
+"""The backbones: one literal table that `create_model`, model folders, training and the contract test read."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from elit.backbones.config import DiTConfig
+from elit.backbones.dit import DiT
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
+from elit.words import suggest
+
+# size: depth, width, heads, (head, core, tail) blocks of the elastic form (table 5 of the paper)
+SIZES = {
+    "S": (12, 384, 6, (2, 8, 2)),
+    "B": (12, 768, 12, (2, 8, 2)),
+    "L": (24, 1024, 16, (4, 16, 4)),
+    "XL": (28, 1152, 16, (4, 20, 4)),
+}
+PATCHES = (2, 4, 8)
+GROUP_SIZE = 4  # of an elastic preset, in tokens
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A row of the table.
+
+    architecture: its name in config.json. config, model: the classes; model(config) is a freshly initialised model.
+    presets: fields of the config by the name that `create_model` knows, such as "ELIT-SiT-XL/2".
+    """
+
+    architecture: str
+    config: type[DiTConfig]
+    model: type[ElasticModel]
+    presets: dict[str, dict[str, Any]]
+
+
+def _sit_presets() -> dict[str, dict[str, Any]]:
+    presets: dict[str, dict[str, Any]] = {}
+    for kind in ("", "ELIT-"):
+        for size, (depth, width, heads, (head, _, tail)) in SIZES.items():
+            split = {"group_size": GROUP_SIZE, "head_depth": head, "tail_depth": tail} if kind else {}
+            for patch in PATCHES:
+                fields = {"patch_size": patch, "depth": depth, "width": width, "heads": heads, **split}
+                presets[f"{kind}SiT-{size}/{patch}"] = fields
+    return presets
+
+
+BACKBONES = (Backbone("DiT", DiTConfig, DiT, _sit_presets()),)
+
+
+def preset_names() -> list[str]:
+    """Every name that `create_model` knows."""
+    return [name for backbone in BACKBONES for name in backbone.presets]
+
+
+def preset_config(name: str, **overrides: Any) -> DiTConfig:
+    """The configuration of a preset, with fields of it overridden.
+
+    Raises UserError, naming close ones, for an unknown name or field.
+    """
+    backbone = next((backbone for backbone in BACKBONES if name in backbone.presets), None)
+    if backbone is None:
+        raise UserError(f"unknown model {name!r}; {suggest(str(name), preset_names())}")
+    fields = [field.name for field in dataclasses.fields(backbone.config)]
+    for key in overrides:
+        if key not in fields:
+            raise UserError(f"unknown model option {key!r}; {suggest(key, fields)}")
+    return backbone.config(**(backbone.presets[name] | overrides))
+
+
+def create_model(name: str, **overrides: Any) -> ElasticModel:
+    """A freshly initialised model, e.g. `create_model("ELIT-SiT-B/2", input_size=32, num_classes=1000, group_size=4)`.
+
+    `overrides` are fields of the backbone's config, such as `DiTConfig`. Raises UserError, naming close ones, for an
+    unknown name or field.
+    """
+    return build_model(preset_config(name, **overrides))
+
+
+def build_model(config: DiTConfig) -> ElasticModel:
+    """A freshly initialised model of a configuration."""
+    return backbone_of(config).model(config)
+
+
+def backbone_of(config: DiTConfig) -> Backbone:
+    """The row of the table whose configuration this is."""
+    return next(backbone for backbone in BACKBONES if backbone.config is type(config))
+
+
+def backbone_named(architecture: object) -> Backbone | None:
+    """The row of an architecture's name in config.json, or None."""
+    return next((backbone for backbone in BACKBONES if backbone.architecture == architecture), None)

@@ -1,0 +1,68 @@
+"""What a model is told beside x and t: the labels of the samples.
+
+A condition is a batch of them: `.null()` is the same batch told nothing, `.rows(i)` some of it, `.joined(other)` one batch
+after another, `.to(device)` the batch elsewhere.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from elit.errors import UserError
+
+
+@runtime_checkable
+class Condition(Protocol):
+    """What a batch of B samples is conditioned on."""
+
+    def __len__(self) -> int: ...
+
+    def null(self) -> Self:
+        """The same batch, told nothing: the weak path of classifier-free guidance."""
+
+    def rows(self, rows: Tensor) -> Self:
+        """The samples of these numbers."""
+
+    def joined(self, other: Self) -> Self:
+        """This batch, and another behind it."""
+
+    def to(self, device: torch.device | str) -> Self:
+        """The batch on another device."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Class labels y (B,) int64, 0 to null_class; `null_class` itself stands for no label."""
+
+    y: Tensor
+    null_class: int
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def null(self) -> "Labels":
+        return Labels(torch.full_like(self.y, self.null_class), self.null_class)
+
+    def rows(self, rows: Tensor) -> "Labels":
+        return Labels(self.y[rows], self.null_class)
+
+    def joined(self, other: "Labels") -> "Labels":
+        return Labels(torch.cat([self.y, other.y]), self.null_class)
+
+    def to(self, device: torch.device | str) -> "Labels":
+        return Labels(self.y.to(device), self.null_class)
+
+    def check(self, batch: int) -> None:
+        """Raises UserError, naming the argument, for labels that are not `batch` whole numbers from 0 to `null_class`."""
+        y = self.y
+        if not isinstance(y, Tensor) or y.is_floating_point() or y.is_complex() or y.dtype == torch.bool:
+            kind = y.dtype if isinstance(y, Tensor) else type(y).__name__
+            raise UserError(f"y is a tensor of whole numbers, one label per sample, not {kind}")
+        if y.shape != (batch,):
+            raise UserError(f"y has the shape ({batch},), one label per sample, not {tuple(y.shape)}")
+        if type(y) is not Tensor or y.device.type != "cpu" or torch.compiler.is_compiling():
+            return  # reading them would make the host wait for the device, or break the graph
+        if bool(((y < 0) | (y > self.null_class)).any()):
+            raise UserError(f"labels are 0 to {self.null_class - 1}, and {self.null_class} for none, not {y.tolist()}")

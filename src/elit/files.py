@@ -1,0 +1,209 @@
+"""Files and folders: written whole or not at all, kept from others while at work, read only where they are plain files.
+
+At every moment a folder that is replaced is whole under its name or beside it, as `.NAME.PID.old`, and `found` finds it.
+"""
+
+import errno
+import hashlib
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from elit.errors import UserError
+
+LOCK_FILE = ".lock"
+
+
+class WriteError(OSError):
+    """Something could not be written: the message is one sentence with the place, the reason and the remedy."""
+
+
+@contextmanager
+def told(place: Path) -> Iterator[None]:
+    """Turns an OSError inside, such as of a full disk, into a WriteError that names the place."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(
+            error.errno, f"{place} could not be written ({error.strerror or error}); {_remedy(error)}"
+        ) from error
+
+
+def _remedy(error: OSError) -> str:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return "make room, and give the same command again" if full else "give a folder that you may write to"
+
+
+def check_writable(folder: Path) -> None:
+    """Makes the folder where it is missing and tries it, before the work. Raises WriteError where it cannot be written."""
+    with told(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        trial = folder / f".trial.{os.getpid()}.part"
+        try:
+            trial.touch()
+        finally:
+            trial.unlink(missing_ok=True)
+
+
+@contextmanager
+def written_whole(file: Path) -> Iterator[Path]:
+    """A file to write to, which takes its name only when all is written. Raises WriteError where it cannot be."""
+    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    with told(file):
+        try:
+            yield beside
+            beside.replace(file)
+        finally:
+            beside.unlink(missing_ok=True)
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Writes a text file, whole or not at all."""
+    with written_whole(file) as part:
+        part.write_text(text, encoding="utf8")
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write in, which takes its name only when all is written. Raises WriteError where it cannot be.
+
+    An older folder of that name gives way at the last moment: it is set aside, the new one takes its place, and only then
+    is it deleted. Where anything fails, the old one is back under its name.
+    """
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    with told(folder):
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        try:
+            yield beside
+            replace_folder(beside, folder)
+        finally:
+            shutil.rmtree(beside, ignore_errors=True)
+
+
+def replace_folder(new: Path, folder: Path) -> None:
+    """Gives the folder `new` the name of `folder`; an older one is whole, under that name or aside, until it has it."""
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    if not folder.exists():
+        new.rename(folder)
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    try:
+        new.rename(folder)
+    except BaseException:
+        if not folder.exists():
+            aside.rename(folder)
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Renames the folder before it is emptied, so that a kill never leaves half of it under its name."""
+    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
+    folder.rename(gone)
+    shutil.rmtree(gone)
+
+
+def found(folder: Path) -> Path:
+    """The folder; where a kill came between setting it aside and replacing it, it is given its name again."""
+    if not folder.exists():
+        for aside in sorted(folder.parent.glob(f".{_literal(folder.name)}.*.old")):
+            if not _alive(aside.name.split(".")[-2]):
+                aside.rename(folder)
+                break
+    return folder
+
+
+def _literal(name: str) -> str:
+    """A name for `glob`, in which none of its letters is a pattern."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def _alive(pid: str) -> bool:
+    """Whether a process of that number runs on this machine."""
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError, OverflowError):
+        return True
+    return True
+
+
+@contextmanager
+def locked(folder: Path, doing: str) -> Iterator[None]:
+    """Keeps others out of a folder while inside; the system lets go when the process ends in any way.
+
+    doing: what the error says that the other process does, such as "training". Raises UserError where another process
+    holds the folder. File systems without locks keep nobody out.
+    """
+    held = _take_lock(folder, doing)
+    try:
+        yield
+    finally:
+        if held is not None:
+            held.close()
+
+
+def _take_lock(folder: Path, doing: str) -> IO[str] | None:
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    with told(folder):
+        file = (folder / LOCK_FILE).open("a+", encoding="utf8")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system that has no locks
+            file.close()
+            return None
+        file.seek(0)
+        by = file.read(200).strip()
+        file.close()
+        raise UserError(
+            f"another process is {doing} in {folder}{f' ({by})' if by else ''}; wait for it, stop it, or give another --out"
+        ) from error
+    with told(folder):
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+    return file
+
+
+def read_bytes(file: Path, limit: int) -> bytes:
+    """The bytes of a regular file.
+
+    Raises UserError for a file that is missing, is no regular file (a pipe would wait for ever), is larger than `limit`
+    bytes, or cannot be read.
+    """
+    try:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
+            content = b"" if size > limit else stream.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read ({error.strerror or error}); give another, or mend its rights") from error
+    if size > limit or len(content) > limit:
+        raise UserError(f"{file} is larger than the {limit:,} bytes that such a file may have; give the right one")
+    return content
+
+
+def open_regular(file: Path) -> IO[bytes]:
+    """A regular file, open to read. Raises OSError for a missing one, UserError for a folder, a pipe or a device."""
+    descriptor = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{file} is not a plain file; give one")
+    return os.fdopen(descriptor, "rb")
+
+
+def digest(content: bytes) -> str:
+    """The first 12 hexadecimal digits of the SHA-256 of some bytes."""
+    return hashlib.sha256(content).hexdigest()[:12]

@@ -1,0 +1,118 @@
+"""One typed, bounded reader for every file of ours and every configuration.
+
+A record is a frozen dataclass whose fields say what they may hold: `steps: Count` is a whole number of at least 1. What is
+read from elsewhere is checked against it, field by field; an error is one sentence with the file, the field and its value.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, dataclass_transform
+
+from annotated_types import Ge, Gt, Le
+
+from elit.errors import UserError
+from elit.files import read_bytes
+from elit.words import one_line, suggest
+
+T = TypeVar("T")
+
+LARGEST = 2**40  # of a whole number in a file: enough for any count, far from what arithmetic cannot hold
+JSON_BYTES = 64 * 2**20
+
+Whole = Annotated[int, Ge(0), Le(LARGEST)]
+Count = Annotated[int, Ge(1), Le(LARGEST)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+Share = Annotated[float, Ge(0), Le(1)]
+Fraction = Annotated[float, Gt(0), Le(1)]
+
+
+@dataclass_transform(frozen_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Makes a frozen dataclass whose fields `checked` knows: no unknown ones, and numbers that are finite."""
+    cls.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
+    return dataclass(frozen=True)(cls)
+
+
+def read_json(file: Path, kind: type[T], limit: int = JSON_BYTES) -> T:
+    """A JSON file as a `kind`: a record, or any type such as dict[str, int].
+
+    Raises UserError, naming file, field and value, for what is missing, too large, no JSON, or does not fit.
+    """
+    return _validated(read_bytes(file, limit), kind, str(file))
+
+
+def checked(values: Any, kind: type[T], origin: str) -> T:
+    """Plain values, as a parser leaves them, as a `kind`. `origin` is what the UserError calls their file."""
+    try:
+        text = json.dumps(values, default=str)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{origin} holds what is no plain value ({one_line(str(error))}); write it plainly") from error
+    return _validated(text, kind, origin)
+
+
+def _validated(text: str | bytes, kind: type[T], origin: str) -> T:
+    from pydantic import TypeAdapter, ValidationError  # an import that only reading needs
+
+    try:
+        return TypeAdapter(kind).validate_json(text, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{origin}: {_sentence(error, kind)}") from error
+
+
+def _sentence(error: Any, kind: type[Any]) -> str:
+    """The first of the mistakes that pydantic found, in words, and how many more there are."""
+    mistakes = error.errors(include_url=False)
+    first, more = mistakes[0], len(mistakes) - 1
+    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple[", "union")))
+    tail = f" (and {more} more)" if more else ""
+    value = one_line(repr(first["input"]))
+    value = value if len(value) <= 80 else f"{value[:77]}..."
+    if first["type"] == "json_invalid":
+        return f"it is not JSON ({one_line(first['msg'])}); fetch or write it again"
+    if first["type"] in ("missing", "missing_argument"):
+        return f"it has no {place}{tail}"
+    if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _fields_at(kind, first["loc"][:-1])
+        return (
+            f"unknown key {place!r}; {suggest(str(first['loc'][-1]), known)}{tail}"
+            if known
+            else f"unknown key {place!r}{tail}"
+        )
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return f"{message}{tail}"
+    message = message.removeprefix("Input ")
+    return f"{place or 'it'} is {value}; it {message[:1].lower()}{message[1:]}{tail}"
+
+
+def _fields_at(kind: Any, place: tuple[Any, ...]) -> list[str]:
+    """The names of the fields of the record at a place within another."""
+    import dataclasses
+    import typing
+
+    for part in place:
+        kind = typing.get_type_hints(kind).get(str(part)) if dataclasses.is_dataclass(kind) else None
+        kind = next((one for one in typing.get_args(kind) if dataclasses.is_dataclass(one)), kind)
+    return [field.name for field in dataclasses.fields(kind)] if dataclasses.is_dataclass(kind) else []
+
+
+def read_yaml(file: Path, limit: int = 2**20) -> Any:
+    """A YAML file as plain values: numbers as everybody reads them (1e-3 is one, 1:30 is none), no aliases, no key twice.
+
+    Raises UserError for what is missing, too large, or none of this.
+    """
+    return parse_yaml(read_bytes(file, limit), str(file))
+
+
+def parse_yaml(text: str | bytes, origin: str) -> Any:
+    """The same of a text; `origin` is what the UserError calls it."""
+    import yaml
+
+    from elit.yaml_values import PlainLoader
+
+    try:
+        return yaml.load(text, PlainLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        raise UserError(f"{origin} is not plain YAML: {one_line(str(error))}") from error
