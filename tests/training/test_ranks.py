@@ -14,7 +14,8 @@ from elit.distributed import gathered, own_share, process_group, shard_model, sh
 from elit.training.checkpoint import checkpoints
 from elit.training.config import TrainConfig
 from elit.training.loop import draw_batch, load_data, make_state, train, train_step
-from elit.training.optimizer import ShardedMuon, with_moments
+from elit.training.muon import Muon
+from elit.training.optimizer import with_moments
 
 CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]
@@ -92,7 +93,7 @@ def muon_step(shard: bool) -> list[torch.Tensor]:
     gradients = [[torch.randn(p.shape) for p in layers.parameters()] for _ in range(2)]
     if shard:
         shard_model(layers, layers, 1, 2, torch.device("cpu"), torch.float32)
-    muon = with_moments(ShardedMuon(list(layers.parameters()), lr=0.1, weight_decay=0.2, momentum=0.9))
+    muon = with_moments(Muon(list(layers.parameters()), lr=0.1, weight_decay=0.2, momentum=0.9))
     for given in gradients:
         for p, gradient in zip(layers.parameters(), given, strict=True):
             p.grad = sharded_like(gradient, p)

@@ -31,6 +31,7 @@ from elit.evaluation.metrics import (
 )
 from elit.files import write_whole, written_whole
 from elit.pixels import to_float, to_uint8
+from elit.precision import fast_bfloat16
 from elit.reports.setting import Setting
 from elit.sampling import image_noise
 from elit.seeding import generator_for
@@ -102,14 +103,14 @@ class Judge:
     def draw(self, model: ElasticModel, setting: Setting, seed: int, done: Callable[[int], None] | None = None) -> Tensor:
         """Samples with the other half's labels; image i's noise comes from (seed, i).
 
-        Matrix products are in bfloat16, in which the bundled model was trained: half the time where processors have it.
+        Matrix products are in bfloat16, in which the bundled model was trained, where the device multiplies it fast.
         """
         parts = []
-        labels = self.data.labels[self.other]
+        labels, device = self.data.labels[self.other], next(model.parameters()).device
         for first in range(0, self.count, BATCH):
             some = labels[first : first + BATCH]
             noise = image_noise(seed, (len(some), *model.input.shape), first=first)
-            with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
+            with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
                 parts.append(setting.draw(model, some, noise=noise))
             if done is not None:
                 done(len(some))
@@ -117,7 +118,8 @@ class Judge:
 
     def describe(self) -> dict[str, Any]:
         """What the figures stand on, and the score of the other half of the real images, the yardstick."""
-        features, dtype = "EfficientNet-Lite0, 1280 wide", "bfloat16 products"
+        fast = fast_bfloat16(torch.device("cpu"))
+        features, dtype = "EfficientNet-Lite0, 1280 wide", f"{'bfloat16' if fast else 'float32'} products"
         known = {"features": features, "dtype": dtype, "samples": self.count, "neighbours": NEIGHBOURS}
         return {**known, "real": asdict(self.yardstick())}
 

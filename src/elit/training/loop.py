@@ -32,6 +32,7 @@ from elit.distributed import (
 )
 from elit.errors import UserError
 from elit.flow import FlowPath
+from elit.precision import fast_bfloat16
 from elit.pictures import save_png, tile
 from elit.sampling import sample
 from elit.training.alignment import stored_features
@@ -55,6 +56,8 @@ def train(config: TrainConfig) -> Path:
     finite; and LostRankError where another process died. The last whole checkpoint is kept in every case.
     """
     device = local_device(config.device)
+    if config.dtype == "bf16" and not fast_bfloat16(device):
+        say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and exacter")
     check_shares(config)
     with asked_to_stop() as stop, process_group(timedelta(seconds=config.parallel.timeout), device):
         data = together(lambda: load_data(config))

@@ -6,43 +6,17 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon, Optimizer
-from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz
+from torch.optim import AdamW, Optimizer
 
-from elit.distributed import gathered, is_sharded, sharded_like
 from elit.elastic.model import ElasticModel
 from elit.training.config import OptimizerConfig
+from elit.training.muon import Muon
 
 Anyone = TypeVar("Anyone", bound=Optimizer)
 
 
-class ShardedMuon(Muon):
-    """Muon of matrices that may be sharded: momentum is kept in shards, and what orthogonalisation asks for is gathered.
-
-    Every rank gathers the whole of one update after another, in bfloat16, and orthogonalises it: 2 bytes received per
-    parameter and step, and the arithmetic is repeated on every rank.
-    """
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step, the same as torch's for matrices that are not sharded."""
-        if not any(is_sharded(p) for group in self.param_groups for p in group["params"]):
-            super().step(closure)
-            return
-        for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is None:  # held
-                    continue
-                momentum = self.state[p]["momentum_buffer"]
-                momentum.lerp_(p.grad, 1 - group["momentum"])
-                update = gathered(p.grad.lerp(momentum, group["momentum"]).bfloat16())
-                whole = _zeropower_via_newtonschulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(sharded_like(whole, p), alpha=-_adjust_lr(group["lr"], group["adjust_lr_fn"], p.shape))
-
-
 # What an optimiser keeps of every parameter, in the parameter's shape; beside it AdamW counts its steps.
-MOMENTS: dict[type[Optimizer], tuple[str, ...]] = {AdamW: ("exp_avg", "exp_avg_sq"), ShardedMuon: ("momentum_buffer",)}
+MOMENTS: dict[type[Optimizer], tuple[str, ...]] = {AdamW: ("exp_avg", "exp_avg_sq"), Muon: ("momentum_buffer",)}
 
 
 def make_optimizers(
@@ -64,7 +38,7 @@ def make_optimizers(
     matrices = model.hidden_matrices()
     own = {id(p) for p in matrices}
     groups = [{"params": matrices, "peak": config.muon_lr}]
-    muon = ShardedMuon(groups, config.muon_lr, weight_decay=config.weight_decay, momentum=config.muon_momentum)
+    muon = Muon(groups, config.muon_lr, weight_decay=config.weight_decay, momentum=config.muon_momentum)
     return with_moments(muon), adamw([p for p in parameters if id(p) not in own])
 
 

@@ -14,6 +14,7 @@ from torch.amp import GradScaler
 from elit.backbones.table import build_model
 from elit.distributed import gathered, hold_gradients, mesh_size, own_part, shard_model, sum_over_ranks, world_size
 from elit.elastic.model import ElasticModel
+from elit.precision import fast_bfloat16
 from elit.training.alignment import Stored
 from elit.training.batch import Batch
 from elit.training.config import TrainConfig
@@ -111,8 +112,9 @@ def model_of(state: TrainState, weights: dict[str, Tensor], device: torch.device
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Matrix products in the configuration's dtype."""
-    return torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "fp32")
+    """Matrix products in the configuration's dtype; in float32 for bf16 where the device has no fast products of it."""
+    slow = config.dtype == "bf16" and not fast_bfloat16(device)
+    return torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "fp32" and not slow)
 
 
 def batch_loss(
