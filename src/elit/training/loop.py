@@ -32,8 +32,8 @@ from elit.distributed import (
 )
 from elit.errors import UserError
 from elit.flow import FlowPath
-from elit.precision import fast_bfloat16
 from elit.pictures import save_png, tile
+from elit.precision import fast_bfloat16
 from elit.sampling import sample
 from elit.training.alignment import stored_features
 from elit.training.batch import Batch, draw_batch
