@@ -32,7 +32,7 @@ from timing import Variant, interleave, machine, open_report, spread
 def bare_steps(config: TrainConfig, state: TrainState, batches: list[Batch], device: torch.device) -> None:
     """What no loop can leave out."""
     for batch in batches:
-        batch_loss(config, state, batch, device).backward()
+        batch_loss(config, state, batch, device)[0].backward()
         torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip)
         for optimizer in state.optimizers:
             optimizer.step()

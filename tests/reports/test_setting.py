@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import elit
-from elit.reports.setting import Setting, budget_name, draw_all, step_times
+from elit.reports.setting import Setting, budget_name, draw_all
 
 SETTINGS = {
     "plain": Setting(3),
@@ -46,10 +46,6 @@ def test_equal_settings_are_drawn_once_and_all_from_the_same_noise(tiny: elit.Di
     assert len(runs) == 2 + 3
     assert images[0] is images[2]
     assert torch.equal(images[1], elit.sample(tiny, [1, 2], steps=3, budget=0.5, seed=4))
-
-
-def test_step_times_are_the_samplers() -> None:
-    assert step_times(4) == [1.0, 0.75, 0.5, 0.25]
 
 
 def test_a_budget_is_named_by_its_level(make_dit: Callable[..., elit.DiT]) -> None:
