@@ -36,6 +36,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("section", [name for name, text in SECTIONS.items() if commands("elit ", "torchrun ", text=text)])
 def test_every_elit_command_runs(elsewhere: Path, section: str) -> None:
     """Those of a section, one after another, in a folder where nothing was done before."""
