@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elit import DiT, FlowPath, Guidance, Schedule
 from elit.condition import Labels
-from elit.guidance import guided_velocity
+from elit.guidance import bind, guided, guided_velocity
 from elit.samplers import Velocity, euler, euler_maruyama, even_times, heun, sde_times
 from elit.seeding import generator_for
 
@@ -199,3 +199,34 @@ def test_schedule_and_guidance_together(tiny: DiT) -> None:
         even_times(2),
     )
     assert [(batch, t, level) for batch, t, _, level in calls.noted] == [(6, 1.0, 1), (3, 0.5, 4), (3, 0.5, 1)]
+
+
+def test_a_model_in_half_precision_is_guided_in_float32(tiny: DiT) -> None:
+    """The two velocities are rounded to bfloat16 by the model, and their combination is not."""
+    half = tiny.bfloat16()
+    guidance = Guidance(scale=7.3, weak_budget=0.25)
+    v, weak = (explicit(half, 0.5, label, budget).float() for label, budget in ((None, 1.0), (NULL, 0.25)))
+    made = velocity_of(half, LABELS, 1.0, guidance)(state(), 0.5)
+    assert made.dtype == torch.float32
+    assert torch.equal(made, weak + 7.3 * (v - weak))
+    assert not torch.equal(made, made.bfloat16().float())
+
+
+def test_two_networks_guide_each_other(make_dit: Callable[..., DiT]) -> None:
+    """Autoguidance by another, weaker model: each runs on its own, at its own budget."""
+    strong, weak = make_dit(), make_dit(group_size=None, depth=2, head_depth=0, tail_depth=0)
+    labels = Labels(LABELS, strong.null_class)
+    velocity = guided(bind(strong, labels, 0.5), bind(weak, labels), Guidance(scale=3.0, weak_budget=0.5, weak_label="same"))
+    x, t = state(), torch.full((3,), 0.5)
+    v, v_weak = strong(x.float(), t, LABELS, 0.5), weak(x.float(), t, LABELS)
+    assert torch.equal(velocity(x, 0.5), v_weak + 3.0 * (v - v_weak))
+
+
+def test_a_budget_over_time_is_anything_with_at(tiny: DiT) -> None:
+    class Falling:
+        def at(self, t: float) -> float:
+            return 1.0 if t > 0.5 else 0.25
+
+    velocity = velocity_of(tiny, LABELS, Falling(), Guidance())
+    for t, budget in ((0.75, 1.0), (0.25, 0.25)):
+        assert torch.equal(velocity(state(), t), explicit(tiny, t, None, budget))
