@@ -1,9 +1,10 @@
-"""Why `elit.elastic.attention` writes bfloat16 attention out on a CPU: its time beside that of torch's fused kernel.
+"""How half precision is computed on this processor: attention, matrix products and Muon's orthogonalisation.
 
     python benchmarks/attention.py
 
-Forward (with gradients recorded) and backward are timed apart, on interleaved repeats. Ratios are fused / written out,
-medians of the ratio within each repeat: above 1, writing it out is faster.
+`elit.elastic.attention` is timed beside torch's fused kernel: forward (with gradients recorded) and backward apart, on
+interleaved repeats. Ratios are fused / ours, medians of the ratio within each repeat: above 1, ours is faster. Then a product
+and an orthogonalisation in bfloat16 beside float32: above 1, bfloat16 takes longer, and `elit.precision` should know.
 """
 
 import argparse
@@ -19,6 +20,8 @@ from rich.table import Table
 from torch import Tensor
 
 from elit.elastic.attention import attention
+from elit.precision import fast_bfloat16
+from elit.training.muon import orthogonal
 from timing import Spread, Variant, interleave, machine, open_report, spread
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -50,17 +53,11 @@ class Comparison:
 
     shape: Shape
     dtype: str
-    written_out: Spread
+    ours: Spread
     fused: Spread
     both_ratio: Spread
     forward_ratio: Spread
     backward_ratio: Spread
-
-
-def written_out(q_BHND: Tensor, k_BHMD: Tensor, v_BHMD: Tensor) -> Tensor:
-    """The three operations that the fused kernel fuses; in bfloat16 `elit.elastic.attention` itself is timed instead."""
-    scores = (q_BHND * q_BHND.shape[-1] ** -0.5) @ k_BHMD.transpose(-1, -2)
-    return scores.softmax(-1) @ v_BHMD
 
 
 def variants(shape: Shape, dtype: torch.dtype) -> dict[str, Variant]:
@@ -72,7 +69,7 @@ def variants(shape: Shape, dtype: torch.dtype) -> dict[str, Variant]:
     q, k, v = (lay_out(length).requires_grad_() for length in (shape.queries, shape.keys, shape.keys))
     grad = lay_out(shape.queries)
     ways: dict[str, Attention] = {
-        "written out": attention if dtype == torch.bfloat16 else written_out,
+        "ours": attention,
         "fused": F.scaled_dot_product_attention,
     }
     out = {}
@@ -95,11 +92,11 @@ def compare(shape: Shape, dtype: str, repeats: int) -> Comparison:
     return Comparison(
         shape,
         dtype,
-        written_out=spread(both("written out")),
+        ours=spread(both("ours")),
         fused=spread(both("fused")),
-        both_ratio=ratio(both("fused"), both("written out")),
-        forward_ratio=ratio(seconds["fused forward"], seconds["written out forward"]),
-        backward_ratio=ratio(seconds["fused backward"], seconds["written out backward"]),
+        both_ratio=ratio(both("fused"), both("ours")),
+        forward_ratio=ratio(seconds["fused forward"], seconds["ours forward"]),
+        backward_ratio=ratio(seconds["fused backward"], seconds["ours backward"]),
     )
 
 
@@ -108,12 +105,30 @@ def table(rows: list[Comparison], repeats: int) -> Table:
     out = Table(title=f"Attention, forward + backward: median of {repeats} interleaved repeats (quartiles)")
     out.add_column("batch x groups, heads,\nqueries, keys, head width")
     out.add_column("dtype")
-    for name in ("written out, ms", "fused, ms", "fused / written out", "of it forward", "of it backward"):
+    for name in ("ours, ms", "fused, ms", "fused / ours", "of it forward", "of it backward"):
         out.add_column(name, justify="right")
     for row in rows:
-        times = (row.written_out.show(1e3), row.fused.show(1e3))
+        times = (row.ours.show(1e3), row.fused.show(1e3))
         ratios = (row.both_ratio.show(), f"{row.forward_ratio.median:.2f}", f"{row.backward_ratio.median:.2f}")
         out.add_row(", ".join(map(str, row.shape)), row.dtype, *times, *ratios)
+    return out
+
+
+def precisions(repeats: int) -> Table:
+    """A product and an orthogonalisation in both precisions."""
+    out = Table(title=f"bfloat16 beside float32: median of {repeats} interleaved repeats (quartiles)")
+    for name in ("operation", "float32, ms", "bfloat16, ms", "bfloat16 / float32"):
+        out.add_column(name, justify="left" if name == "operation" else "right")
+    a, b, c = torch.randn(1024, 768), torch.randn(3072, 768), torch.randn(192, 768)
+    operations: dict[str, Callable[[torch.dtype], Variant]] = {
+        "product 1024 x 768 x 3072": lambda d: Variant(lambda x: F.linear(*x), lambda: (a.to(d), b.to(d))),
+        "orthogonalisation 192 x 768": lambda d: Variant(orthogonal, lambda: c.to(d)),
+    }
+    for title, make in operations.items():
+        seconds = interleave({name: make(dtype) for name, dtype in DTYPES.items()}, repeats, title)
+        ratio = [half / full for half, full in zip(seconds["bfloat16"], seconds["float32"], strict=True)]
+        shown = (spread(seconds[name]).show(1e3) for name in ("float32", "bfloat16"))
+        out.add_row(title, *shown, spread(ratio).show())
     return out
 
 
@@ -126,10 +141,10 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     out = open_report()
+    out.print(f"bfloat16 instructions: {'yes' if fast_bfloat16(torch.device('cpu')) else 'no'}")
     rows = [compare(shape, dtype, args.repeats) for dtype in DTYPES for shape in SHAPES]
     out.print(table(rows, args.repeats))
-    slower = [row.backward_ratio.median for row in rows if row.dtype == "bfloat16"]
-    out.print(f"bfloat16 backward: the fused kernel takes {min(slower):.1f} to {max(slower):.1f} times as long.")
+    out.print(precisions(args.repeats))
     if args.json:
         figures: dict[str, Any] = {"machine": machine(), "repeats": args.repeats, "rows": [asdict(row) for row in rows]}
         args.json.write_text(json.dumps(figures, indent=2) + "\n")
