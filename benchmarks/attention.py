@@ -3,8 +3,8 @@
     python benchmarks/attention.py
 
 `elit.elastic.attention` is timed beside torch's fused kernel: forward (with gradients recorded) and backward apart, on
-interleaved repeats. Ratios are fused / ours, medians of the ratio within each repeat: above 1, ours is faster. Then a product
-and an orthogonalisation in bfloat16 beside float32: above 1, bfloat16 takes longer, and `elit.precision` should know.
+interleaved repeats. Ratios are fused / ours, medians of the ratio within each repeat: above 1, ours is faster. A product
+and an orthogonalisation follow, in bfloat16 beside float32: above 1, bfloat16 is slower, and `elit.precision` should know.
 """
 
 import argparse

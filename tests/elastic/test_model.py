@@ -53,7 +53,9 @@ def test_hidden_matrices_are_the_linears_of_the_blocks(make_dit: Make) -> None:
     ids = {id(p) for p in model.hidden_matrices()}
     names = [name for name, p in model.named_parameters() if id(p) in ids]
     assert all(name.startswith("blocks.") and name.endswith(".weight") and "modulation" not in name for name in names)
-    wanted = [n for n, p in model.blocks.named_parameters() if p.ndim == 2 and n.endswith("weight") and "modulation" not in n]
+    wanted = [
+        n for n, p in model.blocks.named_parameters() if p.ndim == 2 and n.endswith("weight") and "modulation" not in n
+    ]
     assert len(names) == len(wanted)
 
 
