@@ -11,9 +11,9 @@ from rich.table import Table
 
 from elit.bundled import FOLDER
 from elit.console import output, progress_bar
+from elit.evaluation.quality import Judge
 from elit.guidance import Guidance
-from elit.reports.quality import Judge
-from elit.reports.setting import Setting
+from elit.recipe import Recipe
 from elit.weights import load_model
 
 
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, help="fewer samples a cell than the 949 that half of the real pictures allow")
     options = parser.parse_args()
     cells = [
-        Setting(int(steps), Guidance(float(scale)), options.budget)
+        Recipe(steps=int(steps), guidance=Guidance(float(scale)), budget=options.budget, seed=options.seed)
         for steps in options.steps.split(",")
         for scale in options.scales.split(",")
     ]
@@ -36,7 +36,7 @@ def main() -> None:
     with progress_bar() as bar:
         task = bar.add_task("sweeping", total=len(cells) * judge.count, unit="images")
         for cell in cells:
-            images = judge.draw(model, cell, options.seed, lambda n: bar.advance(task, n))
+            images = judge.draw(model, cell, lambda n: bar.advance(task, n))
             quality = judge.score(images)
             calls = cell.steps * (1 if cell.guidance.scale == 1 else 2)
             figures = (f"{quality.frechet:.1f}", f"{quality.kernel:.1f}", f"{quality.accuracy:.3f}")

@@ -17,10 +17,10 @@ from rich.table import Table
 
 from elit.card import SamplingDefaults, load_card
 from elit.console import console, output
+from elit.evaluation.quality import Judge, measure_recipes
 from elit.files import write_whole
-from elit.reports.quality import Judge, measure_settings
+from elit.recipe import Recipe
 from elit.reports.scores import QUALITY_COLUMNS, quality_cells
-from elit.reports.setting import Setting
 from elit.training.config import load_config
 from elit.training.loop import train
 from elit.weights import load_model
@@ -55,8 +55,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     for kind, folder in models.items():
         model = load_model(folder)
         budgets = (1.0,) if model.core is None else BUDGETS
-        settings = [Setting(sampling.steps, sampling.guidance, budget) for budget in budgets]
-        scores = measure_settings(judge, model, settings, range(options.seeds), work / "measured")
+        recipes = [Recipe(steps=sampling.steps, guidance=sampling.guidance, budget=budget) for budget in budgets]
+        scores = measure_recipes(judge, model, recipes, range(options.seeds), work / "measured")
         rows += [{"model": kind, "budget": budget, **score} for budget, score in zip(budgets, scores, strict=True)]
     write_whole(work / "results.json", json.dumps({**judge.describe(), "rows": rows}, indent=2) + "\n")
     output.print(table(rows, judge.count, options.seeds, sampling))

@@ -22,8 +22,9 @@ from rich.table import Table
 from torch import Tensor
 
 import elit
-from elit.generation import Recipe, generate
+from elit.generation import generate, tile_images
 from elit.labels import LabelRule
+from elit.recipe import Recipe
 from timing import Variant, interleave, machine, memory_table, open_report, peak_mib, spread
 
 LOWEST = 1 / 16
@@ -104,17 +105,17 @@ def time_guidance(name: str, model: elit.DiT, args: argparse.Namespace) -> tuple
 def time_writing(args: argparse.Namespace) -> tuple[Table, dict[str, Any]]:
     """Part 2: the same tiles with and without files."""
     model = elit.load_bundled()
-    recipe = Recipe(LabelRule("balanced", model.config.num_classes), steps=args.steps)
+    recipe, labels = Recipe(steps=args.steps), LabelRule("balanced", model.config.num_classes)
     tiles = args.written // recipe.tile
 
     def with_files(folder: str) -> None:
-        generate(model, recipe, tiles * recipe.tile, Path(folder))
+        generate(model, recipe, labels, tiles * recipe.tile, Path(folder))
 
     def without(_: object) -> None:
         from elit.codec import PixelCodec
 
         for tile in range(tiles):
-            recipe.images(model, PixelCodec(), tile)
+            tile_images(model, recipe, labels, PixelCodec(), tile)
 
     with tempfile.TemporaryDirectory() as place:
         fresh = lambda: tempfile.mkdtemp(dir=place)  # noqa: E731
@@ -138,7 +139,8 @@ def memory(count: int, steps: int) -> float:
 def sample_and_tell(count: int, folder: str, steps: int) -> None:
     """What `memory` runs."""
     model = elit.load_bundled()
-    generate(model, Recipe(LabelRule("uniform", model.config.num_classes), steps=steps, budget=LOWEST), count, Path(folder))
+    labels = LabelRule("uniform", model.config.num_classes)
+    generate(model, Recipe(steps=steps, budget=LOWEST), labels, count, Path(folder))
     sys.stdout.write(f"{peak_mib()}\n")
 
 

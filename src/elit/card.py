@@ -9,6 +9,7 @@ from elit.errors import UserError
 from elit.files import write_whole
 from elit.flow import FlowPath
 from elit.guidance import Guidance
+from elit.recipe import Recipe
 
 CARD_FILE = "card.json"
 
@@ -29,7 +30,7 @@ class SamplingDefaults:
 class Card:
     """What is known of a model beside its weights.
 
-    sampling: how to sample it. quality: as measured (see `reports.quality`). licence, source: of weights that
+    sampling: how to sample it. quality: as measured (see `evaluation.quality`). licence, source: of weights that
     others made. path: of the flow that the model was trained on. label_names: of its classes, in order.
     """
 
@@ -39,6 +40,11 @@ class Card:
     source: str | None = None
     path: FlowPath = FlowPath.LINEAR
     label_names: tuple[str, ...] = ()
+
+    @property
+    def recipe(self) -> Recipe:
+        """How to sample the model at its full budget, along the flow that it was trained on."""
+        return Recipe(steps=self.sampling.steps, guidance=self.sampling.guidance, path=self.path)
 
 
 def load_card(folder: Path) -> Card:

@@ -137,22 +137,58 @@ def _alive(pid: str) -> bool:
     return True
 
 
+def remove_leftovers(folder: Path, of: str = "", everyones: bool = False) -> None:
+    """Removes the files `.NAME.PID.part` directly in a folder, which processes that are no more left half-written.
+
+    of: NAME, or the beginning of it; any if empty. everyones: also those whose process number is alive, which whoever holds
+    the folder's lock may say: the number is then another program's.
+    """
+    with told(folder):
+        for part in folder.iterdir():
+            half_written = part.name.startswith(f".{of}") and part.name.endswith(".part") and part.is_file()
+            if half_written and (everyones or not _alive(part.name.split(".")[-2])):
+                part.unlink(missing_ok=True)
+
+
 @contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
+def locked(folder: Path, doing: str) -> Iterator[bool]:
     """Keeps others out of a folder while inside; the system lets go when the process ends in any way.
 
     doing: what the error says that the other process does, such as "training". Raises UserError where another process
-    holds the folder. File systems without locks keep nobody out.
+    holds the folder. Yields whether it is held: file systems without locks keep nobody out. The lock's file is removed.
     """
     held = _take_lock(folder, doing)
     try:
-        yield
+        yield held is not None
     finally:
         if held is not None:
+            (folder / LOCK_FILE).unlink(missing_ok=True)  # while it is held, so that nobody else's is removed
             held.close()
 
 
 def _take_lock(folder: Path, doing: str) -> IO[str] | None:
+    """The open and locked file; None where the system has no locks."""
+    file = _try_lock(folder, doing)
+    while file is not None and not _has_name(file, folder / LOCK_FILE):  # its holder removed it meanwhile
+        file.close()
+        file = _try_lock(folder, doing)
+    if file is not None:
+        with told(folder):
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            file.flush()
+    return file
+
+
+def _has_name(file: IO[str], name: Path) -> bool:
+    """Whether an open file is the one of that name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), name.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _try_lock(folder: Path, doing: str) -> IO[str] | None:
     try:
         import fcntl
     except ImportError:
@@ -171,10 +207,6 @@ def _take_lock(folder: Path, doing: str) -> IO[str] | None:
         raise UserError(
             f"another process is {doing} in {folder}{f' ({by})' if by else ''}; wait for it, stop it, or give another --out"
         ) from error
-    with told(folder):
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
     return file
 
 

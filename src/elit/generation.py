@@ -1,23 +1,23 @@
-"""Sampling at scale: image i is a function of (model, settings, seed, i), made once, and whole or absent.
+"""Sampling at scale: image i is a function of (model, recipe, labels, i), made once, and whole or absent.
 
 OUT/KEY/settings.json        all that changes pixels; KEY is its hash, so two settings never share a folder
 OUT/KEY/00000/000000.png     image 0; a folder for every thousand
-OUT/KEY/dataset.json         the labels: {"labels": [["00000/000000.png", 3], ...]}
+OUT/KEY/dataset.json         the labels: {"labels": [["00000/000000.png", 3], ...]}, and the classes' names where known
 OUT/KEY/sheet.png            the first images side by side, to look at
 OUT/KEY.npz                  if asked: arr_0, (N, H, W, 3) uint8
 
 The model always runs on whole tiles of one size, since matrix products differ in the last bit with the batch's size. So the
-bytes are the same for any number of processes and any batch, on the same kind of device.
+bytes are the same for any number of processes and any batch, on the same kind of device. One command at a time works in a
+folder, which it holds by a lock for all its processes.
 """
 
-import hashlib
 import json
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,85 +29,81 @@ from torch import Tensor
 
 from elit.codec import Codec, PixelCodec
 from elit.console import console, progress_bar
-from elit.distributed import barrier, is_main, rank, world_size
+from elit.distributed import barrier, from_main, is_main, rank, together, world_size
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
-from elit.files import write_whole, written_whole
-from elit.guidance import Guidance
+from elit.files import (
+    check_writable,
+    digest,
+    locked,
+    open_regular,
+    read_bytes,
+    remove_leftovers,
+    told,
+    write_whole,
+    written_whole,
+)
 from elit.labels import LabelRule
 from elit.pictures import save_png, tile
 from elit.pixels import as_tensor, to_float, to_uint8
-from elit.sampling import image_noise, sample
+from elit.recipe import Recipe
+from elit.records import read_json, record
+from elit.sampling import image_noise
 from elit.weights import fingerprint
 
 SETTINGS_FILE, LABELS_FILE, SHEET_FILE = "settings.json", "dataset.json", "sheet.png"
 SHEET_IMAGES = 64
 PER_FOLDER = 1000
+MOST_IMAGES, LARGEST_BATCH = 10_000_000, 4096  # of one folder; tiles between two hand-overs
+SETTINGS_BYTES = 2**20
 WRITERS, QUEUED = 2, 32  # threads, and tiles waiting for them
 SHEET_SIDE = 96  # pixels of a small image on the sheet, at least
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What, with a model, decides the pixels of image i. tile: images in one call of the model."""
+@record
+class Listing:
+    """What dataset.json holds: the file and the label of every image, and what the classes are called."""
 
-    labels: LabelRule
-    sampler: str = "euler"
-    steps: int = 25
-    budget: float | Schedule = 1.0
-    guidance: Guidance = field(default_factory=Guidance)
-    seed: int = 0
-    path: str = "linear"
-    tile: int = 8
+    labels: tuple[tuple[str, int], ...]
+    label_names: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.tile < 1:
-            raise UserError(f"a tile holds at least 1 image, not {self.tile}")
 
-    def settings(self, model: ElasticModel, codec: Codec) -> dict[str, Any]:
-        """All that changes pixels, as settings.json holds it; budgets are written as the levels that they run."""
-        parameter = next(model.parameters())
+def settings_of(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec) -> dict[str, Any]:
+    """All that changes pixels, as settings.json holds it; budgets are written as the levels that they run."""
+    parameter = next(model.parameters())
 
-        def level(budget: float | None) -> str | None:
-            return None if budget is None else model.levels.name(model.levels.of(budget))
+    def level(budget: float | None) -> str | None:
+        return None if budget is None else model.levels.name(model.levels.of(budget))
 
-        schedule = self.budget if isinstance(self.budget, Schedule) else Schedule(otherwise=self.budget)
-        return {
-            "model": fingerprint(model),
-            "sampler": self.sampler,
-            "steps": self.steps,
-            "budget": [*([time, level(budget)] for time, budget in schedule.pieces), level(schedule.otherwise)],
-            "guidance": {**asdict(self.guidance), "weak_budget": level(self.guidance.weak_budget)},
-            "seed": self.seed,
-            "path": self.path,
-            "labels": asdict(self.labels),
-            "tile": self.tile,
-            "codec": codec.name,
-            "dtype": str(parameter.dtype).removeprefix("torch."),
-            "device": parameter.device.type,
-        }
+    schedule = recipe.budget if isinstance(recipe.budget, Schedule) else Schedule(otherwise=recipe.budget)
+    return {
+        "model": fingerprint(model),
+        "sampler": recipe.sampler,
+        "steps": recipe.steps,
+        "budget": [*([time, level(budget)] for time, budget in schedule.pieces), level(schedule.otherwise)],
+        "guidance": {**asdict(recipe.guidance), "weak_budget": level(recipe.guidance.weak_budget)},
+        "seed": recipe.seed,
+        "path": recipe.path,
+        "labels": asdict(labels),
+        "tile": recipe.tile,
+        "codec": codec.name,
+        "dtype": str(parameter.dtype).removeprefix("torch."),
+        "device": parameter.device.type,
+    }
 
-    def images(self, model: ElasticModel, codec: Codec, tile: int) -> Tensor:
-        """(tile, 3, H, W) in [-1, 1]: the whole tile of that number."""
-        first = tile * self.tile
-        labels = [self.labels.label(self.seed, first + i) for i in range(self.tile)]
-        shape = (self.tile, *model.input.shape)
-        sde_noise = None
-        if self.sampler == "euler_maruyama":
-            sde_noise = image_noise(self.seed, (self.tile, self.steps - 1, *shape[1:]), "sde", first).transpose(0, 1)
-        x = sample(
-            model,
-            labels,
-            self.sampler,
-            self.steps,
-            self.budget,
-            self.guidance,
-            noise=image_noise(self.seed, shape, first=first),
-            sde_noise=sde_noise,
-            path=self.path,
-        )
-        return codec.decode(x).cpu()
+
+def tile_images(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec, number: int) -> Tensor:
+    """(tile, 3, H, W) in [-1, 1]: the whole tile of that number."""
+    first = number * recipe.tile
+    shape = (recipe.tile, *model.input.shape)
+    sde_noise = None
+    if recipe.sampler == "euler_maruyama":
+        places = (recipe.tile, recipe.steps - 1, *shape[1:])
+        sde_noise = image_noise(recipe.seed, places, "sde", first).transpose(0, 1)
+    noise = image_noise(recipe.seed, shape, first=first)
+    chosen = [labels.label(recipe.seed, first + i) for i in range(recipe.tile)]
+    return codec.decode(recipe.draw(model, chosen, noise, sde_noise)).cpu()
 
 
 def image_name(index: int) -> str:
@@ -115,66 +111,150 @@ def image_name(index: int) -> str:
     return f"{index // PER_FOLDER:05d}/{index:06d}.png"
 
 
+def folder_of(out: Path, settings: dict[str, Any]) -> Path:
+    """OUT/KEY, whether it is there or not."""
+    return out / digest(_text_of(settings))
+
+
+def check_count(count: int) -> None:
+    """Raises UserError for a count of images that cannot be."""
+    if not 1 <= count <= MOST_IMAGES:
+        raise UserError(f"at least 1 image is made, and at most {MOST_IMAGES:,}, not {count:,}; give another --count")
+
+
+def fitting_tile(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec, out: Path) -> Recipe:
+    """The recipe, of a small tile so that no image is made in vain; with the usual tile where OUT holds such a sample.
+
+    So a small sample takes no longer than it must, and one that is there is gone on with.
+    """
+    usual = replace(recipe, tile=Recipe.tile)
+    if recipe.tile < usual.tile:
+        settings = settings_of(model, usual, labels, codec)
+        if folder_of(out, settings).is_dir() or _holds(out, settings):
+            return usual
+        console.print(
+            f"images are made {recipe.tile} at a time, which changes last bits; give --tile {usual.tile} to go on to more",
+            markup=False,
+            soft_wrap=True,
+        )
+    return recipe
+
+
+def _holds(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether a folder holds a sample of just these settings."""
+    file = folder / SETTINGS_FILE
+    return file.is_file() and read_bytes(file, SETTINGS_BYTES) == _text_of(settings)
+
+
 def generate(
-    model: ElasticModel, recipe: Recipe, count: int, out: Path, codec: Codec | None = None, batch: int = 1, npz: bool = False
+    model: ElasticModel,
+    recipe: Recipe,
+    labels: LabelRule,
+    count: int,
+    out: Path,
+    codec: Codec | None = None,
+    batch: int = 1,
+    npz: bool = False,
+    label_names: Sequence[str] = (),
 ) -> Path:
     """Makes the images 0 .. count - 1 that are not there yet, and returns their folder, OUT/KEY.
 
-    batch: tiles sampled between two hand-overs to the writers. Every process of a torchrun calls this with the same
-    arguments. Raises UserError for a folder of other settings, and OSError where a file cannot be written; what is
-    finished is kept, and the same call goes on.
+    batch: tiles sampled between two hand-overs to the writers. label_names: of the model's classes, for dataset.json. Every
+    process of a torchrun calls this with the same arguments. Raises UserError for counts that cannot be, a folder of other
+    settings or one that another command works in, and OSError where a file cannot be written; what is finished is kept,
+    and the same call goes on. What one process meets, all of them raise.
     """
-    if count < 1 or batch < 1:
-        raise UserError(f"at least one image and one tile are made at a time, not {count} and {batch}")
+    check_count(count)
+    if not 1 <= batch <= LARGEST_BATCH:
+        raise UserError(
+            f"at least 1 tile is made at a time, and at most {LARGEST_BATCH:,}, not {batch:,}; give another --batch"
+        )
     codec = codec or PixelCodec()
-    folder = open_folder(out, recipe.settings(model, codec))
-    tiles = [tile for tile in range(rank(), -(-count // recipe.tile), world_size()) if missing(folder, recipe, tile, count)]
-    with progress_bar() as bar, writers() as write:
-        total = sum(len(missing(folder, recipe, tile, count)) for tile in tiles)
-        task = bar.add_task("sampling", total=total, unit="images", visible=is_main())
-        for first in range(0, len(tiles), batch):
-            made = [(tile, recipe.images(model, codec, tile)) for tile in tiles[first : first + batch]]
-            for tile, images in made:
-                wanted = missing(folder, recipe, tile, count)
-                write(images[[i - tile * recipe.tile for i in wanted]], [folder / image_name(i) for i in wanted])
-                bar.advance(task, len(wanted))
-    barrier()
-    if is_main():
-        finish(folder, recipe, count, npz)
-    barrier()
+    settings = settings_of(model, recipe, labels, codec)
+    folder = from_main(lambda: open_folder(out, settings))
+    with _held(folder, lambda alone: _begin(folder, settings, count, npz, alone)):
+        numbers = range(rank(), -(-count // recipe.tile), world_size())
+        tiles = [number for number in numbers if missing(folder, recipe, number, count)]
+
+        def work() -> None:
+            with progress_bar() as bar, writers() as write:
+                total = sum(len(missing(folder, recipe, number, count)) for number in tiles)
+                task = bar.add_task("sampling", total=total, unit="images", visible=is_main())
+                for first in range(0, len(tiles), batch):
+                    some = tiles[first : first + batch]
+                    for number, images in [(n, tile_images(model, recipe, labels, codec, n)) for n in some]:
+                        wanted = missing(folder, recipe, number, count)
+                        write(images[[i - number * recipe.tile for i in wanted]], [folder / image_name(i) for i in wanted])
+                        bar.advance(task, len(wanted))
+
+        together(work)
+        from_main(lambda: finish(folder, Listing(_labels(recipe, labels, count), tuple(label_names)), npz))
     return folder
+
+
+@contextmanager
+def _held(folder: Path, take: Callable[[bool], None]) -> Iterator[None]:
+    """Keeps other commands out of a sample's folder while inside: the first process holds it for all of this one.
+
+    take: called once it is held, and told whether the system has locks.
+    """
+    with ExitStack() as stack:
+        from_main(lambda: take(stack.enter_context(locked(folder, "sampling"))))
+        yield
+        barrier()
+
+
+def _begin(folder: Path, settings: dict[str, Any], count: int, npz: bool, alone: bool) -> None:
+    """Writes the settings of a new folder, removes what a kill left half-written, and refuses to shrink an .npz."""
+    for place in (folder, *(inner for inner in folder.iterdir() if inner.is_dir())):
+        remove_leftovers(place, everyones=alone)
+    array = folder.with_name(f"{folder.name}.npz")
+    remove_leftovers(folder.parent, of=array.name, everyones=alone)
+    if not (folder / SETTINGS_FILE).is_file():
+        write_whole(folder / SETTINGS_FILE, _text_of(settings).decode())
+    before = _listed_before(folder)
+    if npz and array.is_file() and len(before) > count and not _all_there(folder, before):
+        raise UserError(
+            f"{array} holds {len(before):,} images, whose files are not all there, and would shrink to {count:,}; move it"
+            f" elsewhere, or give --count {len(before)}"
+        )
+
+
+def _text_of(settings: dict[str, Any]) -> bytes:
+    """What settings.json holds."""
+    return (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
 
 
 def open_folder(out: Path, settings: dict[str, Any]) -> Path:
     """OUT/KEY, made or found. Raises UserError where it, or OUT itself, holds a sample of other settings."""
-    text = json.dumps(settings, indent=2, sort_keys=True) + "\n"
-    folder = out / hashlib.sha256(text.encode()).hexdigest()[:12]
+    folder = folder_of(out, settings)
     for place in (out, folder):
         if not (place / SETTINGS_FILE).is_file():
             continue
-        found = (place / SETTINGS_FILE).read_text(encoding="utf8")
-        if found != text:
-            raise UserError(f"{place} holds images of other settings ({_differing(found, text)}); give another --out")
+        if not _holds(place, settings):
+            why = _differing(place / SETTINGS_FILE, settings)
+            raise UserError(f"{place} holds images of other settings ({why}); give another --out")
+        check_writable(place)
         return place
-    folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / SETTINGS_FILE, text)
+    check_writable(folder)
     return folder
 
 
-def _differing(found: str, wanted: str) -> str:
-    new = json.loads(wanted)
+def _differing(file: Path, wanted: dict[str, Any]) -> str:
+    """How the settings of a file differ from those that are wanted."""
     try:
-        old = json.loads(found)
-        wrong = [f"{key} is {old.get(key)} there and {value} now" for key, value in new.items() if old.get(key) != value]
-    except (ValueError, AttributeError):
+        old = read_json(file, dict[str, Any], SETTINGS_BYTES)
+    except UserError:
         return f"its {SETTINGS_FILE} cannot be read"
+    new = json.loads(_text_of(wanted))
+    wrong = [f"{key} is {old.get(key)} there and {value} now" for key, value in new.items() if old.get(key) != value]
     return "; ".join(wrong[:3]) or f"its {SETTINGS_FILE} has more than this version knows"
 
 
-def missing(folder: Path, recipe: Recipe, tile: int, count: int) -> list[int]:
+def missing(folder: Path, recipe: Recipe, number: int, count: int) -> list[int]:
     """The images of a tile that are asked for and not there."""
-    last = min((tile + 1) * recipe.tile, count)
-    return [i for i in range(tile * recipe.tile, last) if not (folder / image_name(i)).is_file()]
+    last = min((number + 1) * recipe.tile, count)
+    return [i for i in range(number * recipe.tile, last) if not (folder / image_name(i)).is_file()]
 
 
 @contextmanager
@@ -204,47 +284,82 @@ def writers() -> Iterator[Callable[[Tensor, Sequence[Path]], None]]:
 
 def _write(pixels_NHWC: NDArray[np.uint8], files: Sequence[Path]) -> None:
     for pixels, file in zip(pixels_NHWC, files, strict=True):
-        try:
+        with told(file):
             file.parent.mkdir(exist_ok=True)
-            with written_whole(file) as part:
-                Image.fromarray(pixels).save(part, format="PNG")
-        except OSError as error:
-            why = error.strerror or error
-            text = f"{file} could not be written ({why}); all before it is kept: make room, and give the same command"
-            raise OSError(text) from error
+        with written_whole(file) as part:
+            Image.fromarray(pixels).save(part, format="PNG")
 
 
-def finish(folder: Path, recipe: Recipe, count: int, npz: bool) -> None:
-    """Removes what a kill left half-written, and writes the labels, the sheet and, if asked, the .npz."""
-    for part in folder.glob("*/.*.part"):
-        part.unlink(missing_ok=True)
-    names = [image_name(i) for i in range(count)]
-    labels = [[name, recipe.labels.label(recipe.seed, i)] for i, name in enumerate(names)]
-    write_whole(folder / LABELS_FILE, json.dumps({"labels": labels}) + "\n")
+def _labels(recipe: Recipe, labels: LabelRule, count: int) -> tuple[tuple[str, int], ...]:
+    return tuple((image_name(i), labels.label(recipe.seed, i)) for i in range(count))
+
+
+def finish(folder: Path, listing: Listing, npz: bool) -> None:
+    """Writes the labels, the sheet and, if asked, the .npz. Images that an earlier command made beyond these stay listed."""
+    before, count = _listed_before(folder), len(listing.labels)
+    if len(before) > count and before[:count] == listing.labels:
+        if _all_there(folder, before):
+            console.print(
+                f"{folder} holds {len(before):,} images from before, which all stay listed", markup=False, soft_wrap=True
+            )
+            listing = Listing(before, listing.label_names)
+        else:
+            console.print(f"{folder} listed {len(before):,} images, of which some are gone", markup=False, soft_wrap=True)
+    told_labels: dict[str, Any] = {"labels": listing.labels}
+    if listing.label_names:
+        told_labels["label_names"] = listing.label_names
+    write_whole(folder / LABELS_FILE, json.dumps(told_labels) + "\n")
+    names = [name for name, _ in listing.labels]
     save_png(side_by_side([folder / name for name in names[:SHEET_IMAGES]]), folder / SHEET_FILE, optimize=False)
     if npz:
         save_npz([folder / name for name in names], folder.with_name(f"{folder.name}.npz"))
 
 
+def _all_there(folder: Path, listed: Sequence[tuple[str, int]]) -> bool:
+    return all((folder / name).is_file() for name, _ in listed)
+
+
+def _listed_before(folder: Path) -> tuple[tuple[str, int], ...]:
+    """What dataset.json lists; nothing where it is not there, or cannot be read and is written anew."""
+    try:
+        return read_json(folder / LABELS_FILE, Listing).labels
+    except UserError:
+        return ()
+
+
+def read_sample(file: Path, like: tuple[int, int] | None = None) -> Image.Image:
+    """One image of a sample's folder, RGB.
+
+    like: the (width, height) that it must have. Raises UserError for one that cannot be read, or has another size.
+    """
+    try:
+        with open_regular(file) as stream, Image.open(stream, formats=("PNG",)) as image:
+            picture = image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{file} cannot be read as an image ({error}); remove it, and give the same command again"
+        ) from error
+    if like is not None and picture.size != like:
+        sizes = " and not ".join(f"{width} x {height}" for width, height in (picture.size, like))
+        raise UserError(f"{file} is {sizes} as the others are; remove it, and give the same command again")
+    return picture
+
+
 def side_by_side(files: Sequence[Path], columns: int = 8) -> Image.Image:
     """Image files of one size, row by row, on white; small ones enlarged."""
-    images = []
-    for file in files:
-        with Image.open(file) as image:
-            images.append(as_tensor(image.convert("RGB")))
-    return tile(to_float(torch.stack(images)), columns, scale=max(1, SHEET_SIDE // images[0].shape[-1]))
+    first = read_sample(files[0])
+    images = torch.stack([as_tensor(read_sample(file, first.size)) for file in files])
+    return tile(to_float(images), columns, scale=max(1, SHEET_SIDE // first.width))
 
 
 def save_npz(files: Sequence[Path], file: Path) -> None:
     """The images as `arr_0`, (N, H, W, 3) uint8, one at a time: the file that ADM's evaluator reads."""
-    with Image.open(files[0]) as image:
-        shape = (len(files), image.height, image.width, 3)
-    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    first = read_sample(files[0])
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(files), first.height, first.width, 3)}
     with written_whole(file) as part, zipfile.ZipFile(part, "w", zipfile.ZIP_STORED) as archive:
         entry = zipfile.ZipInfo("arr_0.npy")  # of a fixed date, so that equal images make equal files
         with archive.open(entry, "w", force_zip64=True) as stream, progress_bar() as bar:
             np.lib.format.write_array_header_1_0(stream, header)
             for name in bar.track(files, description="writing the .npz"):
-                with Image.open(name) as image:
-                    stream.write(np.asarray(image.convert("RGB")).tobytes())
-    console.print(f"the images as one array are in {file}")
+                stream.write(np.asarray(read_sample(name, first.size)).tobytes())
+    console.print(f"the images as one array are in {file}", markup=False, soft_wrap=True)

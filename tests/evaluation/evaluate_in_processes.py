@@ -22,15 +22,15 @@ from elit.evaluation.evaluate import Candidate, evaluate, open_reference  # noqa
 from elit.evaluation.measure import measure_features  # noqa: E402
 from elit.evaluation.sources import Sampled, open_images  # noqa: E402
 from elit.evaluation.statistics import save_statistics  # noqa: E402
-from elit.generation import Recipe  # noqa: E402
 from elit.labels import LabelRule  # noqa: E402
+from elit.recipe import Recipe  # noqa: E402
 from randomised import randomised  # noqa: E402
 
 extractor, model = tiny_extractor(logits=True), randomised(DiT(TINY)).eval()
 with process_group():
     out = root / sys.argv[2]
-    recipe = Recipe(LabelRule("uniform", 7), steps=2, tile=4)
-    sampled = [Candidate(Sampled("model", model, recipe, PixelCodec(), n), {"budget": 1.0}) for n in (21, 3)]
+    recipe, labels = Recipe(steps=2, tile=4), LabelRule("uniform", 7)
+    sampled = [Candidate(Sampled("model", model, recipe, labels, PixelCodec(), n), {"budget": 1.0}) for n in (21, 3)]
     candidates = [Candidate(open_images("ours")), *sampled]
     reference = open_reference("theirs", extractor, (8, 8))
     rows = evaluate(candidates[:2], reference, extractor, ["fd", "kid", "pr", "dc"], out, batch=5)

@@ -12,9 +12,12 @@ from PIL import Image
 from elit import DiT
 from elit.codec import PixelCodec
 from elit.evaluation.sources import Sampled, image_files, open_images, prefetched
-from elit.generation import Recipe, generate
+from elit.generation import generate, tile_images
 from elit.labels import LabelRule
 from elit.pixels import to_uint8
+from elit.recipe import Recipe
+
+UNIFORM = LabelRule("uniform", 7)
 
 
 def pixels_of(seed: int, height: int = 6, width: int = 9) -> np.ndarray:
@@ -80,16 +83,16 @@ def test_pictures_of_another_size_are_refused_or_resized(folder: Path) -> None:
 
 def test_a_sample_folder_lists_its_images(tiny: DiT, tmp_path: Path) -> None:
     """The sheet is none of them; the folder above is taken where it holds one sample, and refused where it holds several."""
-    recipe = Recipe(LabelRule("uniform", 7), steps=2, tile=4)
-    folder = generate(tiny, recipe, 6, tmp_path)
+    recipe = Recipe(steps=2, tile=4)
+    folder = generate(tiny, recipe, UNIFORM, 6, tmp_path)
     source = open_images(str(folder))
     assert (source.count, source.size) == (6, (8, 8))
     assert image_files(tmp_path) == image_files(folder)
-    sampled = Sampled("m", tiny, recipe, PixelCodec(), 6)
+    sampled = Sampled("m", tiny, recipe, UNIFORM, PixelCodec(), 6)
     assert (sampled.grain, sampled.size) == (4, (8, 8))
     assert torch.equal(sampled.read(0, 6), source.read(0, 6))
     assert torch.equal(sampled.read(3, 5), source.read(3, 5))
-    generate(tiny, Recipe(LabelRule("uniform", 7), steps=3, tile=4), 2, tmp_path)
+    generate(tiny, Recipe(steps=3, tile=4), UNIFORM, 2, tmp_path)
     with pytest.raises(ValueError, match="holds 2 samples of different settings; give one, such as"):
         open_images(str(tmp_path))
 
@@ -159,7 +162,8 @@ def test_prefetching_keeps_the_order_and_reads_ahead() -> None:
 
 
 def test_samples_are_rounded_as_files_are(tiny: DiT) -> None:
-    recipe = Recipe(LabelRule("uniform", 7), steps=2, tile=2)
+    recipe = Recipe(steps=2, tile=2)
     assert torch.equal(
-        Sampled("m", tiny, recipe, PixelCodec(), 4).read(2, 4), to_uint8(recipe.images(tiny, PixelCodec(), 1))
+        Sampled("m", tiny, recipe, UNIFORM, PixelCodec(), 4).read(2, 4),
+        to_uint8(tile_images(tiny, recipe, UNIFORM, PixelCodec(), 1)),
     )

@@ -23,8 +23,8 @@ def test_quality_cost_and_best_scale_of_each_kind(tmp_path: Path) -> None:
     work = tmp_path / "work"
     figures = {("CFG", 1): 30, ("CFG", 2): 20, ("cheap CFG", 2): 10, ("autoguidance", 2): 40}
     for (kind, scale), frechet in figures.items():
-        setting = replace(subject.setting, guidance=guidance_of(kind, scale, 0.25))
-        keep(work, subject, setting, count=8, seed=5, frechet=frechet)
+        recipe = replace(subject.recipe, guidance=guidance_of(kind, scale, 0.25))
+        keep(work, subject, recipe, count=8, seed=5, frechet=frechet)
     out = report_guidance(subject, [2, 1], weak_budget=0.25, count=8, seeds=[5], work=work).results
     assert len(list(work.iterdir())) == 4, "at scale 1 the kinds are one, and are measured once"
     cells = {(cell["kind"], cell["scale"]): cell for cell in out["cells"]}

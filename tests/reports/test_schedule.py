@@ -62,7 +62,7 @@ def test_quality_is_the_mean_over_the_seeds_and_the_verdict_follows_it(tmp_path:
     figures = {Plan(CONSTANT, 1.0): 100, Plan(CONSTANT, 0.25): 120, Plan(HIGH, 0.25, 0.5): 101, Plan(LOW, 0.25, 0.5): 110}
     for plan, frechet in figures.items():
         for seed, apart in ((3, -1), (4, 1)):
-            keep(work, subject, replace(subject.setting, budget=plan.budget), 6, seed, frechet + apart)
+            keep(work, subject, replace(subject.recipe, budget=plan.budget), 6, seed, frechet + apart)
     out = report_schedule(subject, [0.5], [0.25], count=6, seeds=[3, 4], work=work).results
     assert [row["frechet"] for row in out["rows"]] == [100, 120, 101, 110]
     assert all(row["frechet_std"] == pytest.approx(2**0.5) for row in out["rows"])

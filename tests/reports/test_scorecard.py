@@ -12,8 +12,8 @@ from tiny_models import DENSE, EMOJI, model_folder
 import elit
 from elit.card import Card, SamplingDefaults, load_card
 from elit.cli import main
+from elit.evaluation.quality import Judge
 from elit.pixels import to_float
-from elit.reports.quality import Judge
 from elit.reports.scorecard import (
     against_dense,
     copies,

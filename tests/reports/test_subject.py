@@ -23,7 +23,7 @@ def subject(emoji: Path) -> Subject:
 def test_labels_of_the_emoji_go_by_name_and_by_number(subject: Subject) -> None:
     assert subject.data is not None and subject.label_names == ["heart", subject.data.label_names[3]]
     assert [subject.data.label_names[i] for i in subject.labels] == subject.label_names
-    assert (subject.seed, subject.setting.steps, subject.setting.guidance.scale) == (7, 9, 2.0)
+    assert (subject.seed, subject.recipe.steps, subject.recipe.guidance.scale) == (7, 9, 2.0)
     require_emoji(subject)
     assert subject.notes() == []
 

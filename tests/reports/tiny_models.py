@@ -1,13 +1,13 @@
 """Tiny models for the reports, with weights that make every path count."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from elit import DiT, DiTConfig
 from elit.card import Card, SamplingDefaults, save_card
-from elit.reports.quality import Quality, kept_name
-from elit.reports.setting import Setting
+from elit.evaluation.quality import Quality, kept_name
+from elit.recipe import Recipe
 from elit.reports.subject import Subject, load_subject
 from elit.weights import fingerprint, save_weights
 from randomised import randomised
@@ -40,8 +40,8 @@ def subject_of(folder: Path, config: DiTConfig, labels: list[str] | None = None)
     return load_subject(model_folder(folder / "model", config), labels)
 
 
-def keep(work: Path, subject: Subject, setting: Setting, count: int, seed: int, frechet: float) -> None:
+def keep(work: Path, subject: Subject, recipe: Recipe, count: int, seed: int, frechet: float) -> None:
     """Writes a figure into a work folder as if it had been measured: measuring takes a second each."""
     work.mkdir(exist_ok=True)
-    name = kept_name(fingerprint(subject.model), setting, count, seed)
+    name = kept_name(fingerprint(subject.model), replace(recipe, seed=seed), count)
     (work / name).write_text(json.dumps(asdict(Quality(frechet, 1.0, 0.8, 0.6, 0.5))))

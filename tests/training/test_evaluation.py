@@ -11,9 +11,10 @@ from elit.backbones.dit import DiT
 from elit.codec import PixelCodec
 from elit.evaluation.features import efficientnet_features
 from elit.evaluation.metrics import frechet_distance, mean_and_covariance
-from elit.generation import Recipe
+from elit.generation import tile_images
 from elit.labels import LabelRule
 from elit.pixels import to_float, to_uint8
+from elit.recipe import Recipe
 from elit.training.config import TrainConfig
 from elit.training.evaluation import Evaluator
 from elit.training.loop import load_data, make_state, train
@@ -27,8 +28,10 @@ NAME = "FD (EfficientNet-Lite0) at "
 
 def expected_distance(config: TrainConfig, model: DiT, budget: float) -> float:
     """From scratch: balanced labels, 20 steps, the noise of the run's seed; beside all images of the run."""
-    recipe = Recipe(LabelRule("balanced", 2), steps=20, budget=budget, seed=config.seed)
-    images = to_uint8(torch.cat([recipe.images(model, PixelCodec(), tile) for tile in range(1)]))[:6]
+    recipe = Recipe(steps=20, budget=budget, seed=config.seed)
+    images = to_uint8(
+        torch.cat([tile_images(model, recipe, LabelRule("balanced", 2), PixelCodec(), tile) for tile in range(1)])
+    )[:6]
     real = load_data(config).images
     both = (mean_and_covariance(efficientnet_features(to_float(some))) for some in (images, real))
     (mean_a, cov_a), (mean_b, cov_b) = both

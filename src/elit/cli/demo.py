@@ -22,8 +22,8 @@ def add_demo(commands: Commands) -> None:
 
 def run_demo(options: argparse.Namespace, rest: list[str]) -> None:
     from elit.bundled import FOLDER
+    from elit.evaluation.quality import measure
     from elit.reports.budgets import report_budgets
-    from elit.reports.quality import measure
     from elit.reports.subject import load_subject, require_emoji
 
     budgets = None if options.quality is None else parse_budgets(options.quality)
@@ -31,5 +31,5 @@ def run_demo(options: argparse.Namespace, rest: list[str]) -> None:
     require_emoji(subject)
     quality = subject.card.quality
     if budgets is not None:
-        quality = measure(subject.model, budgets, [options.seed], subject.card.sampling)
+        quality = measure(subject.model, budgets, [options.seed], subject.card.recipe)
     finish(report_budgets(subject, quality), Path(options.out))

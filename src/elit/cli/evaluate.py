@@ -139,6 +139,7 @@ def model_candidates(options: argparse.Namespace, folder: Path) -> "list[Candida
     from elit.distributed import local_device
     from elit.evaluation.evaluate import Candidate
     from elit.evaluation.sources import Sampled
+    from elit.labels import parse_labels
     from elit.weights import fingerprint, load_model
 
     if options.seeds < 1:
@@ -146,7 +147,8 @@ def model_candidates(options: argparse.Namespace, folder: Path) -> "list[Candida
     device = local_device(options.device)
     model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
     codec = load_codec(options.codec, model.input.channels, device)
-    recipe = make_recipe(options, model, load_card(folder))
+    card = load_card(folder)
+    recipe, labels = make_recipe(options, card), parse_labels(options.labels, model.null_class, card.label_names)
     weights = fingerprint(model)
     candidates = []
     for budget in dict.fromkeys(parse_budgets(options.budgets)):
@@ -155,7 +157,7 @@ def model_candidates(options: argparse.Namespace, folder: Path) -> "list[Candida
         told |= {name: value for name, value in asdict(recipe.guidance).items() if name != "scale"}
         told |= {"labels": options.labels, "precision": options.dtype}
         for seed in range(options.seed, options.seed + options.seeds):
-            source = Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), codec, 1)
+            source = Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), labels, codec, 1)
             candidates.append(Candidate(source, {**told, "seed": seed}))
     return candidates
 
@@ -164,9 +166,12 @@ def counted(candidates: "list[Candidate]", count: int | None, reference: int | N
     """The candidates with the count of samples of models settled."""
     from elit.evaluation.sources import Sampled
 
+    wanted = min(reference or WORTHWHILE, WORTHWHILE) if count is None else count
+    out = []
     for candidate in candidates:
         if isinstance(candidate.source, Sampled):
-            candidate.source.count = min(reference or WORTHWHILE, WORTHWHILE) if count is None else count
-            if candidate.source.count < 2:
-                raise UserError(f"{candidate.source.count} samples are too few; give --count 2 or more")
-    return candidates
+            if wanted < 2:
+                raise UserError(f"{wanted} samples are too few; give --count 2 or more")
+            candidate = replace(candidate, source=replace(candidate.source, count=wanted))
+        out.append(candidate)
+    return out

@@ -23,6 +23,13 @@ def finish(report: "Report", out: Path) -> None:
     console.print(f"pictures and figures are in {out}: {written_files(report)}")
 
 
+def out_folder(text: str, option: str = "--out") -> Path:
+    """The folder to write to, ~ resolved. Raises UserError for an empty text, which would be the current folder."""
+    if not text.strip():
+        raise UserError(f"{option} is empty; give a folder, or . for the current one")
+    return Path(text).expanduser()
+
+
 def split_labels(text: str | None) -> list[str] | None:
     """Comma-separated labels; None where none are given."""
     return None if text is None else [label.strip() for label in text.split(",")]

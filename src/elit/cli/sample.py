@@ -2,18 +2,16 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elit.cli.parsing import Commands, torch_dtype
+from elit.cli.parsing import Commands, out_folder, torch_dtype
 from elit.console import console, output
 from elit.errors import UserError
 
 if TYPE_CHECKING:
     from elit.card import Card
-    from elit.elastic.model import ElasticModel
-    from elit.generation import Recipe
     from elit.guidance import Guidance
+    from elit.recipe import Recipe
 
 
 def add_sample(commands: Commands) -> None:
@@ -50,7 +48,7 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument("--guidance.weak_label", dest="weak_label", choices=("null", "same"), default="null")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--codec", help="for latent models: an AutoencoderKL by folder or hub id, or ema or mse")
-    parser.add_argument("--tile", type=int, default=8, help="images in one call of the model; changes last bits")
+    parser.add_argument("--tile", type=int, help="images in one call of the model; changes last bits (8, or all if fewer)")
     parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
 
 
@@ -58,41 +56,44 @@ def run_sample(options: argparse.Namespace, rest: list[str]) -> None:
     from elit.bundled import FOLDER
     from elit.card import load_card
     from elit.codec import load_codec
-    from elit.distributed import is_main, local_device, process_group
-    from elit.generation import generate
+    from elit.distributed import from_main, is_main, local_device, process_group
+    from elit.generation import check_count, fitting_tile, generate
     from elit.hub import model_folder
+    from elit.labels import parse_labels
     from elit.target import Budget
     from elit.weights import load_model
 
     folder = FOLDER if options.model is None else model_folder(options.model)
     card, device = load_card(folder), local_device(options.device)
     model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
-    budget = Budget.parse(options.budget, model, options.tile)
-    recipe = replace(make_recipe(options, model, card), budget=budget)
+    labels = parse_labels(options.labels, model.null_class, card.label_names)
+    count = (len(labels.values) or 16) if options.count is None else options.count
+    check_count(count)
+    recipe, out = make_recipe(options, card), out_folder(options.out)
+    recipe = recipe if options.tile is not None else replace(recipe, tile=min(recipe.tile, count))
+    budget = Budget.parse(options.budget, model, recipe.tile)
+    recipe = replace(recipe, budget=budget)
     if is_main() and isinstance(budget, float) and not options.budget[-1:].isdigit():  # a cost was given
         console.print(f"budget {options.budget}: {model.levels.of(budget)}/{model.latents} of the latents")
     codec = load_codec(options.codec, model.input.channels, device)
-    count = options.count or len(recipe.labels.values) or 16
     with process_group():
-        out = generate(model, recipe, count, Path(options.out), codec, options.batch, options.npz)
+        if options.tile is None:
+            recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, out))
+        folder = generate(model, recipe, labels, count, out, codec, options.batch, options.npz, card.label_names)
     if is_main():
-        output.print(f"{count} images are in {out}", soft_wrap=True)
+        output.print(f"{count} images are in {folder}", markup=False, soft_wrap=True)
 
 
-def make_recipe(options: argparse.Namespace, model: "ElasticModel", card: "Card") -> "Recipe":
-    """The recipe that the options of `add_sampling` ask for, at the full budget."""
-    from elit.generation import Recipe
-    from elit.labels import parse_labels
-
-    return Recipe(
-        parse_labels(options.labels, model.null_class, card.label_names),
-        options.sampler,
-        card.sampling.steps if options.steps is None else options.steps,
-        1.0,
-        parse_guidance(options, card.sampling.guidance_scale),
-        options.seed,
-        card.path,
-        options.tile,
+def make_recipe(options: argparse.Namespace, card: "Card") -> "Recipe":
+    """The recipe that the options of `add_sampling` ask for, at the full budget: the card's where they are silent."""
+    recipe = card.recipe
+    return replace(
+        recipe,
+        sampler=options.sampler,
+        steps=recipe.steps if options.steps is None else options.steps,
+        guidance=parse_guidance(options, recipe.guidance.scale),
+        seed=options.seed,
+        tile=recipe.tile if options.tile is None else options.tile,
     )
 
 

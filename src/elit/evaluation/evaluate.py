@@ -40,6 +40,7 @@ from elit.evaluation.metrics import (
 from elit.evaluation.sources import Sampled, Source, open_images
 from elit.evaluation.statistics import Statistics, load_statistics, npz_members
 from elit.files import write_whole
+from elit.generation import settings_of
 
 MEASURES = ("fd", "kid", "is", "pr", "dc", "memorisation")
 OF_ROWS = ("kid", "pr", "dc", "memorisation")  # these compare images one by one, and need those of the reference
@@ -278,7 +279,9 @@ def _key(
 ) -> str:
     """A hash of all that a row of results depends on, but for the content of files of images."""
     source = candidate.source
-    settings = source.recipe.settings(source.model, source.codec) if isinstance(source, Sampled) else None
+    settings = None
+    if isinstance(source, Sampled):
+        settings = settings_of(source.model, source.recipe, source.labels, source.codec)
     parts = [source.name, source.count, candidate.about, settings, statistics.hash, sorted(measures), batch, rounds]
     text = json.dumps([*parts, extractor.fingerprint, str(extractor.dtype)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]

@@ -24,8 +24,10 @@ from elit.distributed import sum_over_ranks
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.evaluation.statistics import npz_members
-from elit.generation import LABELS_FILE, SETTINGS_FILE, SHEET_FILE, Recipe
+from elit.generation import LABELS_FILE, SETTINGS_FILE, SHEET_FILE, tile_images
+from elit.labels import LabelRule
 from elit.pixels import as_tensor, to_uint8
+from elit.recipe import Recipe
 from elit.words import spread
 
 GREY, TRANSPARENT = "grey or of a palette", "with transparency"
@@ -38,9 +40,14 @@ class Source(Protocol):
     in_memory: reading takes no time, or the time of the device that the features take too, so that nothing is prefetched.
     """
 
-    name: str
-    grain: int
-    in_memory: bool
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def grain(self) -> int: ...
+
+    @property
+    def in_memory(self) -> bool: ...
 
     @property
     def count(self) -> int: ...
@@ -163,27 +170,29 @@ class Array:
         return []
 
 
-@dataclass
+@dataclass(frozen=True)
 class Sampled:
     """The images 0 .. count - 1 that `elit sample` would make of a model, made when they are read, and kept nowhere."""
 
     name: str
     model: ElasticModel
     recipe: Recipe
+    labels: LabelRule
     codec: Codec
     count: int
     in_memory = True
 
-    def __post_init__(self) -> None:
-        self.grain = self.recipe.tile
-        parameter = next(self.model.parameters())
-        blank = torch.zeros(1, *self.model.input.shape, device=parameter.device)
-        height, width = self.codec.decode(blank).shape[2:]
-        self.size: tuple[int, int] = (height, width)
+    @property
+    def grain(self) -> int:
+        return self.recipe.tile
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return decoded_size(self.model, self.codec)
 
     def read(self, first: int, last: int) -> Tensor:
         tiles = range(first // self.grain, -(-last // self.grain))
-        images = torch.cat([to_uint8(self.recipe.images(self.model, self.codec, tile)) for tile in tiles])
+        images = torch.cat([to_uint8(tile_images(self.model, self.recipe, self.labels, self.codec, tile)) for tile in tiles])
         start = tiles.start * self.grain
         return images[first - start : last - start]
 
@@ -192,6 +201,13 @@ class Sampled:
 
     def notes(self) -> list[str]:
         return []
+
+
+def decoded_size(model: ElasticModel, codec: Codec) -> tuple[int, int]:
+    """(height, width) of the images that a codec makes of a model's output."""
+    blank = torch.zeros(1, *model.input.shape, device=next(model.parameters()).device)
+    height, width = codec.decode(blank).shape[2:]
+    return height, width
 
 
 def open_images(

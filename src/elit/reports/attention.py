@@ -74,7 +74,7 @@ def images_of(subject: Subject) -> tuple[Tensor, Tensor]:
     labels = torch.tensor(subject.labels).repeat(PER_LABEL)
     if subject.data is not None:
         return subject.real_examples(PER_LABEL).flatten(0, 1), labels
-    return subject.setting.draw(subject.model, labels, subject.seed), labels
+    return subject.recipe.draw(subject.model, labels).cpu(), labels
 
 
 def correlation_rows(maps: Sequence[ReadMaps], model: ElasticModel) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ from elit.console import progress_bar
 from elit.cost import count_flops, time_forward
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
+from elit.evaluation.quality import measure
 from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
 from elit.reports.page import Sheet
-from elit.reports.quality import measure
 from elit.reports.report import Part, Picture, Report
+from elit.reports.samples import draw_all
 from elit.reports.scores import QUALITY_COLUMNS, figure_text, quality_cells, quality_note, quality_panels, quality_sheet
-from elit.reports.setting import draw_all
 from elit.reports.subject import Subject
 
 REAL_ROWS = 2
@@ -29,12 +29,12 @@ MEASURED = (1 / 16, 1 / 4, 1.0)  # where a card holds no quality
 def report_budgets(subject: Subject, quality: dict[str, Any] | None = None) -> Report:
     """Samples every label at every budget, the same noise down a column, and measures what each costs.
 
-    `quality`: what `reports.quality.measure` gives, or a card holds; None where it is not known.
+    `quality`: what `evaluation.quality.measure` gives, or a card holds; None where it is not known.
     """
     model = subject.model
     budgets = model.levels.fractions()
-    settings = [replace(subject.setting, budget=budget) for budget in budgets]
-    samples = draw_all(model, settings, subject.labels, subject.seed)
+    recipes = [replace(subject.recipe, budget=budget) for budget in budgets]
+    samples = draw_all(model, recipes, subject.labels)
     latency = measure_latency(model, budgets)
     rows = with_quality([{**a, **b} for a, b in zip(cost_rows(model, budgets), latency, strict=True)], quality)
     images = [Row(budget_text(row), some) for row, some in zip(rows, samples, strict=True)]
@@ -76,7 +76,7 @@ def quality_of(subject: Subject, budgets: Sequence[float] | None, count: int, wo
     if count == 0:
         return None
     wanted = list(budgets or dict.fromkeys(subject.model.levels.of(b) / subject.model.latents for b in MEASURED))
-    return measure(subject.model, wanted, [subject.seed], card.sampling, work, count)
+    return measure(subject.model, wanted, [subject.seed], card.recipe, work, count)
 
 
 def budget_text(row: dict[str, Any]) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 from torch import Tensor
 
 from elit.errors import UserError
+from elit.evaluation.quality import measured_rows
 from elit.guidance import Guidance
 from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
 from elit.reports.page import Sheet
-from elit.reports.quality import measured_rows
 from elit.reports.report import Part, Picture, Report
+from elit.reports.samples import budget_name, draw_all
 from elit.reports.scores import QUALITY_COLUMNS, quality_cells, quality_note, quality_panels, quality_sheet
-from elit.reports.setting import budget_name, draw_all
 from elit.reports.subject import Subject
 
 KINDS = ("CFG", "cheap CFG", "autoguidance")
@@ -47,15 +47,15 @@ def report_guidance(
     if model.core is not None and weak == 1:
         raise UserError(f"a weak budget of {weak_budget:g} is the full one, and no weaker; give a lower, such as 1/16")
     cells = [(kind, scale) for kind in kinds for scale in sorted(set(scales))]
-    settings = [replace(subject.setting, guidance=guidance_of(kind, scale, weak)) for kind, scale in cells]
-    images = draw_all(model, settings, subject.labels, subject.seed)
+    recipes = [replace(subject.recipe, guidance=guidance_of(kind, scale, weak)) for kind, scale in cells]
+    images = draw_all(model, recipes, subject.labels)
     rows: list[dict[str, Any]] = [
-        {"kind": kind, "scale": scale, "gflops_per_step": setting.gflops_per_step(model)}
-        for (kind, scale), setting in zip(cells, settings, strict=True)
+        {"kind": kind, "scale": scale, "gflops_per_step": recipe.gflops_per_step(model)}
+        for (kind, scale), recipe in zip(cells, recipes, strict=True)
     ]
     quality = None
     if subject.data is not None and count:
-        rows, quality = measured_rows(rows, model, settings, seeds, work, count)
+        rows, quality = measured_rows(rows, model, recipes, seeds, work, count)
     best = best_scales(rows)
     parts: list[Part] = [
         subject.describe(),

@@ -14,12 +14,12 @@ from torch import Tensor
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
+from elit.evaluation.quality import measured_rows
 from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
 from elit.reports.page import Sheet
-from elit.reports.quality import measured_rows
 from elit.reports.report import Part, Picture, Report
+from elit.reports.samples import budget_name, draw_all
 from elit.reports.scores import QUALITY_COLUMNS, quality_cells, quality_note, quality_panels, quality_sheet
-from elit.reports.setting import budget_name, draw_all
 from elit.reports.subject import Subject
 
 CONSTANT, HIGH, LOW = "constant", "few at high noise", "few at low noise"
@@ -72,22 +72,22 @@ def report_schedule(
     where the data are not known. Raises UserError as `plans` does.
     """
     model, tried = subject.model, plans(subject.model, times, budgets)
-    settings = [replace(subject.setting, budget=plan.budget) for plan in tried]
-    images = draw_all(model, settings, subject.labels, subject.seed)
+    recipes = [replace(subject.recipe, budget=plan.budget) for plan in tried]
+    images = draw_all(model, recipes, subject.labels)
     rows: list[dict[str, Any]] = [
         {
             "name": plan.name(model),
             "kind": plan.kind,
             "budget": plan.low,
             "time": plan.time,
-            "gflops_per_step": setting.gflops_per_step(model),
+            "gflops_per_step": recipe.gflops_per_step(model),
             "rms": rms(some, images[0]),
         }
-        for plan, setting, some in zip(tried, settings, images, strict=True)
+        for plan, recipe, some in zip(tried, recipes, images, strict=True)
     ]
     quality = None
     if subject.data is not None and count:
-        rows, quality = measured_rows(rows, model, settings, seeds, work, count)
+        rows, quality = measured_rows(rows, model, recipes, seeds, work, count)
     sentence = verdict(rows, len(seeds))
     grid = [Row(row["name"], some) for row, some in zip(rows, images, strict=True)]
     caption = "The images of every row of the table; every column starts from the same noise."

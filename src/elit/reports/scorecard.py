@@ -5,7 +5,7 @@ The README's table is `results_block` of the bundled model's card, and nothing e
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.card import Card, SamplingDefaults
+from elit.card import Card
 from elit.cost import count_flops, cpu_name
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.evaluation.metrics import memorisation, neighbours
+from elit.evaluation.quality import Judge, drawn_once, kept_name, measure, measure_recipes, told_sampling
 from elit.files import write_whole
 from elit.pictures import pairs
 from elit.pixels import to_float
+from elit.recipe import Recipe
 from elit.reports.budgets import cost_rows, measure_latency, with_quality
 from elit.reports.drawing import Panel
-from elit.reports.quality import Judge, drawn_once, kept_name, measure, measure_settings
 from elit.reports.scores import FIGURES, figure_text, quality_panels
-from elit.reports.setting import Setting
 from elit.reports.subject import known_data
 from elit.weights import fingerprint, load_model
 
@@ -62,20 +62,20 @@ def measure_results(
     """Quality at every budget and seed, latency, the dense twin in the folder `dense`, and how much is copied.
 
     Without `dense`, the twin's figures that the card has are kept if they were measured alike. `work` and `count` are as in
-    `reports.quality.measure`.
+    `evaluation.quality.measure`.
     """
     twin = None if dense is None else load_dense(dense)
     judge = Judge(count)
-    quality = measure(model, budgets, seeds, card.sampling, work, judge=judge)
+    quality = measure(model, budgets, seeds, card.recipe, work, judge=judge)
     before = (card.quality or {}).get("dense")
     if dense is not None and twin is not None:
-        quality["dense"] = {**measure_dense(judge, twin, card.sampling, seeds, work), "provenance": provenance(twin, dense)}
+        quality["dense"] = {**measure_dense(judge, twin, card.recipe, seeds, work), "provenance": provenance(twin, dense)}
     elif before is not None and all(before.get(key) == quality[key] for key in ("samples", "seeds", "sampling")):
         quality["dense"] = before
     quality["latency"] = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "budgets": latency_rows(model, budgets)}
-    full = Setting(card.sampling.steps, card.sampling.guidance, max(budgets))
-    kept = work / kept_name(fingerprint(model), full, judge.count, seeds[0])
-    drawn = drawn_once(judge, model, full, seeds[0], kept)
+    full = replace(card.recipe, budget=max(budgets), seed=seeds[0])
+    kept = work / kept_name(fingerprint(model), full, judge.count)
+    drawn = drawn_once(judge, model, full, kept)
     quality["copies"], picture = copies(judge, to_float(drawn.images), drawn.features)
     return Scorecard(quality, picture)
 
@@ -88,12 +88,10 @@ def load_dense(folder: Path) -> ElasticModel:
     return model
 
 
-def measure_dense(
-    judge: Judge, model: ElasticModel, sampling: SamplingDefaults, seeds: Sequence[int], work: Path
-) -> dict[str, Any]:
+def measure_dense(judge: Judge, model: ElasticModel, recipe: Recipe, seeds: Sequence[int], work: Path) -> dict[str, Any]:
     """The quality of a dense model sampled alike, and what it costs."""
-    [score] = measure_settings(judge, model, [Setting(sampling.steps, sampling.guidance)], seeds, work)
-    known = {"samples": judge.count, "seeds": list(seeds), "sampling": asdict(sampling)}
+    [score] = measure_recipes(judge, model, [recipe], seeds, work)
+    known = {"samples": judge.count, "seeds": list(seeds), "sampling": told_sampling(recipe)}
     return {**score, "gflops": count_flops(model) / 1e9, **measure_latency(model, [1.0])[0], **known}
 
 

@@ -1,7 +1,7 @@
 """Measured quality as people read it: cells of tables, notes below them, and panels of curves.
 
 A row is a dict that holds the figures of FIGURES where they were measured, and each with "_std" where that was over
-several seeds (see `reports.quality`).
+several seeds (see `evaluation.quality`).
 """
 
 from collections.abc import Mapping, Sequence

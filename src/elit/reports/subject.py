@@ -14,7 +14,7 @@ from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.labels import label_index
 from elit.pixels import to_float
-from elit.reports.setting import Setting
+from elit.recipe import Recipe
 from elit.weights import load_model
 from elit.words import spread
 
@@ -47,9 +47,9 @@ class Subject:
     seed: int
 
     @property
-    def setting(self) -> Setting:
-        """The full budget, sampled as the card says."""
-        return Setting(self.card.sampling.steps, self.card.sampling.guidance)
+    def recipe(self) -> Recipe:
+        """The full budget, sampled as the card says, from the noise of the subject's seed."""
+        return replace(self.card.recipe, seed=self.seed)
 
     def describe(self) -> str:
         """The model and how it is sampled, in two sentences."""

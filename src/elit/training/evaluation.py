@@ -17,9 +17,9 @@ from elit.evaluation.measure import measure_features
 from elit.evaluation.metrics import frechet_distance
 from elit.evaluation.sources import Sampled
 from elit.evaluation.statistics import Statistics, load_statistics, save_statistics
-from elit.generation import Recipe
 from elit.labels import LabelRule
 from elit.pixels import to_uint8
+from elit.recipe import Recipe
 from elit.training.config import TrainConfig
 from elit.training.step import TrainState, autocast, averaged_weights, model_of
 from elit.words import spread
@@ -63,8 +63,8 @@ class Evaluator:
         model, found = model_of(state, averaged_weights(state), self.device), {}
         with autocast(config, self.device):
             for budget in self.budgets:
-                recipe = Recipe(labels, "euler", STEPS, budget, seed=config.seed, path=config.flow.path)
-                source = Sampled(f"samples at {budget:g}", model, recipe, self.codec, config.evaluate.count)
+                recipe = Recipe("euler", STEPS, budget, seed=config.seed, path=config.flow.path)
+                source = Sampled(f"samples at {budget:g}", model, recipe, labels, self.codec, config.evaluate.count)
                 a = measure_features(source, self.extractor, BATCH, Path(config.out)).statistics.pooled
                 b = self.reference.pooled
                 distance = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)

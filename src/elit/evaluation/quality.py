@@ -5,11 +5,10 @@ their other side, and trains a linear probe of the nine categories. Samples carr
 one, and the other half itself is the yardstick: what real pictures score. Features: EfficientNet-Lite0, 1280 wide.
 """
 
-import hashlib
 import json
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from elit.card import SamplingDefaults
 from elit.console import progress_bar
 from elit.data.emoji import Emoji, load_emoji
 from elit.elastic.model import ElasticModel
@@ -29,10 +27,10 @@ from elit.evaluation.metrics import (
     precision_recall,
     rank_correlation,
 )
-from elit.files import write_whole, written_whole
+from elit.files import digest, write_whole, written_whole
 from elit.pixels import to_float, to_uint8
 from elit.precision import fast_bfloat16
-from elit.reports.setting import Setting
+from elit.recipe import Recipe
 from elit.sampling import image_noise
 from elit.seeding import generator_for
 from elit.weights import fingerprint, read_tensors
@@ -54,7 +52,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn at one setting and seed: images (N, 3, H, W) uint8, and their features (N, D) float32."""
+    """What was drawn by one recipe: images (N, 3, H, W) uint8, and their features (N, D) float32."""
 
     images: Tensor
     features: Tensor
@@ -100,8 +98,8 @@ class Judge:
         """The score of the other half of the real images."""
         return self.score(to_float(self.data.images[self.other]))
 
-    def draw(self, model: ElasticModel, setting: Setting, seed: int, done: Callable[[int], None] | None = None) -> Tensor:
-        """Samples with the other half's labels; image i's noise comes from (seed, i).
+    def draw(self, model: ElasticModel, recipe: Recipe, done: Callable[[int], None] | None = None) -> Tensor:
+        """Samples with the other half's labels, in batches of its own; image i's noise comes from (seed, i).
 
         Matrix products are in bfloat16, in which the bundled model was trained, where the device multiplies it fast.
         """
@@ -109,9 +107,9 @@ class Judge:
         labels, device = self.data.labels[self.other], next(model.parameters()).device
         for first in range(0, self.count, BATCH):
             some = labels[first : first + BATCH]
-            noise = image_noise(seed, (len(some), *model.input.shape), first=first)
+            noise = image_noise(recipe.seed, (len(some), *model.input.shape), first=first)
             with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
-                parts.append(setting.draw(model, some, noise=noise))
+                parts.append(recipe.draw(model, some, noise=noise).cpu())
             if done is not None:
                 done(len(some))
         return torch.cat(parts)
@@ -128,7 +126,7 @@ def measure(
     model: ElasticModel,
     budgets: Sequence[float],
     seeds: Sequence[int],
-    sampling: SamplingDefaults,
+    recipe: Recipe,
     work: Path | None = None,
     count: int | None = None,
     judge: Judge | None = None,
@@ -139,59 +137,63 @@ def measure(
     samples than the 949 that half of the real pictures allow. `judge`: one of that count that is there already.
     """
     judge = judge or Judge(count)
-    settings = [Setting(sampling.steps, sampling.guidance, budget) for budget in budgets]
-    scores = measure_settings(judge, model, settings, seeds, work)
+    recipes = [replace(recipe, budget=budget) for budget in budgets]
+    scores = measure_recipes(judge, model, recipes, seeds, work)
     rows = [{"budget": budget, **score} for budget, score in zip(budgets, scores, strict=True)]
-    known = {"seeds": list(seeds), "sampling": asdict(sampling)}
+    known = {"seeds": list(seeds), "sampling": told_sampling(recipe)}
     return {**judge.describe(), **known, "budgets": rows, **verdict(rows)}
 
 
-def measure_settings(
-    judge: Judge, model: ElasticModel, settings: Sequence[Setting], seeds: Sequence[int], work: Path | None = None
-) -> list[dict[str, float]]:
-    """The `summary` over the seeds of each setting's quality; equal settings are measured once.
+def told_sampling(recipe: Recipe) -> dict[str, Any]:
+    """Steps and guidance scale, as the card holds them."""
+    return {"steps": recipe.steps, "guidance_scale": recipe.guidance.scale}
 
-    `work`: a folder that keeps every finished (setting, seed), so that an interrupted measurement goes on: its figures, and
+
+def measure_recipes(
+    judge: Judge, model: ElasticModel, recipes: Sequence[Recipe], seeds: Sequence[int], work: Path | None = None
+) -> list[dict[str, float]]:
+    """The `summary` over the seeds of each recipe's quality, whatever its own seed; equal recipes are measured once.
+
+    `work`: a folder that keeps every finished (recipe, seed), so that an interrupted measurement goes on: its figures, and
     the images and features that they are of, so that a new figure needs no new samples.
     """
     if work is not None:
         work.mkdir(parents=True, exist_ok=True)
-    weights, different = fingerprint(model), dict.fromkeys(settings)
+    weights, different = fingerprint(model), dict.fromkeys(recipes)
     found = {}
     with progress_bar() as bar:
         task = bar.add_task("measuring quality", total=len(different) * len(seeds) * judge.count, unit="images")
-        for setting in different:
+        for recipe in different:
             scores = []
             for seed in seeds:
-                kept = None if work is None else work / kept_name(weights, setting, judge.count, seed)
-                scores.append(_one(judge, model, setting, seed, kept, lambda n: bar.advance(task, n)))
-            found[setting] = summary(scores)
-    return [found[setting] for setting in settings]
+                one = replace(recipe, seed=seed)
+                kept = None if work is None else work / kept_name(weights, one, judge.count)
+                scores.append(_one(judge, model, one, kept, lambda n: bar.advance(task, n)))
+            found[recipe] = summary(scores)
+    return [found[recipe] for recipe in recipes]
 
 
 def measured_rows(
     rows: Sequence[dict[str, Any]],
     model: ElasticModel,
-    settings: Sequence[Setting],
+    recipes: Sequence[Recipe],
     seeds: Sequence[int],
     work: Path,
     count: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of a report with the quality of their settings, and what those figures stand on (see `Judge.describe`)."""
+    """The rows of a report with the quality of their recipes, and what those figures stand on (see `Judge.describe`)."""
     judge = Judge(count)
-    scores = measure_settings(judge, model, settings, seeds, work)
+    scores = measure_recipes(judge, model, recipes, seeds, work)
     return [{**row, **score} for row, score in zip(rows, scores, strict=True)], {**judge.describe(), "seeds": list(seeds)}
 
 
-def _one(
-    judge: Judge, model: ElasticModel, setting: Setting, seed: int, kept: Path | None, done: Callable[[int], None]
-) -> Quality:
+def _one(judge: Judge, model: ElasticModel, recipe: Recipe, kept: Path | None, done: Callable[[int], None]) -> Quality:
     if kept is not None and (found := _kept_figures(kept)) is not None:
         done(judge.count)
         return found
-    quality = judge.score_features(drawn_once(judge, model, setting, seed, kept, done).features)
+    quality = judge.score_features(drawn_once(judge, model, recipe, kept, done).features)
     if kept is not None:  # the name is a hash, so the file says of what
-        write_whole(kept, json.dumps({**asdict(quality), "setting": repr(setting)}) + "\n")
+        write_whole(kept, json.dumps({**asdict(quality), "setting": repr(recipe)}) + "\n")
     return quality
 
 
@@ -207,17 +209,16 @@ def _kept_figures(kept: Path) -> Quality | None:
 def drawn_once(
     judge: Judge,
     model: ElasticModel,
-    setting: Setting,
-    seed: int,
+    recipe: Recipe,
     kept: Path | None,
     done: Callable[[int], None] = lambda count: None,
 ) -> Drawn:
-    """The judge's samples of a setting and their features; kept beside the figures `kept`, and read where they are there."""
+    """The judge's samples of a recipe and their features; kept beside the figures `kept`, and read where they are there."""
     file = None if kept is None else kept.with_suffix(".safetensors")
     if file is not None and file.is_file():
         done(judge.count)
         return Drawn(**read_tensors(file))
-    images = to_uint8(judge.draw(model, setting, seed, done))
+    images = to_uint8(judge.draw(model, recipe, done))
     drawn = Drawn(images, judge.extract(to_float(images)))
     if file is not None:
         with written_whole(file) as part:
@@ -225,9 +226,12 @@ def drawn_once(
     return drawn
 
 
-def kept_name(weights: str, setting: Setting, count: int, seed: int) -> str:
-    """The file of one figure in a work folder; `weights` is the model's fingerprint."""
-    return f"{weights}_{hashlib.sha256(repr(setting).encode()).hexdigest()[:12]}_n{count}_seed{seed}.json"
+def kept_name(weights: str, recipe: Recipe, count: int) -> str:
+    """The file of one figure in a work folder; `weights` is the model's fingerprint. Euler's are named as they ever were."""
+    text = f"Setting(steps={recipe.steps}, guidance={recipe.guidance!r}, budget={recipe.budget!r})"
+    if recipe.sampler != "euler":
+        text += f" {recipe.sampler} {recipe.path}"
+    return f"{weights}_{digest(text.encode())}_n{count}_seed{recipe.seed}.json"
 
 
 def summary(scores: Sequence[Quality]) -> dict[str, float]:

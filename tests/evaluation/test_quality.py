@@ -9,9 +9,9 @@ import torch
 import elit
 from elit.card import Card, SamplingDefaults, load_card, save_card
 from elit.evaluation.metrics import precision_recall
+from elit.evaluation.quality import Judge, Quality, measure, measure_recipes, summary, verdict
 from elit.pixels import to_float
-from elit.reports.quality import Judge, Quality, measure, measure_settings, summary, verdict
-from elit.reports.setting import Setting
+from elit.recipe import Recipe
 from elit.weights import fingerprint, read_tensors
 
 COUNT = 24
@@ -48,19 +48,19 @@ def test_the_reference_itself_is_at_distance_zero_and_others_are_not(judge: Judg
 
 
 def test_samples_carry_the_other_halfs_labels_and_their_own_noise(judge: Judge, model: elit.DiT) -> None:
-    drawn = judge.draw(model, Setting(2, elit.Guidance(1.5), 0.5), seed=3)
+    drawn = judge.draw(model, Recipe(steps=2, guidance=elit.Guidance(1.5), budget=0.5, seed=3))
     with torch.autocast("cpu", torch.bfloat16):
         alone = elit.sample(model, judge.data.labels[judge.other], steps=2, budget=0.5, guidance=elit.Guidance(1.5), seed=3)
     torch.testing.assert_close(drawn, alone)
 
 
 def test_measured_figures_are_kept_and_go_on(model: elit.DiT, tmp_path: Path) -> None:
-    sampling = SamplingDefaults(steps=2, guidance_scale=1.0)
-    whole = measure(model, [0.25, 1.0], [0, 1], sampling, tmp_path / "a", COUNT)
-    measure(model, [0.25], [0], sampling, tmp_path / "b", COUNT)
+    recipe = Recipe(steps=2)
+    whole = measure(model, [0.25, 1.0], [0, 1], recipe, tmp_path / "a", COUNT)
+    measure(model, [0.25], [0], recipe, tmp_path / "b", COUNT)
     kept = next((tmp_path / "b").glob("*.json"))
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "frechet": 12345.0}))
-    resumed = measure(model, [0.25, 1.0], [0, 1], sampling, tmp_path / "b", COUNT)
+    resumed = measure(model, [0.25, 1.0], [0, 1], recipe, tmp_path / "b", COUNT)
     assert resumed["budgets"][1] == whole["budgets"][1]
     other = (whole["budgets"][0]["frechet"], resumed["budgets"][0]["frechet"])
     assert other[1] > 6000 > other[0], "what was finished is taken from the folder"
@@ -71,14 +71,14 @@ def test_a_new_figure_needs_no_new_samples(
     model: elit.DiT, judge: Judge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Figures of an earlier version, without precision, are measured anew, from what is kept of the samples."""
-    setting = Setting(2, budget=0.5)
-    [whole] = measure_settings(judge, model, [setting], [0], tmp_path)
+    recipe = Recipe(steps=2, budget=0.5)
+    [whole] = measure_recipes(judge, model, [recipe], [0], tmp_path)
     [drawn] = tmp_path.glob("*.safetensors")
     kept = drawn.with_suffix(".json")
     values = json.loads(kept.read_text())
     kept.write_text(json.dumps({**{k: v for k, v in values.items() if k != "precision"}, "frechet": 12345.0}))
     monkeypatch.setattr(Judge, "draw", lambda *_: pytest.fail("it was drawn again"))
-    assert measure_settings(judge, model, [setting], [0], tmp_path) == [whole]
+    assert measure_recipes(judge, model, [recipe], [0], tmp_path) == [whole]
     assert json.loads(kept.read_text()) == values
     images = read_tensors(drawn)["images"]
     torch.testing.assert_close(judge.extract(to_float(images)), read_tensors(drawn)["features"])
