@@ -10,6 +10,7 @@ from PIL import Image
 from tiny_models import DENSE, EMOJI, model_folder
 
 import elit
+from elit.bundled import FOLDER
 from elit.card import Card, SamplingDefaults, load_card
 from elit.cli import main
 from elit.evaluation.quality import Judge
@@ -40,7 +41,7 @@ def test_the_readmes_table_is_the_cards() -> None:
     """Word for word, and its figures are those of card.json."""
     text = (ROOT / "README.md").read_text(encoding="utf8")
     block = text.split(BEGIN)[1].split(END)[0].strip()
-    assert block == results_block(elit.load_bundled(), load_card()), "run elit results --from-card --readme README.md"
+    assert block == results_block(elit.load_bundled(), load_card(FOLDER)), "run elit results --from-card --readme README.md"
     quality = json.loads((ROOT / "src/elit/bundled/card.json").read_text())["quality"]
     rows = {row[0]: row for row in cells(block[block.index("| budget") :])}
     column = rows["budget"].index("Fréchet distance")
