@@ -1,0 +1,44 @@
+"""The bundled model and the recipes of configs/, alike in everything but their size: commands run on them in seconds."""
+
+import re
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import elit.bundled
+import elit.pipeline
+from elit import DiT, DiTConfig
+from elit.weights import load_model, save_weights
+from randomised import randomised
+
+ROOT = Path(__file__).parents[1]
+NARROW = {"width": 16, "depth": 3, "heads": 2}
+BATCH = 4
+
+
+def small_recipes(folder: Path) -> None:
+    """Every recipe of configs/ under its name, with a narrow model and small batches."""
+    for file in (ROOT / "configs").rglob("*.yaml"):
+        place = folder / file.relative_to(ROOT)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        text = file.read_text(encoding="utf8")
+        for key, value in NARROW.items():
+            text = re.sub(rf"^  {key}: \d+$", f"  {key}: {value}", text, flags=re.M)
+        place.write_text(re.sub(r"^batch_size: \d+$", f"batch_size: {BATCH}", text, flags=re.M), encoding="utf8")
+
+
+def small_bundled(folder: Path) -> Path:
+    """A model folder with the bundled model's classes, budgets and card, and drawn weights."""
+    folder.mkdir(parents=True)
+    config: DiTConfig = load_model(elit.bundled.FOLDER).config
+    save_weights(randomised(DiT(replace(config, **NARROW))), folder)
+    shutil.copy(elit.bundled.FOLDER / "card.json", folder)
+    return folder
+
+
+def use_as_bundled(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Makes a model folder the one that commands take where none is given."""
+    patch.setattr(elit.bundled, "FOLDER", folder)
+    patch.setattr(elit.pipeline, "FOLDER", folder)
