@@ -46,7 +46,8 @@ def picture_folder(folder: Path) -> Path:
 
 def tiny_model(folder: Path) -> Path:
     folder.mkdir()
-    model = elit.create_model("ELIT-SiT-S/4", input_size=32, width=32, heads=2, in_channels=3, num_classes=99, rope=True)
+    small = {"width": 32, "heads": 2, "depth": 3, "head_depth": 1, "tail_depth": 1}
+    model = elit.create_model("ELIT-SiT-S/4", input_size=32, in_channels=3, num_classes=99, rope=True, **small)
     save_weights(model, folder)
     return folder
 
@@ -175,7 +176,8 @@ def test_the_demo_writes_what_it_promises(capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("kind", ["budgets", "guidance", "attention", "schedule"])
 def test_a_report_writes_pictures_figures_and_a_page(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     Path("other").mkdir()
-    save_weights(elit.create_model("ELIT-SiT-S/8", width=32, heads=2, num_classes=5, group_size=2), Path("other"))
+    small = {"width": 32, "heads": 2, "depth": 3, "head_depth": 1, "tail_depth": 1}
+    save_weights(elit.create_model("ELIT-SiT-S/8", num_classes=5, group_size=2, **small), Path("other"))
     assert main(["report", kind, "--model", "other", "--labels", "1,4", "--steps", "2"]) == 0
     said = capsys.readouterr()
     assert said.out.strip() and f"report-{kind}" in said.err

@@ -11,7 +11,7 @@ from torch import Tensor
 from elit.bundled import FOLDER
 from elit.card import Card, load_card, save_card
 from elit.codec import Codec, load_codec
-from elit.cost import count_flops
+from elit.cost import flops_by_level
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
@@ -181,12 +181,12 @@ class ElitPipeline:
             "",
         ]
         lines += ["| budget | GFLOPs | Fréchet distance | in the asked category |", "|---|---|---|---|"]
-        for k, budget in enumerate(self.model.levels.fractions(), start=1):
-            row = quality.get(budget, {})
+        for level, flops in flops_by_level(self.model).items():
+            row = quality.get(level / self.model.latents, {})
             figures = [
                 f"{row[name]:.{digits}f}" if name in row else "" for name, digits in (("frechet", 1), ("accuracy", 3))
             ]
-            lines += [f"| {k}/{self.model.latents} | {count_flops(self.model, budget) / 1e9:.2f} | {' | '.join(figures)} |"]
+            lines += [f"| {self.model.levels.name(level)} | {flops / 1e9:.2f} | {' | '.join(figures)} |"]
         lines += ["", "```python", "import elit", "", 'pipe = elit.ElitPipeline.from_pretrained("THIS FOLDER OR ID")']
         lines += ["pipe(labels=[0], budget=0.25).images[0]", "```", ""]
         return "\n".join(lines)

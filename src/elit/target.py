@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from elit.cost import count_flops, time_forward
+from elit.cost import flops_by_level, time_forward
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
@@ -52,7 +52,8 @@ class Budget:
     @staticmethod
     def for_flops(model: ElasticModel, flops: float) -> float:
         """The largest level whose forward, of one image, takes at most so many FLOPs."""
-        return _largest(model, lambda budget: count_flops(model, budget) / 1e9, flops / 1e9, "GFLOPs")
+        costs = flops_by_level(model)
+        return _largest(model, lambda budget: costs[model.levels.of(budget)] / 1e9, flops / 1e9, "GFLOPs")
 
     @staticmethod
     def for_latency(model: ElasticModel, milliseconds: float, batch_size: int = 1) -> float:

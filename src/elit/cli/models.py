@@ -78,7 +78,8 @@ def add_info(commands: Commands) -> None:
 def run_info(options: argparse.Namespace, rest: list[str]) -> None:
     import torch
 
-    from elit import count_flops, create_model, load_model, preset_names
+    from elit import create_model, load_model, preset_names
+    from elit.cost import flops_by_level
 
     if options.name is None:
         output.print("\n".join(preset_names()))
@@ -92,8 +93,7 @@ def run_info(options: argparse.Namespace, rest: list[str]) -> None:
     count = sum(p.numel() for p in model.parameters())
     output.print(f"{options.name}: {count / 1e6:.2f} M parameters, {model.config.grid} tokens, {model.latents} budget(s)")
     table = Table("budget", "latents per group", "GFLOPs", "of the full budget")
-    full = count_flops(model)
-    for k, budget in enumerate(model.levels.fractions(), start=1):
-        flops = count_flops(model, budget)
-        table.add_row(f"{k}/{model.latents}", str(k), f"{flops / 1e9:.2f}", f"{flops / full:.0%}")
+    costs = flops_by_level(model)
+    for level, flops in costs.items():
+        table.add_row(model.levels.name(level), str(level), f"{flops / 1e9:.2f}", f"{flops / costs[model.latents]:.0%}")
     output.print(table)

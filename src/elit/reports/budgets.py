@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from elit.console import progress_bar
-from elit.cost import count_flops, time_forward
+from elit.cost import flops_by_level, time_forward
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.evaluation.quality import measure
@@ -87,7 +87,11 @@ def budget_text(row: dict[str, Any]) -> str:
 
 def cost_rows(model: ElasticModel, budgets: Sequence[float]) -> list[dict[str, Any]]:
     """Budget, latents per group and GFLOPs of one forward."""
-    return [{"budget": b, "latents_per_group": model.levels.of(b), "gflops": count_flops(model, b) / 1e9} for b in budgets]
+    levels, costs = [model.levels.of(budget) for budget in budgets], flops_by_level(model)
+    return [
+        {"budget": budget, "latents_per_group": level, "gflops": costs[level] / 1e9}
+        for budget, level in zip(budgets, levels, strict=True)
+    ]
 
 
 def with_quality(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None) -> list[dict[str, Any]]:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from elit.backbones.config import DiTConfig
-from elit.cost import count_flops
+from elit.cost import count_flops, flops_by_level
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.flow import FlowPath, TimeLaw
@@ -56,10 +56,8 @@ def mean_flops(model: ElasticModel, budget: BudgetConfig, flow: FlowConfig) -> f
 
 
 def mean_over_levels(model: ElasticModel, low: int, high: int) -> float:
-    """The mean FLOPs of a forward at levels low .. high. FLOPs are quadratic in the level: three of them tell all."""
-    first = [count_flops(model, level / model.latents) for level in range(low, min(low + 2, high) + 1)]
-    if high - low < 3:
-        return sum(first) / len(first)
-    a, b, c = first
-    total = sum(a + n * (b - a) + n * (n - 1) // 2 * (c - 2 * b + a) for n in range(high - low + 1))
-    return total / (high - low + 1)
+    """The mean FLOPs of a forward at levels low .. high."""
+    if low == high:
+        return count_flops(model, low / model.latents)
+    drawn = [flops for level, flops in flops_by_level(model).items() if low <= level <= high]
+    return sum(drawn) / len(drawn)
