@@ -5,15 +5,36 @@ Scale and shift live here and nowhere else: a model's input is scale (z - shift)
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
 
 from elit.errors import UserError
+from elit.records import record
 from elit.weights import digest_of
 
 KNOWN_CODECS = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
+
+
+@record
+class Pixels:
+    """Images themselves: RGB in [-1, 1]."""
+
+    kind: Literal["pixels"] = "pixels"
+
+
+@record
+class Latents:
+    """What a codec makes of images: scale (z - shift), where z is the codec's own. codec: which one, "" where not known."""
+
+    scale: float = 1.0
+    shift: float = 0.0
+    codec: str = ""
+    kind: Literal["latents"] = "latents"
+
+
+Encoding: TypeAlias = Pixels | Latents  # what data are, and what a model trained on them makes
 
 
 class Codec(Protocol):
@@ -110,22 +131,41 @@ def moments_to_latents(
     return torch.addcmul(mean, spread, noise_BChw).sub_(shift).mul_(scale)
 
 
-def load_codec(name: str | None, channels: int, device: torch.device) -> Codec:
+def load_codec(name: str | None, channels: int, device: torch.device, encoding: Encoding | None = None) -> Codec:
     """The codec of a model whose output has `channels`: none for pixels, else an AutoencoderKL by folder or hub id.
 
+    encoding: what the model makes, as its card says. Where no card says it, three channels without a codec are pixels.
     `name` may be "ema" or "mse", the two decoders of Stable Diffusion. Raises UserError for a latent model without a
-    codec, a codec of another number of channels, or one that cannot be read or fetched.
+    codec, a model of pixels with one, a codec of other channels, scale or shift, or one that cannot be read or fetched.
     """
     if name is None:
-        if channels != 3:
+        if isinstance(encoding, Latents) or (encoding is None and channels != 3):
+            made_with = f" (its latents are of {encoding.codec})" if isinstance(encoding, Latents) and encoding.codec else ""
             raise UserError(
-                f"the model makes latents of {channels} channels; give their decoder with --codec, such as --codec ema"
+                f"the model makes latents of {channels} channels{made_with}; give their decoder with --codec, such as"
+                " --codec ema"
             )
         return PixelCodec()
+    if isinstance(encoding, Pixels):
+        raise UserError(f"the model makes pixels, which need no codec; leave --codec {name} out")
     codec = load_autoencoder(name, device)
     if codec.channels != channels:
         raise UserError(f"the codec {name} decodes {codec.channels} channels; the model makes {channels}")
+    if encoding is not None:
+        check_scale(name, codec, encoding)
     return codec
+
+
+def check_scale(name: str, codec: KLCodec, latents: Latents) -> None:
+    """Raises UserError where a codec's scale or shift are not those of the latents, which are thus another's.
+
+    A decoder tuned further, as "ema" and "mse" are of each other, may have other weights.
+    """
+    if (codec.scale, codec.shift) != (latents.scale, latents.shift):
+        raise UserError(
+            f"the codec {name} has scale {codec.scale:g} and shift {codec.shift:g}, and the latents {latents.scale:g} and"
+            f" {latents.shift:g}; give the codec that they were made with ({latents.codec or 'not recorded'})"
+        )
 
 
 def load_autoencoder(name: str, device: torch.device | str = "cpu") -> KLCodec:

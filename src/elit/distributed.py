@@ -212,6 +212,15 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
+def gather_from_ranks(value: T) -> list[T]:
+    """What every process gives, in their order; of one process, what it gives."""
+    if not _grouped():
+        return [value]
+    found: list[T | None] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found  # type: ignore[return-value]
+
+
 def own_share(count: int) -> range:
     """This process's part of `count` things in a row, split as evenly as can be."""
     return range(rank() * count // world_size(), (rank() + 1) * count // world_size())

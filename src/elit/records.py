@@ -40,7 +40,7 @@ def read_json(file: Path, kind: type[T], limit: int = JSON_BYTES) -> T:
 
     Raises UserError, naming file, field and value, for what is missing, too large, no JSON, or does not fit.
     """
-    return _validated(read_bytes(file, limit), kind, str(file))
+    return parse_json(read_bytes(file, limit), kind, str(file))
 
 
 def checked(values: Any, kind: type[T], origin: str) -> T:
@@ -49,10 +49,11 @@ def checked(values: Any, kind: type[T], origin: str) -> T:
         text = json.dumps(values, default=str)
     except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{origin} holds what is no plain value ({one_line(str(error))}); write it plainly") from error
-    return _validated(text, kind, origin)
+    return parse_json(text, kind, origin)
 
 
-def _validated(text: str | bytes, kind: type[T], origin: str) -> T:
+def parse_json(text: str | bytes, kind: type[T], origin: str) -> T:
+    """A JSON text as a `kind`; `origin` is what the UserError calls its file."""
     from pydantic import TypeAdapter, ValidationError  # an import that only reading needs
 
     try:

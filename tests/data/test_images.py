@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from elit.data.crops import on_white
-from elit.data.images import SUFFIXES, load_folder, load_images, load_square
+from elit.data.images import SUFFIXES, load_folder, load_square
+from elit.data.opening import load_images
 from elit.pixels import as_tensor, to_float, to_uint8
 
 COLOUR = (200, 100, 40)
@@ -161,12 +162,12 @@ def test_missing_folder(tmp_path: Path) -> None:
 
 
 def test_folder_without_class_folders(tmp_path: Path) -> None:
-    """An empty folder, and images outside of class folders, are told how to be laid out."""
+    """An empty folder is told how to be laid out; pictures outside of class folders are one class, as when prepared."""
     with pytest.raises(ValueError, match=re.escape(f"{tmp_path} holds no images; put them in one folder per class")):
         load_folder(tmp_path, 8)
     write(tmp_path / "one.png", plain())
-    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} holds no images; put them in one folder per class")):
-        load_folder(tmp_path, 8)
+    data = load_folder(tmp_path, 8)
+    assert (len(data), data.labels.tolist(), data.label_names) == (1, [0], (tmp_path.name,))
 
 
 def encoded(kind: str) -> bytes:
@@ -204,10 +205,15 @@ def test_flipped_byte_is_named_or_harmless(tmp_path: Path) -> None:
     assert sum(text is not None for text in refusals) > len(content) / 2
 
 
-def test_one_broken_image_of_a_folder_is_named(tmp_path: Path) -> None:
-    """Loading stops at it: a training set does not silently shrink."""
+def test_a_broken_image_of_a_folder_is_left_out_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As preparation does it; a folder in which nothing can be read is refused."""
     write(tmp_path / "cats" / "1.png", plain())
-    broken = tmp_path / "cats" / "2.png"
-    broken.write_bytes(encoded("png")[:100])
-    with pytest.raises(ValueError, match=re.escape(str(broken))):
+    broken = tmp_path / "dogs" / "2.png"
+    write(broken, plain()).write_bytes(encoded("png")[:100])
+    data = load_folder(tmp_path, 8)
+    assert (len(data), data.label_names, data.label_counts) == (1, ("cats", "dogs"), (1, 0))
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"passed over in {tmp_path}: 1 unreadable: " in said and "(dogs/2.png)" in said
+    (tmp_path / "cats" / "1.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="holds no images that can be read"):
         load_folder(tmp_path, 8)

@@ -126,11 +126,12 @@ def test_dataset_json_without_labels(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"labels": [["a/000.png", -1]]}', "gives a/000.png the label -1; labels are whole, from 0 on"),
-        ('{"labels": [["a/000.png", "cat"]]}', "gives a/000.png the label 'cat'"),
-        ('{"labels": [["a/000.png", 10000000]]}', "the label 10000000"),
+        ('{"labels": [["a/000.png", -1]]}', "labels from 0 on (in it: labels.0.1 is -1; it should be"),
+        ('{"labels": [["a/000.png", "cat"]]}', "labels.0.1 is 'cat'"),
+        ('{"labels": [["a/000.png", 10000000]]}', "labels.0.1 is 10000000"),
         ('{"labels": 3}', 'is not {"labels": [["00000/img.png", 6], ...]}'),
         ("[", 'is not {"labels"'),
+        ("[" * 100_000, 'is not {"labels"'),
     ],
 )
 def test_wrong_dataset_json(folder: Path, text: str, said: str) -> None:
@@ -180,7 +181,7 @@ def test_data_sets_that_name_files(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "set"))
     assert [label for _, label in source.listing()] == [0, 1, 0, 1]
     assert source.read("00000000") == (tmp_path / "here.png").read_bytes()
-    for key, said in (("00000001", "cannot be read"), ("00000002", "is not a file"), ("00000003", "has no picture")):
+    for key, said in (("00000001", "cannot be read"), ("00000002", "is not a plain file"), ("00000003", "has no picture")):
         with pytest.raises(ValueError, match=said):
             source.read(key)
     for options, said in (

@@ -102,19 +102,22 @@ def test_the_emoji_come_in_the_size_of_the_samples() -> None:
     assert (source.count, source.size, source.read(0, 5).dtype) == (5, (16, 16), torch.uint8)
 
 
-def test_a_corrupt_picture_is_named(folder: Path) -> None:
-    """Cut short, or with a broken chunk; also where a thread of its own reads it."""
+def test_a_corrupt_picture_is_left_out_and_told(folder: Path) -> None:
+    """Cut short, or with a broken chunk; also where a thread of its own reads it. The others are then read again."""
     whole = (folder / "b" / "6.png").read_bytes()
     for broken in (whole[:60], whole[:30] + b"\xff" * 8 + whole[38:], b""):
         (folder / "b" / "6.png").write_bytes(broken)
         source = open_images(str(folder))
-        with pytest.raises(ValueError, match=r"b/6\.png cannot be read as an image .*; mend or remove it"):
-            list(prefetched(source.read, [(0, 4), (4, 8), (8, 10)], False))
+        count = source.count
+        list(prefetched(source.read, [(0, 4), (4, 8), (8, count)], False))
+        assert source.leave_out_broken() and not source.leave_out_broken()
+        assert source.count == count - 1 and "b/6.png" not in [source.label(i) for i in range(source.count)]
+        assert source.notes()[-1].startswith("passed over: 1 unreadable: ") and "b/6.png" in source.notes()[-1]
 
 
 def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty holds no images \(\.png"):
+    with pytest.raises(ValueError, match=r"empty holds no images \(it is empty\); give a folder"):
         open_images(str(tmp_path / "empty"))
     with pytest.raises(ValueError, match=r"there are no images at nowhere; give a folder, an \.npz with arr_0, or emoji"):
         open_images("nowhere")

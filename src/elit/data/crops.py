@@ -3,19 +3,40 @@
 import io
 import warnings
 from collections.abc import Sequence
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from elit.errors import UserError
 from elit.seeding import generator_for
+from elit.words import one_line
 
 CROPS = ("center-crop-adm", "center-crop", "random-crop", "wide", "buckets")
 # Whatever a file's name says; never EPS, which PIL has another program run.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-MOST_PIXELS = 2**26  # of an enlarged picture; longer and thinner ones are refused
-Box = tuple[float, float, float, float]
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "DIB", "GIF", "TIFF", "PPM", "JPEG2000")
+MOST_PIXELS = 2**26  # of a resampled picture, or four squares; longer and thinner ones are refused
+ORIENTATION = 0x0112  # the EXIF field
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+Was: TypeAlias = Literal["", "grey or of a palette", "with transparency"]
+
+
+class Decoded(NamedTuple):
+    """A picture as RGB, and what it was before, for a note; "" where it was opaque RGB."""
+
+    picture: Image.Image
+    was: Was
 
 
 def decode(content: bytes) -> Image.Image:
@@ -23,14 +44,26 @@ def decode(content: bytes) -> Image.Image:
 
     Raises UserError for what cannot be read to the end as a picture, saying why.
     """
+    return decode_told(content).picture
+
+
+def decode_told(content: bytes) -> Decoded:
+    """The same, and what the picture was."""
     try:
         with warnings.catch_warnings(action="ignore"), open_picture(content) as image:  # what matters is raised
-            return upright(image)
+            return Decoded(upright(image), was(image))
     except MemoryError:
         raise
     except Exception as error:  # a broken file makes PIL's readers raise nearly anything
-        why = " ".join(str(error).split()).replace(repr(error), "")[:200]
+        why = one_line(str(error)).replace(repr(error), "")[:200]
         raise UserError("cannot identify image file" if "cannot identify" in why else why or type(error).__name__) from error
+
+
+def was(image: Image.Image) -> Was:
+    """What an opened picture holds."""
+    if image.has_transparency_data:
+        return "with transparency"
+    return "" if image.mode == "RGB" else "grey or of a palette"
 
 
 def open_picture(content: bytes) -> Image.Image:
@@ -40,23 +73,49 @@ def open_picture(content: bytes) -> Image.Image:
 
 def upright(image: Image.Image) -> Image.Image:
     """RGB, turned as its EXIF data say, with what is transparent on white."""
-    return on_white(ImageOps.exif_transpose(image))
+    if image.format == "TIFF":  # PIL turns these while it loads them, and reads all their fields for that
+        return on_white(image)
+    turn = orientation(image)
+    flat = on_white(image)
+    return flat if turn is None else flat.transpose(turn)
+
+
+def orientation(image: Image.Image) -> Image.Transpose | None:
+    """How its EXIF data say that it is to be turned; None where they say nothing that can be read."""
+    image.load()  # some formats have their EXIF data behind the pixels
+    try:
+        return TURNS.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # of a field that is not what its type says: the pixels are whole
+        return None
 
 
 def on_white(image: Image.Image) -> Image.Image:
-    """RGB, with what is transparent composited on white.
+    """RGB, with what is transparent composited on white; pixels of 16 bits are scaled to 8.
 
     Raises UserError for pixels without a known range: whole or real numbers of 32 bits.
     """
     if image.mode == "RGB" and "transparency" not in image.info:
         image.load()
         return image
-    if image.mode in ("I", "F"):
+    if image.mode == "F" or (image.mode == "I" and image.format != "PPM"):  # Netpbm's are of 16 bits
         raise UserError(f"its pixels are numbers without a known range (mode {image.mode})")
-    if image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255, not scale them
-        image = Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode == "I" or image.mode.startswith("I;16"):  # PIL would clip 16 bits at 255, not scale them
+        return _of_16_bits(image)
+    transparent = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(transparent, tuple) and max(transparent) > 255:  # its pixels were cut to 8 bits
+        image.info["transparency"] = tuple(value >> 8 for value in transparent)
     rgba = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def _of_16_bits(image: Image.Image) -> Image.Image:
+    """RGB of grey pixels of 16 bits; those of the transparent value are white."""
+    values = np.asarray(image)
+    grey = (values // 257).astype(np.uint8)
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey = np.where(values == transparent, np.uint8(255), grey)
+    return Image.fromarray(grey).convert("RGB")
 
 
 def crop_adm(image: Image.Image, size: int) -> Image.Image:
@@ -66,7 +125,7 @@ def crop_adm(image: Image.Image, size: int) -> Image.Image:
         image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
     scale = size / min(image.size)
     width, height = round(image.width * scale), round(image.height * scale)
-    if width * height > MOST_PIXELS:
+    if width * height > max(MOST_PIXELS, 4 * size * size):
         raise UserError(f"it is too long and thin, {image.width} x {image.height}")
     image = image.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2

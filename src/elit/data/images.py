@@ -1,4 +1,4 @@
-"""Labelled images in memory, and how a source of them is read."""
+"""Labelled images in memory, and how a folder of them is read."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from elit.codec import Encoding, Pixels
 from elit.data.crops import crop_center, decode
+from elit.data.loader import NewGenerators, counts_of
+from elit.data.pictures_on_disk import SUFFIXES, PassedOver
+from elit.data.sources import FolderSource, ZipSource, read_picture
+from elit.distributed import is_main
 from elit.errors import UserError
 from elit.pixels import as_tensor, to_float
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+__all__ = ["SUFFIXES", "LabelledImages", "load_folder", "load_square"]
 
 
 @dataclass(frozen=True)
@@ -35,44 +40,58 @@ class LabelledImages:
         channels, height, width = self.images.shape[1:]
         return channels, height, width
 
+    @property
+    def encoding(self) -> Encoding:
+        return Pixels()
+
+    @property
+    def label_counts(self) -> tuple[int, ...]:
+        """The images of each label."""
+        return counts_of(self.labels, len(self.label_names))
+
     def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Inputs (B, C, H, W) float32 in [-1, 1] and labels (B,) of some rows; images in memory use no random numbers."""
         return to_float(self.images[rows]), self.labels[rows]
 
+    def stored_features(self, encoder: str) -> None:
+        """None: a vision encoder looks at the pictures."""
 
-def load_images(source: str, size: int) -> LabelledImages:
-    """The images of a source: "emoji", the embedded default, or a folder of class folders.
+    def target(self, encoder: str, rows: Tensor, x_BCHW: Tensor, generators: NewGenerators) -> Tensor:
+        """The pictures (B, 3, H, W) uint8, which alignment looks at."""
+        return self.images[rows]
 
-    Raises UserError for a folder that is missing, empty or unreadable.
+
+def load_folder(folder: str | Path, size: int) -> LabelledImages:
+    """The pictures of a folder or a zip file in memory, each its central square resampled (Lanczos) to `size`.
+
+    Which files are pictures, and their labels, are as `elit prepare` has it. A picture that cannot be read is left out; how
+    many, and what was passed over, is told. Raises UserError where there is nothing to read.
     """
-    if source == "emoji":
-        from elit.data.emoji import load_emoji
-
-        return load_emoji(size)
-    return load_folder(Path(source), size)
-
-
-def load_folder(folder: Path, size: int) -> LabelledImages:
-    """A folder with one folder of images per class, cropped to the central square and resampled (Lanczos) to `size`.
-
-    Labels follow the sorted names of the class folders. Raises UserError where there is nothing to read, or where a
-    file cannot be read, naming it.
-    """
-    if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; give a folder of class folders, or emoji for the embedded images")
-    files = sorted(p for p in folder.glob("*/*") if p.suffix.lower() in SUFFIXES)
-    if not files:
-        raise UserError(f"{folder} holds no images; put them in one folder per class, such as {folder / 'cats' / '1.png'}")
-    names = sorted({p.parent.name for p in files})
-    images = torch.stack([load_square(p, size) for p in files])
-    labels = torch.tensor([names.index(p.parent.name) for p in files])
-    return LabelledImages(images, labels, tuple(names))
+    name = str(folder)
+    source = ZipSource(name) if name.lower().endswith(".zip") else FolderSource(name)
+    passed, images, labels = PassedOver(), [], []
+    for key, label in source.listing(passed):
+        try:
+            images.append(square(source.read(key), size))
+        except UserError as error:
+            passed.add(f"unreadable: {error}", key)
+            continue
+        labels.append(-1 if label is None else label)
+    if not images:
+        raise UserError(f"{name} holds no images that can be read ({passed}); give another folder")
+    if is_main():
+        passed.tell(name)
+    return LabelledImages(torch.stack(images), torch.tensor(labels), source.label_names)
 
 
 def load_square(file: Path, size: int) -> Tensor:
-    """One image's central square, resampled (Lanczos) to (3, size, size) uint8."""
+    """One image's central square, resampled (Lanczos) to (3, size, size) uint8. Raises UserError, naming the file."""
     try:
-        picture = decode(file.read_bytes())
-    except (OSError, ValueError) as error:
+        return square(read_picture(file), size)
+    except (OSError, UserError) as error:
         raise UserError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
-    return as_tensor(crop_center(picture, size, size))
+
+
+def square(content: bytes, size: int) -> Tensor:
+    """A picture file's central square, resampled (Lanczos) to (3, size, size) uint8."""
+    return as_tensor(crop_center(decode(content), size, size))

@@ -9,12 +9,14 @@ import multiprocessing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, TypeVar
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from elit.codec import Encoding
 from elit.console import console
 from elit.seeding import generator_for
 
@@ -22,19 +24,26 @@ S = TypeVar("S")
 T = TypeVar("T")
 
 
-class Data(Protocol):
-    """What training and evaluation read: images in memory, a prepared folder, or the published layout.
+Stored: TypeAlias = tuple[int, int, int]  # rows, columns and width of an encoder's features
+NewGenerators: TypeAlias = Callable[[], list[torch.Generator]]
 
-    label_names: () where they are not known. shape: (channels, height, width) of one model input. exact: whether rows are
-    read by number, so that a resumed run sees the same data. members: the rows of each size there is; batches are of one.
+
+class Data(Protocol):
+    """What training and evaluation read: images in memory, a prepared folder, the published layout, or a stream.
+
+    encoding: what an input is, pixels or latents. shape: (channels, height, width) of one input. label_names: () where they
+    are not known. label_counts: the rows of each label, so that a class without any is seen. exact: whether rows are read
+    by number, so that a resumed run sees the same data. members: the rows of each size there is; batches are of one.
     """
 
     @property
-    def label_names(self) -> tuple[str, ...]: ...
-    @property
-    def labels(self) -> Tensor: ...
+    def encoding(self) -> Encoding: ...
     @property
     def shape(self) -> tuple[int, int, int]: ...
+    @property
+    def label_names(self) -> tuple[str, ...]: ...
+    @property
+    def label_counts(self) -> tuple[int, ...]: ...
     @property
     def exact(self) -> bool: ...
     @property
@@ -43,6 +52,30 @@ class Data(Protocol):
     def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
         """Model inputs (B, C, H, W) float32, and labels (B,) int64, -1 where there is none; row i draws from generator i."""
         ...
+
+    def stored_features(self, encoder: str) -> Stored | None:
+        """The shape of the features of a vision encoder that were stored; None where it looks at the pictures themselves.
+
+        Raises UserError for data with neither.
+        """
+        ...
+
+    def target(self, encoder: str, rows: Tensor, x_BCHW: Tensor, generators: NewGenerators) -> Tensor:
+        """What alignment looks at: pictures (B, 3, H, W) uint8, or stored features (B, T, D).
+
+        x_BCHW: what `read` gave for these rows. generators: makes new ones, as those that `read` drew from.
+        """
+        ...
+
+
+def column_of(encoder: str) -> str:
+    """The name that stored features of an encoder go by."""
+    return Path(encoder).name
+
+
+def counts_of(labels: Tensor, classes: int) -> tuple[int, ...]:
+    """How often each label from 0 on comes, of at least so many classes; -1 is none."""
+    return tuple(torch.bincount(labels[labels >= 0], minlength=classes).tolist())
 
 
 def read_part(data: Data, seed: int, batch_size: int, step: int, part: range) -> tuple[Tensor, Tensor, Tensor]:

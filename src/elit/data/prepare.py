@@ -27,6 +27,7 @@ from PIL import Image
 from elit.console import console, progress_bar
 from elit.data.crops import CROPS, crop, decode, default_buckets
 from elit.data.dataset import DataInfo, read_info
+from elit.data.pictures_on_disk import PassedOver, legible
 from elit.data.shards import Preparation
 from elit.data.sources import Source, SourceOptions, open_source
 from elit.errors import UserError
@@ -99,7 +100,7 @@ def prepare_images(settings: ImageSettings, out: str | Path, workers: int | None
     recorded = {**dataclasses.asdict(settings), "pictures": total, "listing": listing, "kind": "images"}
     with Preparation(out, recorded) as work:
         if work.is_finished:
-            console.print(f"{out} is already prepared")
+            console.print(f"{out} is already prepared", markup=False, soft_wrap=True)
             return read_info(work.out)
         parts = -(-total // settings.part_rows)
         _write_parts(work, settings, source, info, total, workers)
@@ -112,12 +113,13 @@ def prepare_images(settings: ImageSettings, out: str | Path, workers: int | None
 
 def survey(source: Source, settings: ImageSettings) -> tuple[int, str]:
     """The number of pictures and a hash of what is listed, so that a source that changed is noticed."""
-    digest, total = hashlib.sha256(), 0
-    for key, label in itertools.islice(source.listing(), settings.count):
-        digest.update(f"{key}\0{label}\n".encode())
+    digest, total, passed = hashlib.sha256(), 0, PassedOver()
+    for key, label in itertools.islice(source.listing(passed), settings.count):
+        digest.update(f"{key}\0{label}\n".encode("utf8", "surrogateescape"))
         total += 1
     if not total:
         raise UserError(f"{settings.source} holds no images; put them in one folder per class, such as cats/1.png")
+    passed.tell(settings.source)
     return total, digest.hexdigest()[:16]
 
 
@@ -158,10 +160,10 @@ class _Worker:
             try:
                 image, bucket = self._picture(key)
             except ValueError as error:
-                skipped.append((key, str(error)))
+                skipped.append((legible(key), str(error)))
                 continue
             columns["label"].append(label)
-            columns["key"].append(key)
+            columns["key"].append(legible(key))
             columns["bucket"].append(bucket)
             columns["image"].append({"bytes": image, "path": None})
         labels = Counter(label for label in columns["label"] if label is not None)
@@ -172,7 +174,7 @@ class _Worker:
         """A picture's crop as a PNG, and its bucket. Raises UserError where it cannot be read."""
         settings = self.settings
         image = decode(self.source.read(key))
-        image, bucket = crop(image, settings.crop, settings.size, settings.seed, key, settings.sizes)
+        image, bucket = crop(image, settings.crop, settings.size, settings.seed, legible(key), settings.sizes)
         return encode(image), bucket
 
 

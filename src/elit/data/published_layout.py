@@ -17,8 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elit.codec import Encoding, Latents
 from elit.data.crops import decode
 from elit.data.dataset import latent_input
+from elit.data.loader import NewGenerators, counts_of
+from elit.data.pictures_on_disk import PassedOver
 from elit.data.sources import FolderSource
 from elit.errors import UserError
 from elit.pixels import as_tensor
@@ -45,14 +48,14 @@ class PublishedLatents:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         source = LatentFiles(str(self.folder / FOLDER))
-        listed = list(source.listing())
+        listed = list(source.listing())  # of .npy files: what else is there belongs to others
         if not listed:
             raise UserError(f"{self.folder / FOLDER} holds no .npy files; write them with the tool that made the pictures")
         self.files = [key for key, _ in listed]
         self.label_names = source.label_names
         labels = [label for _, label in listed]
         pictures = self.folder / PICTURES
-        if source.read_labels() is None and (pictures / "dataset.json").is_file():
+        if source.labels_file is None and (pictures / "dataset.json").is_file():
             paired = FolderSource(str(pictures))
             self.label_names, labels = paired.label_names, paired_labels(self.files, paired.table, str(self.folder))
         self.labels = torch.tensor([-1 if label is None else label for label in labels])
@@ -74,6 +77,15 @@ class PublishedLatents:
             raise UserError(f"{file} is {array.dtype} {array.shape} and not float32 (8, h, w) as the first; write it again")
         return array
 
+    @property
+    def encoding(self) -> Encoding:
+        return Latents(SCALE, 0.0)
+
+    @property
+    def label_counts(self) -> tuple[int, ...]:
+        """The files of each label."""
+        return counts_of(self.labels, len(self.label_names))
+
     def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
         """x (B, 4, h, w) float32 and labels (B,) int64, -1 where there is none; row i draws noise from generators[i]."""
         x = torch.empty(len(rows), *self.shape)
@@ -81,11 +93,19 @@ class PublishedLatents:
             x[i] = latent_input(self.stored(row), self.shape, "mean-std", SCALE, 0.0, generator)
         return x, self.labels[rows]
 
+    def stored_features(self, encoder: str) -> None:
+        """None: a vision encoder looks at the pictures. Raises UserError where they are not there."""
+        self.pixels(torch.tensor([0]))
+
+    def target(self, encoder: str, rows: Tensor, x_BCHW: Tensor, generators: NewGenerators) -> Tensor:
+        """The pictures (B, 3, H, W) uint8 of the rows, which alignment looks at."""
+        return self.pixels(rows)
+
     @cached_property
     def pictures(self) -> list[str]:
         """The picture file of each row, below images/. Raises UserError where one is missing."""
         source = FolderSource(str(self.folder / PICTURES))
-        paths = list(source.walk())
+        paths = list(source.walk(PassedOver()))
         by_place = {place(path): path for path in paths}
         if len(by_place) < len(paths):
             raise UserError(f"{source.name} holds pictures of one folder and number; give each digits of its own")

@@ -4,23 +4,38 @@ Every source lists (key, label) in a fixed order, lazily, so that memory does no
 reads a picture's bytes by its key in any process.
 """
 
-import json
 import lzma
+import os
 import re
-import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
+from annotated_types import Ge, Lt
+
+from elit.data.pictures_on_disk import (
+    LABELS_FILE,
+    SETTINGS_FILE,
+    SUFFIXES,
+    Entry,
+    PassedOver,
+    hidden,
+    legible,
+    names_in,
+    walk_pictures,
+)
 from elit.errors import UserError
+from elit.files import open_regular, read_bytes
+from elit.records import parse_json
+from elit.words import one_line
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-LABELS_FILE = "dataset.json"
-DEEPEST = 32  # folders within folders
+PICTURE_BYTES, LABELS_BYTES = 2**30, 2**30  # that a picture's file, and a table of labels, may have
+Label = Annotated[int, Ge(0), Lt(1_000_000)]
+UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, ValueError)  # RuntimeError: encrypted
 DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 
 
@@ -29,7 +44,10 @@ class Source(Protocol):
 
     @property
     def label_names(self) -> tuple[str, ...]: ...
-    def listing(self) -> Iterator[tuple[str, int | None]]: ...
+    def listing(self, passed: PassedOver | None = None) -> Iterator[tuple[str, int | None]]:
+        """(key, label) of every picture, in order; what is passed over is counted in `passed`."""
+        ...
+
     def read(self, key: str) -> bytes:
         """The file of a picture. Raises UserError where this one is unreadable, and OSError where the source is."""
         ...
@@ -47,7 +65,7 @@ class SourceOptions:
 def open_source(name: str, options: SourceOptions = SourceOptions()) -> Source:
     """The source of that name. Raises UserError for one that is missing, empty or unreadable, with the remedy."""
     if name == "emoji":
-        from elit.data.emoji import EmojiSource
+        from elit.data.twemoji import EmojiSource
 
         return EmojiSource()
     path = Path(name)
@@ -75,6 +93,14 @@ def parquet_files(folder: Path) -> list[str]:
     return sorted(str(file) for pattern in ("*.parquet", "data/*.parquet") for file in folder.glob(pattern))
 
 
+@dataclass(frozen=True)
+class LabelTable:
+    """What dataset.json holds: labels by path, or none; ours also tell what the classes are called."""
+
+    labels: list[tuple[str, Label]] | None
+    label_names: list[str] | None = None
+
+
 class _Files:
     """Pictures that are files: labels by dataset.json, or by the names of the outermost folders.
 
@@ -85,10 +111,10 @@ class _Files:
     suffixes: tuple[str, ...] = SUFFIXES
 
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in vars(self).items() if key != "table"}  # workers read pictures, not labels
+        return {key: value for key, value in vars(self).items() if key != "labels_file"}  # workers read pictures, not labels
 
-    def walk(self) -> Iterator[str]:
-        """The relative paths of all pictures, ordered by their parts."""
+    def walk(self, passed: PassedOver) -> Iterator[str]:
+        """The relative paths of all pictures, ordered by their parts; what is passed over is counted."""
         raise NotImplementedError
 
     def read(self, key: str) -> bytes:
@@ -98,35 +124,42 @@ class _Files:
         """What dataset.json holds, or None where there is none."""
         raise NotImplementedError
 
+    def is_sample(self) -> bool:
+        """Whether `elit sample` wrote this folder: then the pictures are those that dataset.json lists."""
+        return False
+
+    @cached_property
+    def labels_file(self) -> LabelTable | None:
+        """What dataset.json says; None where there is none."""
+        text = self.read_labels()
+        try:
+            return None if text is None else parse_json(text, LabelTable, "in it")
+        except UserError as error:
+            raise UserError(
+                f'{LABELS_FILE} of {self.name} is not {{"labels": [["00000/img.png", 6], ...]}}, labels from 0 on'
+                f" ({error}); write it again"
+            ) from error
+
     @cached_property
     def table(self) -> dict[str, int] | None:
         """The labels of dataset.json by path; None where there is no such file, or it has none."""
-        text = self.read_labels()
-        if text is None:
-            return None
-        try:
-            entries = json.loads(text)["labels"]
-            if entries is None:
-                return None
-            table = {str(path): label for path, label in entries}
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f'{LABELS_FILE} of {self.name} is not {{"labels": [["00000/img.png", 6], ...]}} ({error!r}); write it again'
-            ) from error
-        for path, label in table.items():
-            if type(label) is not int or not 0 <= label < 1_000_000:
-                raise UserError(
-                    f"{LABELS_FILE} of {self.name} gives {path} the label {label!r}; labels are whole, from 0 on"
-                )
-        return table
+        file = self.labels_file
+        return None if file is None or file.labels is None else dict(file.labels)
 
     @cached_property
     def label_names(self) -> tuple[str, ...]:
-        if self.read_labels() is not None:
-            return () if not self.table else tuple(str(i) for i in range(max(self.table.values()) + 1))
+        return tuple(legible(name) for name in self._names())
+
+    def _names(self) -> tuple[str, ...]:
+        """The classes' names, as the folders have them."""
+        file = self.labels_file
+        if file is not None:
+            count = max(self.table.values()) + 1 if self.table else 0
+            known = file.label_names or []
+            return tuple(known) if count and len(known) >= count else tuple(str(i) for i in range(count))
         folders: list[str] = []
         first = loose = None
-        for path in self.walk():
+        for path in self.walk(PassedOver()):
             first = first or path
             folder, inside, _ = path.partition("/")
             if not inside:
@@ -136,13 +169,31 @@ class _Files:
         if first is None:
             raise UserError(f"{self.name} holds no images; put them in one folder per class, such as {self.name}/cats/1.png")
         if folders and loose:
-            raise UserError(f"{self.name} holds {loose} beside class folders; move it into one of them")
+            raise UserError(f"{self.name} holds {legible(loose)} beside class folders; move it into one of them")
         return tuple(folders) or (Path(self.name).stem,)
 
-    def listing(self) -> Iterator[tuple[str, int | None]]:
-        number = {name: i for i, name in enumerate(self.label_names)}
-        by_folder, listed, path = self.read_labels() is None, 0, ""
-        for path in self.walk():
+    def pictures(self, passed: PassedOver) -> Iterator[str]:
+        """The keys of all pictures, in order, whatever their labels."""
+        listed = set(self.table or ())
+        sample = bool(listed) and self.is_sample()
+        for path in self.walk(passed):
+            if path in listed or not sample:
+                listed.discard(path)
+                yield path
+            else:
+                passed.add(f"not listed in {LABELS_FILE}", path)
+        if listed and sample:
+            raise UserError(
+                f"{self.name} has no {min(listed)}, which its {LABELS_FILE} lists; give its elit sample command again"
+            )
+        for path in listed:
+            passed.add(f"listed in {LABELS_FILE} and not there", path)
+
+    def listing(self, passed: PassedOver | None = None) -> Iterator[tuple[str, int | None]]:
+        by_folder = self.labels_file is None
+        number = {name: i for i, name in enumerate(self._names())} if by_folder else {}
+        listed, path = 0, ""
+        for path in self.pictures(PassedOver() if passed is None else passed):
             if by_folder:
                 yield path, number[path.partition("/")[0]] if "/" in path else 0
             else:
@@ -157,9 +208,18 @@ class FolderSource(_Files):
     """A folder here, or a URL that fsspec opens, such as s3://bucket/pictures."""
 
     def __init__(self, name: str) -> None:
+        self.name = name.rstrip("/") or name
+        self.files: Any = None  # of a URL
+        if "://" in name and not name.startswith("file://"):
+            self._open_url(name)
+            return
+        self.root = str(Path(name.removeprefix("file://")).expanduser().absolute())
+        if not Path(self.root).is_dir():
+            raise UserError(f"{name} is not a folder; give a folder of class folders")
+
+    def _open_url(self, name: str) -> None:
         import fsspec
 
-        self.name = name.rstrip("/")
         try:
             self.files, self.root = fsspec.core.url_to_fs(name)
             is_folder = self.files.isdir(self.root)
@@ -169,41 +229,41 @@ class FolderSource(_Files):
         if not is_folder:
             raise UserError(f"{name} is not a folder; give a folder of class folders")
 
-    def walk(self) -> Iterator[str]:
-        yield from self._walk(self.root, "")
+    def walk(self, passed: PassedOver) -> Iterator[str]:
+        yield from walk_pictures(names_in if self.files is None else self._names_in, self.root, passed, self.suffixes)
 
-    def _walk(self, folder: str, inside: str) -> Iterator[str]:
-        try:
-            entries = self.files.ls(folder, detail=True)
-        except OSError as error:
-            raise UserError(
-                f"the folder {folder} cannot be read ({error.strerror or error}); make it readable or remove it"
-            ) from error
-        found = []
-        for entry in entries:
+    def _names_in(self, folder: str) -> Iterator[Entry]:
+        for entry in self.files.ls(folder, detail=True):
             base = entry["name"].rstrip("/").rsplit("/", 1)[-1]
-            is_folder = entry["type"] == "directory" or (entry["type"] == "other" and self.files.isdir(entry["name"]))
-            if not base.startswith(".") and (is_folder or base.lower().endswith(self.suffixes)):
-                found.append((base, is_folder))
-        for base, is_folder in sorted(found):
-            if is_folder:
-                if inside.count("/") > DEEPEST:
-                    raise UserError(f"{folder} is more than {DEEPEST} folders deep; remove the link that leads back up")
-                yield from self._walk(f"{folder}/{base}", f"{inside}{base}/")
-            else:
-                yield inside + base
+            yield Entry(base, "folder" if entry["type"] == "directory" else "file")
 
     def read(self, key: str) -> bytes:
         try:
+            if self.files is None:
+                return read_picture(Path(self.root, key))
             return bytes(self.files.cat_file(f"{self.root}/{key}"))
         except (FileNotFoundError, PermissionError) as error:
             raise UserError(f"cannot be read: {error.strerror or error}") from error
         except Exception as error:  # of the storage's own kind
-            raise error if isinstance(error, OSError) else OSError(f"{self.root}/{key}: {error}") from error
+            raise error if isinstance(error, OSError | UserError) else OSError(f"{self.root}/{key}: {error}") from error
 
     def read_labels(self) -> bytes | None:
         file = f"{self.root}/{LABELS_FILE}"
+        if self.files is None:
+            return read_bytes(Path(file), LABELS_BYTES) if os.path.lexists(file) else None
         return bytes(self.files.cat_file(file)) if self.files.isfile(file) else None
+
+    def is_sample(self) -> bool:
+        return self.files is None and Path(self.root, SETTINGS_FILE).is_file()
+
+
+def read_picture(file: Path) -> bytes:
+    """The bytes of a picture's file. Raises OSError as opening does, UserError for what is no plain file or too large."""
+    with open_regular(file) as stream:
+        content = stream.read(PICTURE_BYTES + 1)
+    if len(content) > PICTURE_BYTES:
+        raise UserError(f"it is larger than {PICTURE_BYTES // 2**20} MiB")
+    return content
 
 
 class ZipSource(_Files):
@@ -217,8 +277,14 @@ class ZipSource(_Files):
         import fsspec
 
         try:
-            self.zip = zipfile.ZipFile(fsspec.open(self.name, "rb").open())
-        except zipfile.BadZipFile as error:
+            if "://" in self.name:
+                stream = fsspec.open(self.name, "rb").open()
+            else:
+                stream = open_regular(Path(self.name).expanduser().absolute())
+            self.zip = zipfile.ZipFile(stream)
+        except UserError:
+            raise
+        except (zipfile.BadZipFile, UnicodeDecodeError, NotImplementedError) as error:
             raise UserError(f"{self.name} is not a whole zip file ({error}); fetch or write it again") from error
         except Exception as error:  # of the storage's own kind
             raise not_opened(self.name, error) from error
@@ -229,7 +295,7 @@ class ZipSource(_Files):
         ]
         tops = {name.partition("/")[0] for name in names}
         inner = [name.partition("/")[2] for name in names]
-        wrapped = len(tops) == 1 and all(not name.lower().endswith(SUFFIXES) or "/" in name for name in inner)
+        wrapped = len(tops) == 1 and all(name and ("/" in name or not name.lower().endswith(SUFFIXES)) for name in inner)
         self.prefix = f"{tops.pop()}/" if wrapped and names else ""
 
     def __getstate__(self) -> dict[str, Any]:
@@ -238,36 +304,45 @@ class ZipSource(_Files):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(state["name"])  # type: ignore[misc]
 
-    def walk(self) -> Iterator[str]:
-        names = (name.removeprefix(self.prefix) for name in self.zip.namelist() if not hidden(name))
-        yield from sorted((name for name in names if name.lower().endswith(SUFFIXES)), key=lambda name: name.split("/"))
+    def walk(self, passed: PassedOver) -> Iterator[str]:
+        folders: dict[str, set[Entry]] = {"": set()}
+        for name in self.zip.namelist():
+            inside = name.removeprefix(self.prefix).split("/")
+            for depth, part in enumerate(inside):
+                if part:
+                    around = "".join(f"/{folder}" for folder in inside[:depth])
+                    folders.setdefault(around, set()).add(Entry(part, "file" if depth == len(inside) - 1 else "folder"))
+        yield from walk_pictures(lambda folder: folders.get(folder, set()), "", passed, self.suffixes)
 
     def read(self, key: str) -> bytes:
         try:
-            return self.zip.read(self.prefix + key)
-        except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError) as error:  # RuntimeError: encrypted
+            return self._member(key, PICTURE_BYTES)
+        except UNREADABLE as error:
             raise UserError(f"cannot be read: {error}") from error
 
     def read_labels(self) -> bytes | None:
         try:
-            return self.zip.read(self.prefix + LABELS_FILE)
+            return self._member(LABELS_FILE, LABELS_BYTES)
         except KeyError:
             return None
+        except UNREADABLE as error:
+            raise UserError(f"{LABELS_FILE} of {self.name} cannot be read ({error}); write the zip again") from error
+
+    def _member(self, key: str, limit: int) -> bytes:
+        member = self.zip.getinfo(self.prefix + key)
+        if member.file_size > limit:
+            raise UserError(f"it is larger than {limit // 2**20} MiB")
+        return self.zip.read(member)
 
 
-def not_opened(name: str, error: Exception) -> ValueError:
+def not_opened(name: str, error: Exception) -> UserError:
     """What is said of a source that cannot be opened."""
-    why = " ".join(str(error).split())[:200]
+    why = one_line(str(error))[:200]
     if not isinstance(error, ImportError):
-        return ValueError(f"{name} cannot be opened ({why})")
+        return UserError(f"{name} cannot be opened ({why}); see that it is there, and may be read")
     scheme = name.partition("://")[0]
     remedy = f"install it with: pip install {DRIVERS[scheme]}" if scheme in DRIVERS else why
-    return ValueError(f"{scheme}:// needs a package that is not installed; {remedy}")
-
-
-def hidden(path: str) -> bool:
-    """Whether a file or a folder around it has a name that starts with a dot, or is what macOS adds to zip files."""
-    return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
+    return UserError(f"{scheme}:// needs a package that is not installed; {remedy}")
 
 
 class DatasetSource:
@@ -343,7 +418,7 @@ class DatasetSource:
             )
         return tuple(str(i) for i in range(max(values) + 1))
 
-    def listing(self) -> Iterator[tuple[str, int | None]]:
+    def listing(self, passed: PassedOver | None = None) -> Iterator[tuple[str, int | None]]:
         names = {name: i for i, name in enumerate(self.label_names)}
         column = self.rows.select_columns([self.label_column]) if self.label_column else None  # without the pictures
         for start in range(0, len(self.rows), 1000):
@@ -366,8 +441,6 @@ class DatasetSource:
             content: bytes = picture["bytes"]
             return content
         try:
-            if not stat.S_ISREG(Path(picture["path"]).stat().st_mode):
-                raise UserError(f"{picture['path']} is not a file")
-            return Path(picture["path"]).read_bytes()
+            return read_picture(Path(picture["path"]))
         except OSError as error:
             raise UserError(f"cannot be read: {error}") from error

@@ -4,19 +4,19 @@ A row cannot be asked for by its number, so a run that goes on does not see the 
 """
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from elit.data.dataset import INFO_FILE, latent_input, parse_info, stored_picture, takes_mirrored
+from elit.codec import Encoding
+from elit.data.dataset import INFO_FILE, latent_input, parse_info, shard_names, stored_picture, takes_mirrored
+from elit.data.loader import NewGenerators
 from elit.data.sources import FolderSource
 from elit.distributed import rank, world_size
 from elit.errors import UserError
-from elit.pixels import to_float
+from elit.pixels import to_float, to_uint8
 from elit.seeding import generator_for
 
 BUFFER = 4096  # rows that the next one is drawn from
@@ -36,14 +36,15 @@ class StreamedData:
         files = FolderSource(url)
         try:
             self.info = parse_info(files.read(INFO_FILE), f"{files.name}/{INFO_FILE}")
-            listed = json.loads(files.read("state.json"))["_data_files"]
-            self.shards = [f"{files.name}/{Path(entry['filename']).name}" for entry in listed]
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            self.shards = [f"{files.name}/{name}" for name in shard_names(files.read("state.json"), files.name)]
+        except (OSError, UserError) as error:
             raise UserError(f"{url} cannot be streamed ({error}); write it there whole with elit prepare") from error
         if self.info.size is None:
             raise UserError(f"{url} has buckets, whose batches are drawn by number; bring it to this machine")
+        if self.info.label_names and not self.info.label_counts:
+            raise UserError(f"{url} does not say how many rows each label has; prepare the data again")
         self.url, self.shape, self.label_names = url, self.info.shape(), self.info.label_names
-        self.labels = torch.tensor([len(self.label_names) - 1])  # of which only the largest is known
+        self.label_counts = self.info.label_counts
         self.begin(0)
 
     def __len__(self) -> int:
@@ -61,6 +62,19 @@ class StreamedData:
             label = row["label"][0].as_py()
             x[i], labels[i] = self._input(row, generator), -1 if label is None else label
         return x, labels
+
+    @property
+    def encoding(self) -> Encoding:
+        return self.info.encoding
+
+    def stored_features(self, encoder: str) -> None:
+        """None: a vision encoder looks at the pictures. Raises UserError for latents, whose features are read by number."""
+        if self.info.kind == "latents":
+            raise UserError("streamed latents are not aligned; bring the data to this machine, or leave alignment out")
+
+    def target(self, encoder: str, rows: Tensor, x_BCHW: Tensor, generators: NewGenerators) -> Tensor:
+        """The pictures (B, 3, H, W) uint8 that were read, which alignment looks at."""
+        return to_uint8(x_BCHW)
 
     def _input(self, row: Any, generator: torch.Generator) -> Tensor:
         if self.info.kind == "images":

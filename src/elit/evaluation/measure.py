@@ -102,6 +102,10 @@ def measure_features(
         pooled_sums.merge_processes()  # and so every process has written its rows
         if extractor.spatial_width:
             spatial_sums.merge_processes()
+        if source.leave_out_broken():
+            remove_all(stores)
+            on_error.pop_all()
+            return measure_features(source, extractor, batch, work, rows, logits, text)
         told = Provenance(source.name, extractor.name, source.count, source.size, extractor.fingerprint, extractor.resize)
         spatial = spatial_sums.moments() if extractor.spatial_width else None
         statistics = Statistics(pooled_sums.moments(), told, spatial)

@@ -4,7 +4,6 @@ A picture is RGB. Grey ones are repeated over the three channels and transparent
 `notes` says how many were. Nothing is resized unless a size is asked for: then the central square is, by Lanczos.
 """
 
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,21 +13,24 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from elit.codec import Codec
-from elit.data.crops import crop_center, open_picture, upright
-from elit.data.images import SUFFIXES
+from elit.codec import Codec, Latents
+from elit.data.crops import crop_center, decode, decode_told
+from elit.data.dataset import PreparedData, is_prepared
 from elit.data.loader import in_threads
-from elit.distributed import sum_over_ranks
+from elit.data.pictures_on_disk import LABELS_FILE, SETTINGS_FILE, PassedOver, legible
+from elit.data.sources import FolderSource, read_picture
+from elit.distributed import gather_from_ranks, sum_over_ranks
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.evaluation.statistics import npz_members
-from elit.generation import LABELS_FILE, SETTINGS_FILE, SHEET_FILE, tile_images
+from elit.generation import tile_images
 from elit.labels import LabelRule
 from elit.pixels import as_tensor, to_uint8
 from elit.recipe import Recipe
-from elit.words import spread
+from elit.words import one_line, spread
 
 GREY, TRANSPARENT = "grey or of a palette", "with transparency"
 READERS = 2  # threads that decode the next images
@@ -63,6 +65,10 @@ class Source(Protocol):
         """What image a number is, for a message."""
         ...
 
+    def leave_out_broken(self) -> bool:
+        """Takes what could not be read from the set, once all was read; True where there was any: then read all again."""
+        ...
+
     def notes(self) -> list[str]:
         """What was done to images that a reader of the figures should know."""
         ...
@@ -91,49 +97,84 @@ class Images:
     def label(self, index: int) -> str:
         return f"image {index} of {self.name}"
 
+    def leave_out_broken(self) -> bool:
+        return False
+
     def notes(self) -> list[str]:
         return []
 
 
 @dataclass
 class Pictures:
-    """Image files of one size. square: resize them to that instead, after cutting out the central square."""
+    """Image files of one size. square: resize them to that instead, after cutting out the central square.
+
+    A file that cannot be read becomes black when it is met, and `leave_out_broken` then takes it from the set. passed:
+    what was passed over where the files were listed.
+    """
 
     name: str
     files: Sequence[Path]
     square: int | None = None
+    passed: PassedOver = field(default_factory=PassedOver)
     converted: Counter[str] = field(default_factory=Counter)
     grain = 1
     in_memory = False
 
     def __post_init__(self) -> None:
-        self.count = len(self.files)
-        side = self.square
-        self.size: tuple[int, int] = (side, side) if side else self._open(self.files[0])[1]
-        self.converted.clear()  # that one is read again
+        self.broken: dict[Path, str] = {}
+        self.size: tuple[int, int] = (self.square, self.square) if self.square else self._first_size()
+
+    @property
+    def count(self) -> int:
+        return len(self.files)
+
+    def _first_size(self) -> tuple[int, int]:
+        """(height, width) of the first file that can be read."""
+        why = ""
+        for file in self.files:
+            try:
+                picture = decode(read_picture(file))
+            except (OSError, UserError) as error:
+                why = why or f"{file}: {error}"
+                continue
+            return picture.height, picture.width
+        raise UserError(f"none of the {self.count} images of {self.name} can be read ({why}); mend them or give others")
 
     def read(self, first: int, last: int) -> Tensor:
         return torch.stack([self._read(file) for file in self.files[first:last]])
 
     def _read(self, file: Path) -> Tensor:
-        pixels, size = self._open(file)
-        if size != self.size:
-            raise UserError(
-                f"{file} is {size[1]} x {size[0]}, and {self.files[0].name} is {self.size[1]} x {self.size[0]}: images of"
-                " one set have one size; give --size N to resize their central squares"
-            )
-        return pixels
-
-    def _open(self, file: Path) -> tuple[Tensor, tuple[int, int]]:
         try:
-            with open_picture(file.read_bytes()) as image:
-                if image.mode != "RGB":
-                    self.converted[TRANSPARENT if image.has_transparency_data else GREY] += 1
-                picture = upright(image)
-                pixels = as_tensor(crop_center(picture, self.square, self.square) if self.square else picture)
-        except (OSError, SyntaxError, ValueError) as error:  # SyntaxError: what PIL raises for a broken PNG chunk
-            raise UserError(f"{file} cannot be read as an image ({error}); mend or remove it") from error
-        return pixels, (pixels.shape[1], pixels.shape[2])
+            picture, was = decode_told(read_picture(file))
+        except (OSError, UserError) as error:
+            self.broken[file] = one_line(str(error))
+            return torch.zeros(3, *self.size, dtype=torch.uint8)
+        if was:
+            self.converted[was] += 1
+        if self.square:
+            picture = crop_center(picture, self.square, self.square)
+        if (picture.height, picture.width) != self.size:
+            raise UserError(
+                f"{file} is {picture.width} x {picture.height}, and {self.files[0].name} is {self.size[1]} x {self.size[0]}:"
+                " images of one set have one size; give --size N to resize their central squares"
+            )
+        return as_tensor(picture)
+
+    def leave_out_broken(self) -> bool:
+        """Takes the files that could not be read from the set, in every process; whether there were any, so that what was
+        measured is to be measured again. Raises UserError where fewer than two are left."""
+        found = {str(file): why for part in gather_from_ranks(self.broken) for file, why in part.items()}
+        if not found:
+            return False
+        for name, why in sorted(found.items()):
+            self.passed.add(f"unreadable: {why}", name)
+        self.files, self.broken = [file for file in self.files if str(file) not in found], {}
+        self.converted.clear()
+        if self.count < 2:
+            raise UserError(
+                f"{self.name} has {self.count} images that can be read ({self.passed}); mend them or give others"
+            )
+        return True
 
     def label(self, index: int) -> str:
         return str(self.files[index])
@@ -143,7 +184,44 @@ class Pictures:
         kinds = (GREY, TRANSPARENT)
         counts = sum_over_ranks(torch.tensor([self.converted[kind] for kind in kinds])).tolist()
         told = zip(kinds, counts, strict=True)
-        return [f"{count} images {kind} were made RGB, transparency on white" for kind, count in told if count]
+        notes = [f"{count} images {kind} were made RGB, transparency on white" for kind, count in told if count]
+        return [*notes, f"passed over: {legible(str(self.passed))}"] if self.passed else notes
+
+
+@dataclass
+class PreparedImages:
+    """Pictures that `elit prepare` wrote. square: resize their central squares to that. rows: which are taken."""
+
+    name: str
+    data: PreparedData
+    rows: Sequence[int]
+    square: int | None = None
+    grain = 1
+    in_memory = False
+
+    def __post_init__(self) -> None:
+        if self.data.info.size is None and not self.square:
+            raise UserError(f"{self.name} has pictures of several sizes; give --size N to resize their central squares")
+        self.count = len(self.rows)
+        self.size = (self.square, self.square) if self.square else self.data.shape[1:]
+
+    def read(self, first: int, last: int) -> Tensor:
+        return torch.stack([self._read(row) for row in self.rows[first:last]])
+
+    def _read(self, row: int) -> Tensor:
+        pixels = self.data.image(row)
+        if not self.square or pixels.shape[1:] == (self.square, self.square):
+            return pixels
+        return as_tensor(crop_center(Image.fromarray(pixels.permute(1, 2, 0).numpy()), self.square, self.square))
+
+    def label(self, index: int) -> str:
+        return f"row {self.rows[index]} of {self.name}"
+
+    def leave_out_broken(self) -> bool:
+        return False
+
+    def notes(self) -> list[str]:
+        return []
 
 
 @dataclass
@@ -165,6 +243,9 @@ class Array:
 
     def label(self, index: int) -> str:
         return f"image {self.rows[index]} of {self.name}"
+
+    def leave_out_broken(self) -> bool:
+        return False
 
     def notes(self) -> list[str]:
         return []
@@ -199,6 +280,9 @@ class Sampled:
     def label(self, index: int) -> str:
         return f"sample {index} of {self.name}"
 
+    def leave_out_broken(self) -> bool:
+        return False
+
     def notes(self) -> list[str]:
         return []
 
@@ -213,7 +297,7 @@ def decoded_size(model: ElasticModel, codec: Codec) -> tuple[int, int]:
 def open_images(
     name: str, square: int | None = None, count: int | None = None, like: tuple[int, int] | None = None
 ) -> Source:
-    """The images of "emoji", a folder (with all below it), or an .npz with `arr_0`.
+    """The images of "emoji", a folder (with all below it, or as `elit prepare` wrote it), or an .npz with `arr_0`.
 
     square: resize to it. count: take so many, spread evenly over all in their order. like: the size that is wanted, which
     the emoji are then made in. Raises UserError for what holds no images, or fewer than asked.
@@ -224,10 +308,16 @@ def open_images(
         side = square or (like or (32, 32))[0]
         images = load_emoji(side).images
         return Images("emoji", images[list(_rows(count, len(images), name))])
-    path = Path(name)
+    path = Path(name).expanduser()
+    if is_prepared(path):
+        data = PreparedData(path)
+        if isinstance(data.encoding, Latents):
+            raise UserError(f"{name} holds latents; give the folder of the pictures that they were made of")
+        return PreparedImages(name, data, _rows(count, len(data), name), square)
     if path.is_dir():
-        files = image_files(path)
-        return Pictures(name, [files[i] for i in _rows(count, len(files), name)], square)
+        passed = PassedOver()
+        files = image_files(path, passed)
+        return Pictures(name, [files[i] for i in _rows(count, len(files), name)], square, passed)
     if path.suffix == ".npz":
         array = open_array(path)
         if square and array.shape[1:3] != (square, square):
@@ -242,25 +332,19 @@ def _rows(count: int | None, total: int, name: str) -> Sequence[int]:
     return spread(total if count is None else count, total)
 
 
-def image_files(folder: Path) -> list[Path]:
-    """The image files below a folder, sorted; of a folder of `elit sample`, those that its dataset.json lists."""
-    listed = folder / LABELS_FILE
-    if listed.is_file():
-        try:
-            names = [str(name) for name, *_ in json.loads(listed.read_text(encoding="utf8"))["labels"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{listed} does not list images ({error}); mend or remove it") from error
-        files = [folder / name for name in names]
-    else:
+def image_files(folder: Path, passed: PassedOver | None = None) -> list[Path]:
+    """The image files below a folder, as `elit prepare` and `elit train` find them; of a folder of `elit sample`, those that
+    its dataset.json lists. What is passed over is counted in `passed`."""
+    if not (folder / LABELS_FILE).is_file():
         several = sorted(folder.glob(f"*/{SETTINGS_FILE}"))
         if len(several) > 1:
             raise UserError(
                 f"{folder} holds {len(several)} samples of different settings; give one, such as {several[0].parent}"
             )
-        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.name != SHEET_FILE)
-        files = [p for p in files if not p.name.startswith(".")]
+    passed = PassedOver() if passed is None else passed
+    files = [folder / key for key in FolderSource(str(folder)).pictures(passed)]
     if not files:
-        raise UserError(f"{folder} holds no images ({', '.join(SUFFIXES)})")
+        raise UserError(f"{folder} holds no images ({passed or 'it is empty'}); give a folder of pictures")
     return files
 
 

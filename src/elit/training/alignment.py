@@ -1,25 +1,17 @@
 """Representation alignment (REPA, Yu et al., 2025): a block's tokens, projected, point where a vision encoder's do."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elit.data.dataset import PreparedData
-from elit.data.loader import Data
-from elit.data.published_layout import PublishedLatents
+from elit.data.loader import Data, NewGenerators, Stored
 from elit.elastic.grid import Grid
 from elit.elastic.model import ElasticModel
 from elit.encoder import VisionEncoder, load_encoder
-from elit.errors import UserError
-from elit.pixels import to_uint8
 from elit.training.config import AlignmentConfig, alignment_depth
-
-Stored: TypeAlias = tuple[int, int, int]  # rows, columns and width of the features in prepared data
 
 
 class Projector(nn.Sequential):
@@ -102,30 +94,12 @@ def make_aligner(
     return Aligner(tap, projector, encoder, grid, alignment.weight)
 
 
-def column_of(encoder: str) -> str:
-    """The name that stored features of an encoder go by."""
-    return Path(encoder).name
-
-
 def stored_features(alignment: AlignmentConfig, data: Data) -> Stored | None:
-    """(rows, columns, width) of the encoder's features in prepared latents; None for pictures, whose features are computed.
+    """(rows, columns, width) of the encoder's stored features; None where it looks at pictures, and where alignment is off.
 
-    Raises UserError for latents without features or pictures.
+    Raises UserError for data with neither features nor pictures.
     """
-    if not alignment.enabled or data.shape[0] == 3:
-        return None
-    if isinstance(data, PublishedLatents):
-        data.pixels(torch.tensor([0]))  # they are there, before the training starts
-        return None
-    if not isinstance(data, PreparedData):
-        raise UserError("streamed latents are not aligned; bring the data to this machine, or leave alignment out")
-    name = column_of(alignment.encoder)
-    if name not in data.info.features:
-        raise UserError(
-            f"{data.folder} holds no features of {alignment.encoder}, but {', '.join(data.info.features) or 'none'};"
-            " set alignment.encoder, or store them with elit prepare latents --features"
-        )
-    return data.info.features[name]
+    return data.stored_features(alignment.encoder) if alignment.enabled else None
 
 
 def alignment_target(
@@ -133,17 +107,7 @@ def alignment_target(
     data: Data,
     rows: Tensor,
     x_BCHW: Tensor,
-    generators: Callable[[], list[torch.Generator]],
+    generators: NewGenerators,
 ) -> Tensor | None:
-    """What the rows' tokens are aligned with: uint8 pixels (B, 3, H, W), or stored features (B, T, D). None when off.
-
-    `generators` makes new ones, as those that `data.read` made x from.
-    """
-    if not alignment.enabled:
-        return None
-    if data.shape[0] == 3:
-        return to_uint8(x_BCHW)
-    if isinstance(data, PublishedLatents):
-        return data.pixels(rows)
-    assert isinstance(data, PreparedData)
-    return data.feature(column_of(alignment.encoder), rows, generators())
+    """What the rows' tokens are aligned with: uint8 pixels (B, 3, H, W), or stored features (B, T, D). None when off."""
+    return data.target(alignment.encoder, rows, x_BCHW, generators) if alignment.enabled else None

@@ -114,5 +114,8 @@ class RunImages:
     def label(self, index: int) -> str:
         return f"image {int(self.rows[index])} of {self.name}"
 
+    def leave_out_broken(self) -> bool:
+        return False
+
     def notes(self) -> list[str]:
         return []

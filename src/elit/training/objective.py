@@ -5,11 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from elit.data.loader import Stored
 from elit.distributed import world_size
 from elit.elastic.levels import Budget, PerSample
 from elit.elastic.model import ElasticModel
 from elit.flow import Flow, FlowPath
-from elit.training.alignment import Aligner, Stored, make_aligner
+from elit.training.alignment import Aligner, make_aligner
 from elit.training.batch import Batch
 from elit.training.budgets import schedule_levels
 from elit.training.config import TrainConfig

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.amp import GradScaler
 
 from elit.backbones.table import build_model
+from elit.data.loader import Stored
 from elit.distributed import gathered, hold_gradients, mesh_size, own_part, shard_model, sum_over_ranks, world_size
 from elit.elastic.model import ElasticModel
 from elit.precision import fast_bfloat16
-from elit.training.alignment import Stored
 from elit.training.batch import Batch
 from elit.training.config import TrainConfig
 from elit.training.finetune import hold_all_but_interface, start_from
