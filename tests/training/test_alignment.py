@@ -9,7 +9,6 @@ import pytest
 import torch
 import transformers
 from PIL import Image
-from ranks import difference_of_two
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -26,6 +25,7 @@ from elit.training.config import TrainConfig, alignment_depth
 from elit.training.loop import draw_batch, load_data, make_state, train, train_step
 from elit.training.step import batch_loss
 from randomised import randomised
+from ranks import difference_of_two
 
 CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]

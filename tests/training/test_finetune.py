@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
 from safetensors.torch import load_file
 
 from elit import DiT, DiTConfig
@@ -25,6 +24,7 @@ from elit.training.step import batch_loss
 from elit.weights import load_model, save_weights
 from models import inputs_of
 from randomised import randomised
+from ranks import run_ranks
 
 CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -16,6 +15,7 @@ from elit.training.config import TrainConfig
 from elit.training.loop import draw_batch, load_data, make_state, train, train_step
 from elit.training.muon import Muon
 from elit.training.optimizer import with_moments
+from ranks import run_ranks
 
 CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]
