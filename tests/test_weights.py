@@ -3,12 +3,13 @@
 import json
 import os
 import pickle
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from elit import DiT, load_model
+from elit import DiT, create_model, load_model
 from elit.files import whole_folder, write_whole
 from elit.weights import (
     CONFIG_FILE,
@@ -16,6 +17,7 @@ from elit.weights import (
     config_from_dict,
     config_to_dict,
     load_tensors,
+    model_in,
     read_tensors,
     save_weights,
 )
@@ -119,13 +121,135 @@ def test_the_config_of_another_program_is_refused(folder, contents, said):
         ("mlp_ratio", "4"),
         ("group_size", 3),
         ("width", 33),
+        ("width", 2**40),
+        ("in_channels", 2**41),
+        ("mlp_ratio", -1),
+        ("mlp_ratio", float("inf")),
+        ("mlp_ratio", 1e18),
+        ("mlp_ratio", 1e-9),
+        ("interface_mlp_ratio", float("nan")),
+        ("depth", 10**7),
+        ("read_depth", 10**7),
+        ("write_depth", 10**9),
+        ("head_depth", -1),
+        ("latent_table", 2**40),
+        ("input_size", 2**16),
+        ("qk_norm", 1),
+        ("group_size", True),
     ],
 )
 def test_a_config_with_a_value_that_cannot_be_is_refused(folder, key, value):
     """A wrong type or number, from a hand that edited the file: a sentence that names the file."""
     file = folder / CONFIG_FILE
     file.write_text(json.dumps({**json.loads(file.read_text()), key: value}))
-    refusal(folder, CONFIG_FILE)
+    refusal(folder, CONFIG_FILE, "window of 3x3" if value == 3 else key)
+
+
+@pytest.mark.parametrize("fields", [{"depth": 10**7}, {"width": None}, {"mlp_ratio": "4"}, {"input_size": (8, "b")}])
+def test_create_model_refuses_what_a_file_may_not_hold(fields):
+    """The bounds belong to the configuration, wherever it comes from."""
+    (name,) = fields
+    with pytest.raises(ValueError, match=name):
+        create_model("ELIT-SiT-S/2", **fields)
+
+
+def test_a_config_nested_too_deep_is_no_json(folder):
+    (folder / CONFIG_FILE).write_text("[" * 100_000 + "]" * 100_000)
+    refusal(folder, CONFIG_FILE, "not JSON")
+
+
+def spoilt(folder, name: str, change) -> None:
+    """Writes the folder's weights with one tensor changed."""
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file(tensors | {name: change(tensors[name])}, folder / WEIGHTS_FILE)
+
+
+def with_one(value: float):
+    def change(tensor):
+        tensor = tensor.clone()
+        tensor.view(-1)[3] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(with_one(value) for value in (float("nan"), float("inf"), -float("inf"))),
+        *(lambda t, dtype=dtype: t.to(dtype) for dtype in (torch.bool, torch.int64, torch.uint8, torch.complex64)),
+        lambda t: t.to(torch.float8_e4m3fn),
+        lambda t: with_one(1e300)(t.double()),
+    ],
+)
+def test_weights_that_are_no_finite_numbers_are_refused_by_name(folder, change):
+    """In the one place that every command loads from."""
+    spoilt(folder, "final.linear.bias", change)
+    refusal(folder, WEIGHTS_FILE, "final.linear.bias")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_other_floating_point_numbers_load_as_float32(folder, dtype):
+    spoilt(folder, "final.linear.bias", lambda t: t.to(dtype))
+    assert load_model(folder).final.linear.bias.dtype == torch.float32
+
+
+def test_weights_that_half_precision_cannot_hold_are_not_saved(folder):
+    model = made(ELASTIC)
+    with torch.no_grad():
+        model.final.linear.bias[0] = 70000
+    before = (folder / WEIGHTS_FILE).read_bytes()
+    with pytest.raises(ValueError, match=r"float16: final\.linear\.bias holds"):
+        save_weights(model, folder, dtype=torch.float16)
+    assert (folder / WEIGHTS_FILE).read_bytes() == before
+
+
+def test_memory_is_taken_for_weights_that_are_there(folder):
+    """A config that asks for a thousandfold width is refused by the shapes of the file, before any memory is taken."""
+    file = folder / CONFIG_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "width": 65536, "depth": 1024}))
+    refusal(folder, WEIGHTS_FILE, "does not fit its config")
+
+
+def wrapped(model, kind: str):
+    """The model as torch.compile, or a data-parallel wrapper, holds it."""
+    if kind == "compiled":
+        return torch.compile(model)
+    outer = torch.nn.Module()
+    outer.module = torch.compile(model) if kind == "both" else model
+    return outer
+
+
+@pytest.mark.parametrize("kind", ["compiled", "data parallel", "both"])
+def test_a_wrapped_model_is_saved_by_its_own_names(folder, kind):
+    save_weights(wrapped(made(ELASTIC), kind), folder)
+    assert set(load_file(folder / WEIGHTS_FILE)) == set(made(ELASTIC).state_dict())
+    assert torch.equal(load_model(folder)(*inputs_of(ELASTIC)), made(ELASTIC)(*inputs_of(ELASTIC)))
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod.", "_orig_mod.module."])
+def test_prefixes_of_compilation_and_data_parallelism_are_stripped(folder, prefix):
+    tensors = load_file(folder / WEIGHTS_FILE)
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, folder / WEIGHTS_FILE)
+    assert torch.equal(load_model(folder)(*inputs_of(ELASTIC)), made(ELASTIC)(*inputs_of(ELASTIC)))
+    save_file(tensors | {f"{prefix}final.linear.bias": tensors["final.linear.bias"] + 1}, folder / WEIGHTS_FILE)
+    refusal(folder, WEIGHTS_FILE, "final.linear.bias twice")
+
+
+def test_a_runs_folder_stands_for_its_last_checkpoint(folder, tmp_path):
+    """And where there is none yet, the words say so; so they do for files in a folder's place."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / CONFIG_FILE).write_text(json.dumps({"steps": 3}))
+    refusal(run, "training run without a whole checkpoint")
+    for step in (9, 10, 123456789):
+        shutil.copytree(folder, run / "checkpoints" / f"step_{step:08d}")
+    (run / "checkpoints" / "step_99999999").mkdir()
+    assert model_in(run) == model_in(run / "checkpoints") == run / "checkpoints" / "step_123456789"
+    load_model(run)
+    refusal(folder / WEIGHTS_FILE, "give its folder")
+    (tmp_path / "theirs.pt").write_bytes(b"x")
+    refusal(tmp_path / "theirs.pt", "elit import")
 
 
 def test_tensors_that_do_not_fit_are_listed(folder):

@@ -1,24 +1,42 @@
 """A model's card: what is known of it beside its weights."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Le
+from typing_extensions import TypedDict
 
 from elit.errors import UserError
 from elit.files import write_whole
 from elit.flow import FlowPath
 from elit.guidance import Guidance
 from elit.recipe import Recipe
+from elit.records import Count, checked, read_json, record
 
 CARD_FILE = "card.json"
+Steps = Annotated[int, Ge(1), Le(100_000)]  # of a sampler
 
 
-@dataclass(frozen=True)
+class Quality(TypedDict):
+    """What every measured quality holds, beside what only some do: see `reports.quality`."""
+
+    features: str
+    samples: Count
+    seeds: list[int]
+    real: dict[str, float]
+    budgets: list[dict[str, float]]
+
+
+Quality.__pydantic_config__ = {"extra": "allow", "allow_inf_nan": False}  # type: ignore[attr-defined]
+
+
+@record
 class SamplingDefaults:
     """Steps of the Euler sampler and scale of classifier-free guidance, as measured best for a model."""
 
-    steps: int = 25
+    steps: Steps = 25
     guidance_scale: float = 2.0
 
     @property
@@ -26,7 +44,7 @@ class SamplingDefaults:
         return Guidance(scale=self.guidance_scale)
 
 
-@dataclass(frozen=True)
+@record
 class Card:
     """What is known of a model beside its weights.
 
@@ -48,19 +66,16 @@ class Card:
 
 
 def load_card(folder: Path) -> Card:
-    """The card of a model folder, or a card of defaults where it has none."""
+    """The card of a model folder, or one of defaults where it has none. Raises UserError, naming the field, for a bad one."""
     file = folder / CARD_FILE
-    if not file.is_file():
-        return Card()
-    try:
-        values = json.loads(file.read_text(encoding="utf8"))
-        values["sampling"] = SamplingDefaults(**values["sampling"])
-        values["path"] = FlowPath(values.get("path", FlowPath.LINEAR))
-        values["label_names"] = tuple(str(name) for name in values.get("label_names", ()))
-        return Card(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is not a model's card ({error}); fetch or write it again") from error
+    card = read_json(file, Card) if file.exists() else Card()
+    if card.quality is not None:
+        quality = checked(card.quality, Quality, f"{file}, quality")
+        if not all("budget" in row for row in quality["budgets"]):
+            raise UserError(f"{file}: a row of quality.budgets has no budget; measure again with elit results")
+    return card
 
 
 def save_card(card: Card, folder: Path) -> None:
+    """Writes a card as card.json. Raises WriteError, as of a full disk."""
     write_whole(folder / CARD_FILE, json.dumps(asdict(card), indent=2) + "\n")

@@ -24,7 +24,7 @@ from elit.files import whole_folder
 from elit.flow import FlowPath
 from elit.hub import from_hub
 from elit.pickles import read_pickle
-from elit.weights import CONFIG_FILE, WEIGHTS_FILE, check_fit, empty_model, save_weights
+from elit.weights import CONFIG_FILE, WEIGHTS_FILE, check_fit, filled, outline, save_weights
 from elit.words import suggest
 
 REPOSITORY = "mali6/elit"
@@ -200,11 +200,10 @@ def read_published(checkpoint: str | Path, /, weights: str = "ema", **given: str
     state, args = split_checkpoint(read_pickle(file), weights, source)
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(PROJECTORS)}
     settings = settle(kept, args, given, source)
-    model = empty_model(config_of(settings, kept, source))
+    model = outline(config_of(settings, kept, source))
     check_fit(kept, wanted_tensors(model), f"{source} is not a {settings['model'].value} of the authors")
     check_values(kept, model, source)
-    model.load_state_dict(our_state(kept, model))
-    return Published(model.eval(), source, weights, settings, len(state) - len(kept))
+    return Published(filled(model, our_state(kept, model)), source, weights, settings, len(state) - len(kept))
 
 
 def fetch(source: str) -> Path:

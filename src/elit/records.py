@@ -6,6 +6,7 @@ read from elsewhere is checked against it, field by field; an error is one sente
 
 import json
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, dataclass_transform
 
@@ -13,11 +14,12 @@ from annotated_types import Ge, Gt, Le
 
 from elit.errors import UserError
 from elit.files import read_bytes
-from elit.words import one_line, suggest
+from elit.words import one_line, shown, suggest
 
 T = TypeVar("T")
 
 LARGEST = 2**40  # of a whole number in a file: enough for any count, far from what arithmetic cannot hold
+KINDS = ("function-", "tuple[", "list[", "dict[", "union", "constrained-", "literal[")  # of a union's choices, in an error
 JSON_BYTES = 64 * 2**20
 
 Whole = Annotated[int, Ge(0), Le(LARGEST)]
@@ -33,6 +35,31 @@ def record(cls: type[T]) -> type[T]:
     """Makes a frozen dataclass whose fields `checked` knows: no unknown ones, and numbers that are finite."""
     cls.__pydantic_config__ = {"extra": "forbid", "allow_inf_nan": False}  # type: ignore[attr-defined]
     return dataclass(frozen=True)(cls)
+
+
+def check_fields(values: Any) -> None:
+    """For a record's `__post_init__`: what was given in Python is checked as what is read from a file is.
+
+    Raises UserError that names the field and its value.
+    """
+    from pydantic import ValidationError
+
+    kind: Any = type(values)
+    try:
+        _fields_model(kind).model_validate(vars(values), strict=True)
+    except ValidationError as error:
+        raise UserError(_sentence(error, kind)) from error
+
+
+@cache
+def _fields_model(kind: type[Any]) -> Any:
+    """The fields of a record as a model of pydantic's own, which makes no record and so calls no `__post_init__`."""
+    import typing
+
+    from pydantic import ConfigDict, create_model
+
+    fields: dict[str, Any] = {name: (hint, ...) for name, hint in typing.get_type_hints(kind, include_extras=True).items()}
+    return create_model(kind.__name__, __config__=ConfigDict(allow_inf_nan=False, protected_namespaces=()), **fields)
 
 
 def read_json(file: Path, kind: type[T], limit: int = JSON_BYTES) -> T:
@@ -66,10 +93,9 @@ def _sentence(error: Any, kind: type[Any]) -> str:
     """The first of the mistakes that pydantic found, in words, and how many more there are."""
     mistakes = error.errors(include_url=False)
     first, more = mistakes[0], len(mistakes) - 1
-    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("function-", "tuple[", "union")))
+    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(KINDS))
     tail = f" (and {more} more)" if more else ""
-    value = one_line(repr(first["input"]))
-    value = value if len(value) <= 80 else f"{value[:77]}..."
+    value = shown(first["input"])
     if first["type"] == "json_invalid":
         return f"it is not JSON ({one_line(first['msg'])}); fetch or write it again"
     if first["type"] in ("missing", "missing_argument"):

@@ -3,8 +3,9 @@
 import dataclasses
 import hashlib
 import json
+import os
+import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,84 +16,142 @@ from elit.backbones.config import DiTConfig
 from elit.backbones.table import backbone_named, backbone_of, build_model
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.files import write_whole, written_whole
-from elit.words import suggest
+from elit.files import found, write_whole, written_whole
+from elit.records import checked, read_json
+from elit.words import one_line, shown
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+FLOATS_TEXT = "float32, float16, bfloat16 or float64"
 
 
-def config_to_dict(config: DiTConfig) -> dict[str, Any]:
+def config_to_dict(config: DiTConfig) -> dict[str, object]:
     """What config.json holds."""
     return {"architecture": backbone_of(config).architecture, **dataclasses.asdict(config)}
 
 
-def config_from_dict(values: dict[str, Any], origin: str) -> DiTConfig:
-    """The inverse of `config_to_dict`; `origin` names the file in the ValueError that a foreign one raises."""
+def config_from_dict(values: object, origin: str) -> DiTConfig:
+    """The inverse of `config_to_dict`, of plain values; `origin` names their file in the UserError that foreign ones raise."""
+    foreign = f"{origin} does not describe a model of this library"
+    if not isinstance(values, dict):
+        raise UserError(foreign)
     backbone = backbone_named(values.get("architecture"))
     if backbone is None:
-        raise UserError(
-            f"{origin} does not describe a model of this library (its architecture is {values.get('architecture')!r})"
-        )
-    known = [field.name for field in dataclasses.fields(backbone.config)]
-    given = {key: value for key, value in values.items() if key != "architecture"}
-    for key in given:
-        if key not in known:
-            raise UserError(f"{origin} has an unknown key {key!r}; {suggest(key, known)}")
-    for field in dataclasses.fields(backbone.config):
-        value = given.get(field.name, field.default)
-        if not fits(value, field.default, field.name.endswith("_size") and field.name != "patch_size"):
-            raise UserError(f"{origin} holds a value of the wrong type: {field.name} is {value!r}")
-    try:
-        return backbone.config(**given)
-    except ValueError as error:
-        raise UserError(f"{origin}: {error}") from error
+        raise UserError(f"{foreign} (its architecture is {shown(values.get('architecture'))})")
+    return checked({key: value for key, value in values.items() if key != "architecture"}, backbone.config, origin)
 
 
-def fits(value: Any, default: Any, may_be_pair: bool) -> bool:
-    """Whether a value read from JSON has its field's type; a size may be a pair, and the group's none."""
-    if may_be_pair and isinstance(value, list | tuple):
-        return len(value) == 2 and all(type(side) is int for side in value)
-    if default is None:
-        return value is None or type(value) is int
-    return type(value) is type(default) or (type(default) is float and type(value) is int)
+def load_config(folder: Path) -> DiTConfig:
+    """The configuration in a model folder's config.json. Raises UserError, naming the file and the field, for any other."""
+    return config_from_dict(read_json(folder / CONFIG_FILE, object), str(folder / CONFIG_FILE))
 
 
 def save_weights(
-    model: ElasticModel, folder: Path, state: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None
+    model: nn.Module, folder: Path, state: dict[str, Tensor] | None = None, dtype: torch.dtype | None = None
 ) -> None:
-    """Writes config.json and model.safetensors into a folder that exists. `state`: other weights than the model's."""
-    state = model.state_dict() if state is None else state
-    tensors = {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in state.items()}
-    with written_whole(folder / WEIGHTS_FILE) as part:
-        save_file(tensors, part)
-        part.chmod(0o644)  # safetensors makes files that their owner alone can read
+    """Writes config.json and model.safetensors into a folder that exists.
+
+    model: an ElasticModel, compiled or not. state: other weights than the model's. dtype: to store them in. Raises
+    UserError for weights that the dtype cannot hold, or that are not finite.
+    """
+    model = original(model)
+    tensors = {
+        name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+        for name, tensor in plain_names(model.state_dict() if state is None else state, "the model").items()
+    }
+    check_finite(tensors, f"the weights cannot be saved{f' as {dtype}' if dtype is not None else ''}")
+    save_tensors(tensors, folder / WEIGHTS_FILE)
     write_whole(folder / CONFIG_FILE, json.dumps(config_to_dict(model.config), indent=2) + "\n")
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
+    """Writes a safetensors file, whole or not at all. Raises WriteError, as of a full disk."""
+    with written_whole(file) as part:
+        try:
+            save_file(tensors, part)
+        except SafetensorError as error:  # its texts of the system's errors end in "(os error 28)"
+            code = re.search(r"os error (\d+)", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
+        part.chmod(0o644)  # safetensors makes files that their owner alone can read
+
+
+def original(model: nn.Module) -> ElasticModel:
+    """The model within what torch.compile or a data-parallel wrapper made of it. Raises UserError for another module."""
+    while not isinstance(model, ElasticModel):
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "module", None)
+        if not isinstance(inner, nn.Module):
+            raise UserError(f"the model is an elit model, such as create_model makes, and not {shown(type(model).__name__)}")
+        model = inner
+    return model
+
+
+def plain_names(tensors: dict[str, Tensor], origin: str) -> dict[str, Tensor]:
+    """The tensors by the names that they have without torch.compile ("_orig_mod.") and data parallelism ("module.").
+
+    Raises UserError where two get the same name.
+    """
+    out: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        plain = name.replace("_orig_mod.", "").removeprefix("module.")
+        if plain in out:
+            raise UserError(f"{origin} holds {plain} twice, with and without a prefix; give one that holds it once")
+        out[plain] = tensor
+    return out
 
 
 def load_model(folder: str | Path, device: str = "cpu") -> ElasticModel:
     """The model of a folder with config.json and model.safetensors, in float32 and eval mode.
 
-    Raises UserError where the folder is missing, truncated, or another program's.
+    A training run's folder stands for its last checkpoint. Raises UserError where the folder is missing, truncated, or
+    another program's, and for weights that are not finite floating-point numbers.
     """
-    folder = Path(folder)
-    config_file, weights_file = folder / CONFIG_FILE, folder / WEIGHTS_FILE
-    if not config_file.is_file() or not weights_file.is_file():
-        raise UserError(f"{folder} is not a model folder: it holds no {CONFIG_FILE} with {WEIGHTS_FILE}")
-    try:
-        values = json.loads(config_file.read_text(encoding="utf8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{config_file} is not JSON ({error}); fetch or write it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{config_file} does not describe a model of this library")
-    model = empty_model(config_from_dict(values, str(config_file)))
-    load_tensors(model, weights_file)
-    return model.to(device).eval()
+    folder = model_in(Path(folder))
+    model = outline(load_config(folder))
+    return filled(model, fitting_tensors(model, folder / WEIGHTS_FILE)).to(device)
+
+
+def model_in(folder: Path) -> Path:
+    """The model folder that a path names: itself, or the last checkpoint of a training run.
+
+    Raises UserError, saying what is there instead, for every other path.
+    """
+    folder = found(folder)
+    if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
+        return folder
+    for place in (folder / "checkpoints", folder):
+        steps = [p for p in place.glob("step_*") if (p / CONFIG_FILE).is_file() and (p / WEIGHTS_FILE).is_file()]
+        if steps:
+            return max(steps, key=lambda p: (len(p.name), p.name))
+    if (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} is a training run without a whole checkpoint yet; train on, or give a model folder")
+    if folder.is_file() and folder.name in (CONFIG_FILE, WEIGHTS_FILE):
+        raise UserError(f"{folder} is a file; give its folder, {folder.parent}")
+    if folder.is_file():
+        raise UserError(f"{folder} is a file and not a model folder; of the authors' checkpoints elit import makes one")
+    raise UserError(f"{folder} is not a model folder: it holds no {CONFIG_FILE} with {WEIGHTS_FILE}")
+
+
+def outline(config: DiTConfig) -> ElasticModel:
+    """A model that takes no memory yet, for its names and shapes."""
+    with torch.device("meta"):
+        return build_model(config)
 
 
 def empty_model(config: DiTConfig) -> ElasticModel:
     """A model whose weights are yet to be loaded."""
-    with torch.device("meta"):
-        model = build_model(config)
+    return emptied(outline(config))
+
+
+def filled(model: ElasticModel, tensors: dict[str, Tensor]) -> ElasticModel:
+    """The model of an outline with these weights, in float32, on the CPU and in eval mode."""
+    emptied(model).load_state_dict(tensors)
+    return model.eval()
+
+
+def emptied(model: ElasticModel) -> ElasticModel:
+    """The model of an outline with memory on the CPU, its weights yet to be loaded."""
     model.to_empty(device="cpu")
     model.reset_positions()
     return model
@@ -115,10 +174,33 @@ def digest_of(module: nn.Module) -> str:
 
 
 def load_tensors(model: ElasticModel, file: Path) -> None:
-    """Copies a safetensors file into the model; ValueError lists what is missing, unexpected or of another shape."""
-    tensors = read_tensors(file)
+    """Copies a safetensors file into the model, once all of it fits; errors as of `fitting_tensors`."""
+    model.load_state_dict(fitting_tensors(model, file))
+
+
+def fitting_tensors(model: ElasticModel, file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, by the model's names.
+
+    Raises UserError that lists what is missing, unexpected or of another shape, or names a tensor that holds no finite
+    floating-point numbers.
+    """
+    tensors = plain_names(read_tensors(file), str(file))
     check_fit(tensors, model.state_dict(), f"{file} does not fit its config")
-    model.load_state_dict(tensors)
+    check_finite(tensors, f"{file} holds no weights")
+    return tensors
+
+
+def check_finite(tensors: dict[str, Tensor], verdict: str) -> None:
+    """Raises UserError, naming the tensor, for one that does not hold finite floating-point numbers of 16 bits or more."""
+    for name, tensor in tensors.items():
+        if tensor.dtype not in FLOATS:
+            raise UserError(f"{verdict}: {name} is of the type {tensor.dtype}, and not of {FLOATS_TEXT}")
+        # a minimum and a maximum are quicker than a test of each value, and NaN if any value is
+        if tensor.numel() and not bool(torch.stack(tensor.aminmax()).float().isfinite().all()):
+            raise UserError(
+                f"{verdict}: {name} holds NaN or infinite values; a training that diverged, a damaged file or a"
+                " type too small for them makes such ones"
+            )
 
 
 def check_fit(tensors: dict[str, Tensor], wanted: dict[str, Tensor], verdict: str) -> None:
@@ -136,8 +218,9 @@ def check_fit(tensors: dict[str, Tensor], wanted: dict[str, Tensor], verdict: st
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file; ValueError where it is truncated or of another kind."""
+    """The tensors of a safetensors file; UserError where it is truncated or of another kind."""
     try:
         return load_file(file)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{file} is not a whole safetensors file ({error}); fetch or write it again") from error
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        why = one_line(str(error))
+        raise UserError(f"{file} is not a whole safetensors file ({why}); fetch or write it again") from error

@@ -20,3 +20,9 @@ def spread(count: int, total: int) -> Sequence[int]:
 def one_line(text: str) -> str:
     """A text on one line, its white space single."""
     return " ".join(text.split())
+
+
+def shown(value: object) -> str:
+    """A value of any kind as an error repeats it: on one line, and cut where it is long."""
+    text = one_line(repr(value))
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,13 +1,24 @@
 """What a backbone is made of: its configuration, without torch."""
 
-from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Le
 
 from elit.elastic.grid import Grid, Window
 from elit.elastic.levels import Levels
 from elit.errors import UserError
+from elit.records import check_fields, record
+
+# Bounds far above every model that there is, and below what hangs or swells: who asks for more has mistyped.
+Side = Annotated[int, Ge(1), Le(2**16)]  # of an input; heads and channels are fewer too
+Layers = Annotated[int, Ge(1), Le(1024)]
+LayersOrNone = Annotated[int, Ge(0), Le(1024)]
+Width = Annotated[int, Ge(1), Le(2**23)]
+Ratio = Annotated[float, Gt(0), Le(64)]
+MOST_TOKENS, MOST_LATENTS = 2**20, 2**12  # of a grid, and of a window
 
 
-@dataclass(frozen=True)
+@record
 class DiTConfig:
     """A DiT. Dense where `group_size` is None; otherwise elastic, with the split head - core - tail.
 
@@ -19,46 +30,50 @@ class DiTConfig:
     latent_table: rows of the learned table of latent positions, which a `rope` model has not; 4096 in the published models.
     """
 
-    input_size: int | tuple[int, int] = 32
-    patch_size: int = 2
-    in_channels: int = 4
-    num_classes: int = 1000
-    width: int = 384
-    depth: int = 12
-    heads: int = 6
-    mlp_ratio: float = 4.0
+    input_size: Side | tuple[Side, Side] = 32
+    patch_size: Annotated[int, Ge(1), Le(1024)] = 2
+    in_channels: Side = 4
+    num_classes: Annotated[int, Ge(1), Le(2**24)] = 1000
+    width: Width = 384
+    depth: Layers = 12
+    heads: Side = 6
+    mlp_ratio: Ratio = 4.0
     qk_norm: bool = False
     rope: bool = False
-    group_size: int | tuple[int, int] | None = None
-    head_depth: int = 2
-    tail_depth: int = 2
-    read_depth: int = 1
-    write_depth: int = 1
-    interface_mlp_ratio: float = 1.0
+    group_size: Side | tuple[Side, Side] | None = None
+    head_depth: LayersOrNone = 2
+    tail_depth: LayersOrNone = 2
+    read_depth: Layers = 1
+    write_depth: Layers = 1
+    interface_mlp_ratio: Ratio = 1.0
     write_sees_dropped: bool = False
-    latent_table: int = 4096
+    latent_table: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 4096
 
     def __post_init__(self) -> None:
         for name in ("input_size", "group_size"):  # a pair read from JSON is a list
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
-        for name in ("num_classes", "depth", "patch_size", "in_channels", "width", "heads"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is at least 1, not {getattr(self, name)}")
+        check_fields(self)
         if self.width % self.heads or self.width % 4 or (self.width // self.heads) % 2:
             raise UserError(f"width {self.width} must be a multiple of 4 and of 2 x heads, with heads = {self.heads}")
-        for side in pair(self.input_size):
-            if side < 1 or side % self.patch_size:
-                raise UserError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
-        if self.window is None:
-            return
-        self.window.groups(self.grid)
-        if min(self.head_depth, self.tail_depth) < 0 or self.head_depth + self.tail_depth >= self.depth:
+        for name in ("mlp_ratio", "interface_mlp_ratio"):
+            if self.width * getattr(self, name) < 1:
+                raise UserError(f"{name} {getattr(self, name)} leaves an MLP of width {self.width} without any hidden values")
+        if any(side % self.patch_size for side in pair(self.input_size)):
+            raise UserError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
+        if self.grid.size > MOST_TOKENS:
+            raise UserError(f"a grid of {self.grid} tokens is too large; input_size / patch_size gives {MOST_TOKENS} at most")
+        if self.window is not None:
+            self._check_elastic(self.window)
+
+    def _check_elastic(self, window: Window) -> None:
+        window.groups(self.grid)
+        if window.size > MOST_LATENTS:
+            raise UserError(f"a group of {window} tokens is too large; group_size gives {MOST_LATENTS} latents at most")
+        if self.head_depth + self.tail_depth >= self.depth:
             raise UserError(
                 f"head_depth {self.head_depth} + tail_depth {self.tail_depth} leave no core in a depth of {self.depth}"
             )
-        if min(self.read_depth, self.write_depth) < 1:
-            raise UserError("read_depth and write_depth are at least 1")
         if not self.rope and self.grid.size > self.latent_table:
             raise UserError(
                 f"a grid of {self.grid.size} tokens is beyond the {self.latent_table} rows of latent_table; set rope=True"
