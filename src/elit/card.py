@@ -66,7 +66,7 @@ class Card:
 
 
 def load_card(folder: Path) -> Card:
-    """The card of a model folder, or one of defaults where it has none. Raises UserError, naming the field, for a bad one."""
+    """The card of a model folder, or one of defaults. Raises UserError, naming the field, for a bad one."""
     file = folder / CARD_FILE
     card = read_json(file, Card) if file.exists() else Card()
     if card.quality is not None:

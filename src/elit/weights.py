@@ -31,7 +31,7 @@ def config_to_dict(config: DiTConfig) -> dict[str, object]:
 
 
 def config_from_dict(values: object, origin: str) -> DiTConfig:
-    """The inverse of `config_to_dict`, of plain values; `origin` names their file in the UserError that foreign ones raise."""
+    """The inverse of `config_to_dict`, of plain values; `origin` names their file in the UserError of foreign ones."""
     foreign = f"{origin} does not describe a model of this library"
     if not isinstance(values, dict):
         raise UserError(foreign)

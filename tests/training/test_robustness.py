@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks, start_ranks, wait_for
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -22,6 +21,7 @@ from elit.distributed import OneRankError, gathered, process_group
 from elit.training.checkpoint import checkpoints, load_checkpoint, open_run, save_checkpoint, state_tensors
 from elit.training.config import TrainConfig
 from elit.training.loop import draw_batch, draw_own, load_data, make_state, train, train_step
+from ranks import run_ranks, start_ranks, wait_for
 
 CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]

@@ -58,11 +58,15 @@ class DiTConfig:
             raise UserError(f"width {self.width} must be a multiple of 4 and of 2 x heads, with heads = {self.heads}")
         for name in ("mlp_ratio", "interface_mlp_ratio"):
             if self.width * getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)} leaves an MLP of width {self.width} without any hidden values")
+                raise UserError(
+                    f"{name} {getattr(self, name)} leaves an MLP of width {self.width} without any hidden values"
+                )
         if any(side % self.patch_size for side in pair(self.input_size)):
             raise UserError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
         if self.grid.size > MOST_TOKENS:
-            raise UserError(f"a grid of {self.grid} tokens is too large; input_size / patch_size gives {MOST_TOKENS} at most")
+            raise UserError(
+                f"a grid of {self.grid} tokens is too large; input_size / patch_size gives {MOST_TOKENS} at most"
+            )
         if self.window is not None:
             self._check_elastic(self.window)
 
