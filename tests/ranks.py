@@ -46,7 +46,7 @@ def fork(rank: int, count: int, port: str, work: Callable[[], object], log: Path
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError) as error:
         os.write(2, f"rank {rank}: {type(error).__name__}: {error}\n".encode())
         code = 2
     except BaseException:

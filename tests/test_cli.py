@@ -196,7 +196,7 @@ def test_mistakes_in_the_options_of_a_report(capsys: pytest.CaptureFixture[str])
     assert "1.5" in refused(capsys, "report", "guidance", *model, "--weak-budget", "1.5")
     assert "between 0 and 1" in refused(capsys, "report", "schedule", *model, "--times", "2")
     assert "--count 0" in refused(capsys, "report", "schedule", *model, "--count", "1")
-    assert "at least 1" in refused(capsys, "report", "schedule", *model, "--seeds", "0")
+    assert "0 is not from 1" in refused(capsys, "report", "schedule", *model, "--seeds", "0")
     assert "nowhere" in refused(capsys, "report", "budgets", "--model", "nowhere")
     assert not list(Path().glob("report-*"))
 
@@ -236,8 +236,8 @@ def test_sample_makes_images_and_names_their_folder(capsys, tmp_path: Path) -> N
         (["--guidance.interval", "0.5"], "write it as 0.1,0.8"),
         (["--guidance.weak_label", "same"], "give weak_budget"),
         (["--sampler", "ddim"], "known: euler"),
-        (["--steps", "0"], "too few"),
-        (["--count", "-1"], "at least one image"),
+        (["--steps", "0"], "--steps: 0 is not from 1"),
+        (["--count", "-1"], "--count: -1 is not from 1"),
         (["--model", "no/such/folder"], "is not a model folder"),
         (["--device", "abacus"], "try --device cpu"),
         (["--codec", "nowhere"], "no AutoencoderKL could be loaded"),

@@ -26,7 +26,7 @@ class LostRankError(RuntimeError):
     """Another process died or does not answer: this one cannot go on."""
 
 
-class OneRankError(ValueError):
+class OneRankError(UserError):
     """A mistake that only this process may have met, such as a file that it cannot read: it tells of it itself."""
 
 
@@ -35,7 +35,7 @@ def named_rank() -> Iterator[None]:
     """Names this process, where there are several, in a mistake that the others may not meet."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         if world_size() == 1 or isinstance(error, OneRankError):
             raise
         raise OneRankError(f"rank {rank()}: {error}") from error
@@ -177,7 +177,7 @@ def together(call: Callable[[], T]) -> T:
         failure = error
     if _grouped():
         failures: list[ValueError | OSError | None] = [None] * world_size()
-        kind = OSError if isinstance(failure, OSError) else ValueError  # others of theirs may need more than a text
+        kind = OSError if isinstance(failure, OSError) else UserError  # others of theirs may need more than a text
         told = None if failure is None else kind(str(failure))
         dist.all_gather_object(failures, told)
         failure = failure or next((found for found in failures if found is not None), None)

@@ -3,3 +3,7 @@
 
 class UserError(ValueError):
     """A mistake of whoever calls: the message is one sentence that names the thing, its value and the remedy."""
+
+
+class NumbersError(UserError, FloatingPointError):
+    """Numbers that left the range of floating point for too long, such as a loss: settings of the user's led there."""

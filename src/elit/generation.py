@@ -28,7 +28,7 @@ from PIL import Image
 from torch import Tensor
 
 from elit.codec import Codec, PixelCodec
-from elit.console import console, progress_bar
+from elit.console import progress_bar, say
 from elit.distributed import barrier, from_main, is_main, rank, together, world_size
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
@@ -132,11 +132,7 @@ def fitting_tile(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: 
         settings = settings_of(model, usual, labels, codec)
         if folder_of(out, settings).is_dir() or _holds(out, settings):
             return usual
-        console.print(
-            f"images are made {recipe.tile} at a time, which changes last bits; give --tile {usual.tile} to go on to more",
-            markup=False,
-            soft_wrap=True,
-        )
+        say(f"images are made {recipe.tile} at a time, which changes last bits; give --tile {usual.tile} to go on to more")
     return recipe
 
 
@@ -299,12 +295,10 @@ def finish(folder: Path, listing: Listing, npz: bool) -> None:
     before, count = _listed_before(folder), len(listing.labels)
     if len(before) > count and before[:count] == listing.labels:
         if _all_there(folder, before):
-            console.print(
-                f"{folder} holds {len(before):,} images from before, which all stay listed", markup=False, soft_wrap=True
-            )
+            say(f"{folder} holds {len(before):,} images from before, which all stay listed")
             listing = Listing(before, listing.label_names)
         else:
-            console.print(f"{folder} listed {len(before):,} images, of which some are gone", markup=False, soft_wrap=True)
+            say(f"{folder} listed {len(before):,} images, of which some are gone")
     told_labels: dict[str, Any] = {"labels": listing.labels}
     if listing.label_names:
         told_labels["label_names"] = listing.label_names
@@ -362,4 +356,4 @@ def save_npz(files: Sequence[Path], file: Path) -> None:
             np.lib.format.write_array_header_1_0(stream, header)
             for name in bar.track(files, description="writing the .npz"):
                 stream.write(np.asarray(read_sample(name, first.size)).tobytes())
-    console.print(f"the images as one array are in {file}", markup=False, soft_wrap=True)
+    say(f"the images as one array are in {file}")

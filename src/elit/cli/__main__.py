@@ -1,4 +1,4 @@
-"""`python -m elit.cli`, for torchrun."""
+"""`python -m elit.cli`: the same as `python -m elit`."""
 
 import sys
 

@@ -5,9 +5,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elit.cli.parsing import Commands, parse_budgets, torch_dtype
+from elit.cli.parsing import DTYPES, MOST, MOST_AT_ONCE, MOST_SEEDS, Parser, folder, parse_budgets, place, torch_dtype, whole
 from elit.cli.sample import add_sampling, make_recipe
-from elit.console import console, output
+from elit.console import say, show
 from elit.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,46 +17,61 @@ if TYPE_CHECKING:
 WORTHWHILE = 50_000  # samples that published figures stand on
 
 
-def add_evaluate(commands: Commands) -> None:
-    command = commands.add_parser(
-        "evaluate",
-        help="FID and other measures of images, or of a model's samples at several budgets; the same under torchrun",
-        usage="elit evaluate SAMPLES --reference REFERENCE [options]\n       elit evaluate stats DATA --out STATS.npz",
+def add_evaluate(command: Parser) -> None:
+    command.usage = "elit evaluate SAMPLES --reference REFERENCE [options]\n       elit evaluate stats DATA --out STATS.npz"
+    command.describe(
+        "Compares images, or a model's samples at several budgets, with a reference: Fréchet distance and, if asked,"
+        " kernel distance, inception score, precision, recall and copies. Prints a table and writes it to a folder."
+        " With the word stats it writes the statistics of images instead, to be a reference later. Under torchrun the"
+        " processes share the work, and the figures are the same.",
+        "elit evaluate bundled --reference emoji --budgets 1/16,1 --count 200",
+        "elit evaluate my-samples --reference my-pictures --size 32 --metrics fd,kid",
+        "elit evaluate stats my-pictures --size 32 --out my-statistics.npz",
     )
     command.add_argument(
         "samples",
         nargs="+",
+        type=place,
         metavar="SAMPLES",
         help="a folder of images, an .npz with arr_0, a model folder or hub id, or bundled; or the word stats and DATA",
     )
     command.add_argument(
         "--reference",
+        type=place,
         help="a folder, an .npz of images or statistics (ours, ADM's, EDM's), EDM2's .pkl, or emoji",
     )
-    command.add_argument("--features", default="efficientnet-lite0", help="or inception, dinov2, or a transformers model")
-    command.add_argument("--weights", help="file of the Inception weights; torch hub's cache if none is given")
-    command.add_argument("--features-dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of their products")
+    command.add_argument(
+        "--features", type=place, default="efficientnet-lite0", help="or inception, dinov2, or a transformers model"
+    )
+    command.add_argument("--weights", type=folder, help="file of the Inception weights; torch hub's cache if none is given")
+    command.add_argument("--features-dtype", choices=DTYPES, default="fp32", help="of their products")
     command.add_argument("--metrics", default="fd", help="comma-separated: fd,kid,is,pr,dc,memorisation")
     command.add_argument(
         "--bootstrap",
-        type=int,
+        type=whole(0, 100_000),
         default=0,
         metavar="ROUNDS",
-        help="resample so often, such as 200, for a 95 %% interval of each figure; not at all if not given",
+        help="resample so often, such as 200, for a 95 %% interval of each figure",
     )
-    command.add_argument("--out", help="folder for the results (evaluations); of stats, the file to write")
-    command.add_argument("--count", type=int, help="images; all there are, or of a model as many as of the reference")
-    command.add_argument("--size", type=int, help="resize the central squares of image files to it; the emoji too")
-    command.add_argument("--batch", type=int, default=16, help="images in one call of the network; changes last bits")
-    command.add_argument("--device", default="auto")
+    command.add_argument("--out", type=folder, help="folder for the results (evaluations); of stats, the file to write")
+    command.add_argument(
+        "--count", type=whole(1, MOST), help="images; all there are, or of a model as many as of the reference"
+    )
+    command.add_argument(
+        "--size", type=whole(1, 8192), help="resize the central squares of image files to it; the emoji too"
+    )
+    command.add_argument(
+        "--batch", type=whole(1, MOST_AT_ONCE), default=16, help="images in one call of the network; changes last bits"
+    )
+    command.add_argument("--device", default="auto", help="such as cpu or cuda; auto is a GPU where there is one")
     model = command.add_argument_group("of a model, which is sampled on the fly")
     model.add_argument("--budgets", default="1", help="comma-separated, such as 1/16,1/4,1")
-    model.add_argument("--seeds", type=int, default=1, help="how many seeds, from --seed on")
+    model.add_argument("--seeds", type=whole(1, MOST_SEEDS), default=1, help="how many seeds, from --seed on")
     add_sampling(model)
     command.set_defaults(run=run_evaluate)
 
 
-def run_evaluate(options: argparse.Namespace, rest: list[str]) -> None:
+def run_evaluate(options: argparse.Namespace) -> None:
     from elit.distributed import is_main, local_device, process_group
     from elit.evaluation.evaluate import evaluate, open_reference, write_results
     from elit.evaluation.extractors import load_extractor
@@ -66,9 +81,8 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> None:
         raise UserError(f"one set of samples is evaluated at a time, not {len(options.samples)}; give {options.samples[0]}")
     if not makes_statistics and options.reference is None:
         raise UserError("elit evaluate compares with something: give --reference, such as --reference emoji")
-    weights = None if options.weights is None else Path(options.weights)
     device = local_device(options.device)
-    extractor = load_extractor(options.features, device, torch_dtype(options.features_dtype), weights)
+    extractor = load_extractor(options.features, device, torch_dtype(options.features_dtype), options.weights)
     with process_group():
         if makes_statistics:
             make_statistics(options, extractor)
@@ -76,7 +90,7 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> None:
         candidates = open_candidates(options)
         reference = open_reference(options.reference, extractor, candidates[0].source.size, options.size)
         candidates = counted(candidates, options.count, reference.count)
-        out = Path(options.out or "evaluations")
+        out = options.out or Path("evaluations")
         measures = [name.strip() for name in options.metrics.split(",") if name.strip()]
         rows = evaluate(candidates, reference, extractor, measures, out, options.batch, options.bootstrap)
     if is_main():
@@ -85,11 +99,8 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> None:
 
         file = write_results(rows, out)
         for sheet in results_sheets(rows):
-            output.print(terminal_table(sheet))
-        console.print(
-            f"the figures are in {file} and {file.with_suffix('.csv').name}, and appended to {out / 'results.jsonl'}",
-            soft_wrap=True,
-        )
+            show(terminal_table(sheet))
+        say(f"the figures are in {file} and {file.with_suffix('.csv').name}, and appended to {out / 'results.jsonl'}")
 
 
 def make_statistics(options: argparse.Namespace, extractor: "Extractor") -> None:
@@ -100,9 +111,9 @@ def make_statistics(options: argparse.Namespace, extractor: "Extractor") -> None
     from elit.evaluation.statistics import save_statistics
 
     data = options.samples[1]
-    if options.out is None or Path(options.out).suffix != ".npz":
+    if options.out is None or options.out.suffix != ".npz":
         raise UserError("statistics are written to an .npz: give --out STATS.npz")
-    out = Path(options.out)
+    out = options.out
     if out.exists():
         raise UserError(f"{out} is there already; remove it, or give another --out")
     source = open_images(data, options.size, options.count)
@@ -111,8 +122,8 @@ def make_statistics(options: argparse.Namespace, extractor: "Extractor") -> None
     if is_main():
         save_statistics(statistics, out)
         for note in notes:
-            console.print(f"{data}: {note}", markup=False, soft_wrap=True)
-        output.print(f"{out}: {statistics.provenance}", markup=False, soft_wrap=True)
+            say(f"{data}: {note}")
+        show(f"{out}: {statistics.provenance}")
 
 
 def open_candidates(options: argparse.Namespace) -> "list[Candidate]":
@@ -142,8 +153,6 @@ def model_candidates(options: argparse.Namespace, folder: Path) -> "list[Candida
     from elit.labels import parse_labels
     from elit.weights import fingerprint, load_model
 
-    if options.seeds < 1:
-        raise UserError(f"{options.seeds} seeds are too few; give at least 1")
     device = local_device(options.device)
     model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
     codec = load_codec(options.codec, model.input.channels, device)

@@ -3,32 +3,42 @@
 import argparse
 from pathlib import Path
 
-from rich.table import Table
-
-from elit.cli.parsing import Commands, torch_dtype
-from elit.console import console, output
+from elit.cli.parsing import DTYPES, Parser, folder, place, torch_dtype, whole
+from elit.console import Table, say, show
 from elit.errors import UserError
 
 
-def add_import(commands: Commands) -> None:
-    command = commands.add_parser("import", help="make a model folder of one of the authors' checkpoints")
-    command.add_argument("checkpoint", help="a file, or hf://mali6/elit/FILE")
-    command.add_argument("--out", required=True, help="folder for config.json, model.safetensors and card.json")
+def add_import(command: Parser) -> None:
+    command.describe(
+        "Makes a model folder of a checkpoint that the authors' code wrote. Nothing in the file is run. Settings come"
+        " from the file; what it leaves out may be given here, and is otherwise as in the authors' defaults.",
+        "elit import exps/mine/checkpoints/0400000.pt --out mine",
+        "elit import hf://mali6/elit/elit_sit_imagenet_256px_1k_0400000.pt \\\n    --out elit-sit",
+        takes="CHECKPOINT --out FOLDER",
+    )
+    command.add_argument("checkpoint", type=place, metavar="CHECKPOINT", help="a file, or hf://mali6/elit/FILE")
+    command.add_argument("--out", type=folder, required=True, help="folder for config.json, model.safetensors and card.json")
     command.add_argument("--weights", choices=("ema", "model"), default="ema", help="averaged or raw")
     command.add_argument("--overwrite", action="store_true", help="replace the model that is there")
     told = command.add_argument_group("what the file's own args may leave out")
     told.add_argument("--model", metavar="NAME", help="such as ELIT-SiT-XL/2")
-    for name in ("resolution", "num-classes", "head-depth", "tail-depth", "group-size"):
-        told.add_argument(f"--{name}", type=int, metavar="N")
-    told.add_argument("--qk-norm", action=argparse.BooleanOptionalAction)
+    for name, text in (
+        ("resolution", "pixels of a side of the images"),
+        ("num-classes", "classes, the null class not counted"),
+        ("head-depth", "blocks before Read"),
+        ("tail-depth", "blocks after Write"),
+        ("group-size", "tokens of a side of a window"),
+    ):
+        told.add_argument(f"--{name}", type=whole(0, 2**20), metavar="N", help=text)
+    told.add_argument("--qk-norm", action=argparse.BooleanOptionalAction, help="whether queries and keys are normalised")
     told.add_argument("--path", help="of the flow: linear or cosine")
     command.set_defaults(run=run_import)
 
 
-def run_import(options: argparse.Namespace, rest: list[str]) -> None:
+def run_import(options: argparse.Namespace) -> None:
     from elit.published import SETTINGS, check_target, import_published, read_published
 
-    out = Path(options.out)
+    out = options.out
     check_target(out, options.overwrite)
     given = {name: getattr(options, name) for name in SETTINGS}
     published = read_published(options.checkpoint, options.weights, **given)
@@ -36,53 +46,71 @@ def run_import(options: argparse.Namespace, rest: list[str]) -> None:
     table = Table("setting", "value", "told by")
     for name, setting in published.settings.items():
         table.add_row(name, str(setting.value), setting.teller)
-    output.print(table)
+    show(table)
     for note in published.notes:
-        console.print(note, markup=False, soft_wrap=True)
-    output.print(f"{out}: the {options.weights} weights of {options.checkpoint}", markup=False, soft_wrap=True)
+        say(note)
+    show(f"{out}: the {options.weights} weights of {options.checkpoint}")
 
 
-def add_export(commands: Commands) -> None:
-    command = commands.add_parser("export", help="make a model folder for inference from a checkpoint of a run")
-    command.add_argument("checkpoint", help="a model folder, such as runs/NAME/checkpoints/step_00001000")
-    command.add_argument("--out", required=True, help="folder for config.json and model.safetensors")
-    command.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp16", help="of the stored weights")
+def add_export(command: Parser) -> None:
+    command.describe(
+        "Makes a folder for inference of a checkpoint of a training run, by default in half precision: half the size.",
+        "elit export runs/mine/checkpoints/step_00010000 --out mine",
+        takes="CHECKPOINT --out FOLDER",
+    )
+    command.add_argument(
+        "checkpoint", type=place, metavar="CHECKPOINT", help="a model folder, such as runs/NAME/checkpoints/step_00001000"
+    )
+    command.add_argument("--out", type=folder, required=True, help="folder for config.json and model.safetensors")
+    command.add_argument("--dtype", choices=DTYPES, default="fp16", help="of the stored weights")
     command.add_argument("--overwrite", action="store_true", help="replace the model that is there")
     command.set_defaults(run=run_export)
 
 
-def run_export(options: argparse.Namespace, rest: list[str]) -> None:
+def run_export(options: argparse.Namespace) -> None:
     from elit.card import load_card, save_card
     from elit.weights import WEIGHTS_FILE, load_model, save_weights
 
-    model, out = load_model(options.checkpoint), Path(options.out)
+    model, out = load_model(options.checkpoint), options.out
     if (out / WEIGHTS_FILE).exists() and not options.overwrite:
         raise UserError(f"{out} holds a model already; give another folder, or --overwrite")
     out.mkdir(parents=True, exist_ok=True)
     save_weights(model, out, dtype=torch_dtype(options.dtype))
     save_card(load_card(Path(options.checkpoint)), out)
     size = (out / WEIGHTS_FILE).stat().st_size
-    output.print(f"{out / WEIGHTS_FILE}: {size / 1e6:.2f} MB")
+    show(f"{out / WEIGHTS_FILE}: {size / 1e6:.2f} MB")
 
 
-def add_info(commands: Commands) -> None:
-    command = commands.add_parser("info", help="parameters and GFLOPs per budget of a preset or of a model folder")
-    command.add_argument(
-        "name", nargs="?", help="a preset, such as ELIT-SiT-XL/2, or a model folder; none lists the presets"
+def add_info(command: Parser) -> None:
+    command.describe(
+        "Shows the parameters of a model, and what each of its budgets costs. Without a name it lists the presets.",
+        "elit info",
+        "elit info ELIT-SiT-XL/2",
+        "elit info runs/mine/checkpoints/step_00010000",
+        takes="[NAME]",
     )
-    command.add_argument("--input-size", type=int, default=32, help="side of the preset's input, in latent pixels")
-    command.add_argument("--group-size", type=int, default=None, help="side of the preset's window, in tokens")
+    command.add_argument(
+        "name",
+        nargs="?",
+        type=place,
+        metavar="NAME",
+        help="a preset, such as ELIT-SiT-XL/2, or a model folder; none lists the presets",
+    )
+    command.add_argument(
+        "--input-size", type=whole(1, 4096), default=32, help="side of the preset's input, in latent pixels"
+    )
+    command.add_argument("--group-size", type=whole(1, 4096), help="side of the preset's window, in tokens")
     command.set_defaults(run=run_info)
 
 
-def run_info(options: argparse.Namespace, rest: list[str]) -> None:
+def run_info(options: argparse.Namespace) -> None:
     import torch
 
     from elit import create_model, load_model, preset_names
     from elit.cost import flops_by_level
 
     if options.name is None:
-        output.print("\n".join(preset_names()))
+        show("\n".join(preset_names()))
         return
     if (Path(options.name) / "config.json").is_file():
         model = load_model(options.name)
@@ -91,9 +119,9 @@ def run_info(options: argparse.Namespace, rest: list[str]) -> None:
         with torch.device("meta"):
             model = create_model(options.name, input_size=options.input_size, **window)
     count = sum(p.numel() for p in model.parameters())
-    output.print(f"{options.name}: {count / 1e6:.2f} M parameters, {model.config.grid} tokens, {model.latents} budget(s)")
+    show(f"{options.name}: {count / 1e6:.2f} M parameters, {model.config.grid} tokens, {model.latents} budget(s)")
     table = Table("budget", "latents per group", "GFLOPs", "of the full budget")
     costs = flops_by_level(model)
     for level, flops in costs.items():
         table.add_row(model.levels.name(level), str(level), f"{flops / 1e9:.2f}", f"{flops / costs[model.latents]:.0%}")
-    output.print(table)
+    show(table)

@@ -2,11 +2,10 @@
 
 import argparse
 import re
-from pathlib import Path
 
-from elit.cli.parsing import Commands
+from elit.cli.parsing import MOST, MOST_SEED, Commands, Parser, folder, place, whole
 from elit.cli.prepare_latents import add_prepare_latents
-from elit.console import console
+from elit.console import say
 from elit.errors import UserError
 
 SOURCE = (
@@ -15,35 +14,59 @@ SOURCE = (
 )
 
 
-def add_prepare(commands: Commands) -> None:
-    command = commands.add_parser("prepare", help="make data for training: pictures of one size, and their latents")
+def add_prepare(command: Parser) -> None:
     kinds = command.add_subparsers(dest="kind", metavar="KIND", required=True)
+    command.describe(
+        "Makes data for training, of pictures of any kind. A command that was stopped goes on where it was.",
+        "elit prepare images my-pictures --size 32 --out my-data",
+        "elit prepare latents my-data --codec ema --out my-latents",
+        "elit prepare folder emoji --labels heart,time --out my-pictures",
+        takes="KIND",
+    )
     add_images(kinds)
     add_prepare_latents(kinds)
     add_folder(kinds)
 
 
 def add_images(kinds: Commands) -> None:
-    from elit.data.crops import CROPS
-
     images = kinds.add_parser("images", help="pictures of any kind, to one size or to buckets of sizes")
-    images.add_argument("source", help=SOURCE)
-    images.add_argument("--out", required=True, help="the folder to write, or to go on with")
-    images.add_argument("--size", type=int, default=256, help="pixels of a side")
-    images.add_argument("--crop", choices=CROPS, default="center-crop-adm", help="how a picture gets its size")
-    images.add_argument("--seed", type=int, default=0, help="of random-crop")
+    images.describe(
+        "Makes pictures of any kind into a folder of pictures of one size, or of several for --crop buckets, as elit"
+        " train reads it. What cannot be read is left out, counted and listed in skipped.json. Uses all cores; the same"
+        " command goes on where it was stopped.",
+        "elit prepare images my-pictures --size 32 --out my-data",
+        "elit prepare images photos.zip --size 64 --crop random-crop --out my-crops",
+        takes="SOURCE --out FOLDER",
+    )
+    images.add_argument("source", type=place, metavar="SOURCE", help=SOURCE)
+    images.add_argument("--out", type=folder, required=True, help="the folder to write, or to go on with")
+    images.add_argument("--size", type=whole(1, 8192), default=256, help="pixels of a side")
+    images.add_argument(
+        "--crop",
+        default="center-crop-adm",
+        help="how a picture gets its size: center-crop-adm, center-crop, random-crop, wide or buckets",
+    )
+    images.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of random-crop")
     images.add_argument("--buckets", default="", help="heights x widths for --crop buckets, such as 256x256,192x336")
-    images.add_argument("--bucket-step", type=int, default=16, help="else: buckets of about size x size, multiples of this")
-    images.add_argument("--count", type=int, help="only the first pictures")
-    images.add_argument("--workers", type=int, help="processes; all cores if not given")
-    images.add_argument("--publish", metavar="DIR", help="also write Parquet files with a dataset card")
+    images.add_argument(
+        "--bucket-step",
+        metavar="N",
+        type=whole(1, 8192),
+        default=16,
+        help="else: buckets of about size x size, multiples of this",
+    )
+    images.add_argument("--count", type=whole(1, MOST), help="only the first pictures")
+    images.add_argument("--workers", type=whole(1, 1024), help="processes; all cores if not given")
+    images.add_argument("--publish", type=folder, metavar="DIR", help="also write Parquet files with a dataset card")
     images.add_argument("--split", default="train", help="of a data set")
-    images.add_argument("--image-column", default="", help="of a data set; the first of pictures if not given")
-    images.add_argument("--label-column", default="", help="of a data set; label if not given")
+    images.add_argument(
+        "--image-column", metavar="NAME", default="", help="of a data set; the first of pictures if not given"
+    )
+    images.add_argument("--label-column", metavar="NAME", default="", help="of a data set; label if not given")
     images.set_defaults(run=run_images)
 
 
-def run_images(options: argparse.Namespace, rest: list[str]) -> None:
+def run_images(options: argparse.Namespace) -> None:
     import json
 
     from elit.data.dataset import SKIPPED_FILE
@@ -61,19 +84,17 @@ def run_images(options: argparse.Namespace, rest: list[str]) -> None:
         options.count,
         SourceOptions(options.split, options.image_column, options.label_column),
     )
-    out = Path(options.out)
-    if options.publish is not None and Path(options.publish).exists():
+    out = options.out
+    if options.publish is not None and options.publish.exists():
         raise UserError(f"{options.publish} exists; give another folder with --publish")
     info = prepare_images(settings, out, options.workers)
     skipped = json.loads((out / SKIPPED_FILE).read_text(encoding="utf8"))
-    console.print(f"{info.count} pictures of {len(info.label_names)} classes are in {out}", markup=False, soft_wrap=True)
+    say(f"{info.count} pictures of {len(info.label_names)} classes are in {out}")
     if skipped:
-        console.print(
-            f"{len(skipped)} could not be read and are left out: see {out / SKIPPED_FILE}", markup=False, soft_wrap=True
-        )
+        say(f"{len(skipped)} could not be read and are left out: see {out / SKIPPED_FILE}")
     if options.publish is not None:
-        publish(out, Path(options.publish))
-        console.print(f"Parquet files and a card are in {options.publish}", markup=False, soft_wrap=True)
+        publish(out, options.publish)
+        say(f"Parquet files and a card are in {options.publish}")
 
 
 def parse_buckets(text: str) -> tuple[tuple[int, int], ...]:
@@ -88,20 +109,25 @@ def parse_buckets(text: str) -> tuple[tuple[int, int], ...]:
 
 
 def add_folder(kinds: Commands) -> None:
-    folder = kinds.add_parser("folder", help="the picture files of any source, as they are, in one folder per class")
-    folder.add_argument("source", help=SOURCE)
-    folder.add_argument("--out", required=True, help="the folder to write")
-    folder.add_argument("--labels", default="", help="comma-separated classes; all if not given")
-    folder.add_argument("--count", type=int, help="at most so many of each class")
-    folder.add_argument("--split", default="train", help="of a data set")
-    folder.set_defaults(run=run_folder)
+    files = kinds.add_parser("folder", help="the picture files of any source, as they are, in one folder per class")
+    files.describe(
+        "Writes the picture files of any source, unchanged, into a folder with one folder per class.",
+        "elit prepare folder emoji --labels heart,time --count 40 --out my-pictures",
+        takes="SOURCE --out FOLDER",
+    )
+    files.add_argument("source", type=place, metavar="SOURCE", help=SOURCE)
+    files.add_argument("--out", type=folder, required=True, help="the folder to write")
+    files.add_argument("--labels", default="", help="comma-separated classes; all if not given")
+    files.add_argument("--count", type=whole(1, MOST), help="at most so many of each class")
+    files.add_argument("--split", default="train", help="of a data set")
+    files.set_defaults(run=run_folder)
 
 
-def run_folder(options: argparse.Namespace, rest: list[str]) -> None:
+def run_folder(options: argparse.Namespace) -> None:
     from elit.data.prepare import write_folder
     from elit.data.sources import SourceOptions, open_source
 
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
     source = open_source(options.source, SourceOptions(options.split))
-    count = write_folder(source, Path(options.out), labels, options.count)
-    console.print(f"{count} pictures are in {options.out}", markup=False, soft_wrap=True)
+    count = write_folder(source, options.out, labels, options.count)
+    say(f"{count} pictures are in {options.out}")

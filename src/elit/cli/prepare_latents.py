@@ -1,41 +1,50 @@
 """`elit prepare latents`: the latents of prepared pictures, and features to align with."""
 
 import argparse
-from pathlib import Path
 from typing import Literal
 
-from elit.cli.parsing import Commands, torch_dtype
-from elit.console import output
+from elit.cli.parsing import DTYPES, Commands, folder, place, torch_dtype
+from elit.console import say, show
 from elit.errors import UserError
 
 
 def add_prepare_latents(kinds: Commands) -> None:
     kind = kinds.add_parser("latents", help="encode prepared pictures; resumable, and the same under torchrun")
-    kind.add_argument("images", help="a folder that elit prepare images wrote")
-    kind.add_argument("--codec", required=True, help="an AutoencoderKL by folder or hub id (a/b or a/b/vae), or ema or mse")
-    kind.add_argument("--out", required=True, help="folder for the latents")
+    kind.describe(
+        "Encodes prepared pictures by an AutoencoderKL, for a latent model to train on, and stores a vision encoder's"
+        " features beside them if asked. Resumable, and the same under torchrun with any number of processes.",
+        "elit prepare latents my-data --codec ema --out my-latents",
+        "elit prepare latents my-data --codec OWNER/NAME/vae --mirror --out my-latents",
+        takes="IMAGES --codec CODEC --out FOLDER",
+    )
+    kind.add_argument("images", type=place, metavar="IMAGES", help="a folder that elit prepare images wrote")
+    kind.add_argument(
+        "--codec", type=place, required=True, help="an AutoencoderKL by folder or hub id (a/b or a/b/vae), or ema or mse"
+    )
+    kind.add_argument("--out", type=folder, required=True, help="folder for the latents")
     kind.add_argument("--mirror", action="store_true", help="also of the mirrored pictures; training takes either")
     kind.add_argument(
         "--features",
         action="append",
+        type=place,
         default=[],
         metavar="ENCODER",
         help="also the tokens of a vision encoder, by folder or hub id, such as facebook/dinov2-base; may be repeated",
     )
     kind.add_argument("--tile", default="auto", help="pictures in one call of the codec (auto: probed); changes last bits")
-    kind.add_argument("--device", default="auto")
-    kind.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32", help="of the codec")
+    kind.add_argument("--device", default="auto", help="such as cpu or cuda; auto is a GPU where there is one")
+    kind.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the codec")
     kind.set_defaults(run=run_prepare_latents)
 
 
-def run_prepare_latents(options: argparse.Namespace, rest: list[str]) -> None:
+def run_prepare_latents(options: argparse.Namespace) -> None:
     from elit.codec import load_autoencoder
     from elit.data.dataset import PreparedData
     from elit.data.latents import Encoding, poor, prepare_latents
     from elit.distributed import is_main, local_device, process_group
     from elit.encoder import load_encoder
 
-    tile, out = parse_tile(options.tile), Path(options.out)
+    tile, out = parse_tile(options.tile), options.out
     source, device = PreparedData(options.images), local_device(options.device)
     codec = load_autoencoder(options.codec, device)
     if options.dtype == "fp16" and codec.needs_float32:
@@ -48,11 +57,13 @@ def run_prepare_latents(options: argparse.Namespace, rest: list[str]) -> None:
     if not is_main():
         return
     size = f"{info.size[0]} x {info.size[1]}" if info.size else f"{len(info.buckets)} sizes"
-    output.print(f"{info.count} latents of {info.channels} x {size} are in {out}", markup=False, soft_wrap=True)
+    show(f"{info.count} latents of {info.channels} x {size} are in {out}")
     if info.psnr is not None:
         warning = poor(info.psnr)
-        text = warning or f"decoded again, pictures are {info.psnr:.1f} dB from themselves"
-        output.print(text, style="yellow" if warning else None, markup=False, soft_wrap=True)
+        if warning:
+            say(warning, "yellow")
+        else:
+            show(f"decoded again, pictures are {info.psnr:.1f} dB from themselves")
 
 
 def parse_tile(text: str) -> int | Literal["auto"]:

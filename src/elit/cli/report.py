@@ -5,7 +5,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elit.cli.parsing import Commands, finish, parse_budgets, parse_numbers, split_labels
+from elit.cli.parsing import (
+    MOST,
+    MOST_SEED,
+    MOST_SEEDS,
+    Commands,
+    Parser,
+    finish,
+    folder,
+    parse_budgets,
+    parse_numbers,
+    place,
+    split_labels,
+    whole,
+)
 from elit.errors import UserError
 
 if TYPE_CHECKING:
@@ -13,9 +26,15 @@ if TYPE_CHECKING:
     from elit.reports.subject import Subject
 
 
-def add_report(commands: Commands) -> None:
-    command = commands.add_parser("report", help="pictures, figures and one page on what a model does: of five kinds")
+def add_report(command: Parser) -> None:
     kinds = command.add_subparsers(dest="kind", metavar="KIND", required=True)
+    command.describe(
+        "Writes pictures, figures and one page on what a model does. What takes long goes on where it was stopped.",
+        "elit report budgets --labels heart,zodiac",
+        "elit report guidance --model my-model --scales 1,2,4",
+        "elit report results evaluations/results.jsonl",
+        takes="KIND",
+    )
     budgets = add_kind(kinds, "budgets", "images, GFLOPs, latency and quality at every budget", run_report_budgets)
     budgets.add_argument(
         "--quality",
@@ -31,14 +50,26 @@ def add_report(commands: Commands) -> None:
     schedule.add_argument("--times", default="0.3,0.5,0.7", help="comma-separated; where a schedule changes, 1 is noise")
     schedule.add_argument("--budgets", default="1/4,1/16", help="comma-separated; the low budgets of the schedules")
     results = kinds.add_parser("results", help="what elit evaluate measured: distances over budget and GFLOPs")
-    results.add_argument("files", nargs="+", metavar="FILE", help="such as evaluations/results.jsonl")
-    results.add_argument("--out", default="report-results", help="folder for the picture, results.json and report.html")
+    results.describe(
+        "Draws what elit evaluate measured: each figure over the budget and over GFLOPs.",
+        "elit report results evaluations/results.jsonl",
+        takes="FILE...",
+    )
+    results.add_argument("files", nargs="+", type=folder, metavar="FILE", help="such as evaluations/results.jsonl")
+    results.add_argument(
+        "--out", type=folder, default="report-results", help="folder for the picture, results.json and report.html"
+    )
     results.set_defaults(run=run_report_results)
     for kind in (budgets, guidance, schedule):
-        kind.add_argument("--count", type=int, default=128, help="samples that quality is measured on; 0 to leave it out")
+        kind.add_argument(
+            "--count", type=whole(0, MOST), default=128, help="samples that quality is measured on; 0 to leave it out"
+        )
     for kind, seeds in ((guidance, 1), (schedule, 2)):
         kind.add_argument(
-            "--seeds", type=int, default=seeds, help="how many seeds, from --seed on, quality is measured over"
+            "--seeds",
+            type=whole(1, MOST_SEEDS),
+            default=seeds,
+            help="how many seeds, from --seed on, quality is measured over",
         )
 
 
@@ -47,31 +78,36 @@ def add_kind(
 ) -> argparse.ArgumentParser:
     """A kind of report, with the options that all have; `run` makes the report of a subject."""
     kind = kinds.add_parser(name, help=text)
-    kind.add_argument("--model", help="a model folder, such as a checkpoint; the bundled model if none is given")
+    kind.describe(
+        f"Shows {text}, on a page with pictures and tables.",
+        f"elit report {name} --labels heart,zodiac",
+        f"elit report {name} --model my-model",
+    )
+    kind.add_argument("--model", type=place, help="a model folder, such as a checkpoint; the bundled model if none is given")
     kind.add_argument("--labels", help="comma-separated, by number or, for models of the emoji, by name")
-    kind.add_argument("--seed", type=int, default=0, help="of the noise")
-    kind.add_argument("--steps", type=int, help="of the sampler, instead of those in the model's card")
-    kind.add_argument("--out", default=f"report-{name}", help="folder for the pictures, results.json and report.html")
+    kind.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise")
+    kind.add_argument("--steps", type=whole(1, 100_000), help="of the sampler, instead of those in the model's card")
+    kind.add_argument(
+        "--out", type=folder, default=f"report-{name}", help="folder for the pictures, results.json and report.html"
+    )
     kind.set_defaults(run=run_report, make=run)
     return kind
 
 
-def run_report(options: argparse.Namespace, rest: list[str]) -> None:
+def run_report(options: argparse.Namespace) -> None:
     from elit.bundled import FOLDER
     from elit.reports.subject import load_subject
 
-    if getattr(options, "count", 0) == 1 or getattr(options, "count", 0) < 0:
+    if getattr(options, "count", 0) == 1:
         raise UserError(f"quality is measured on 2 samples or more, not {options.count}; give --count 0 to leave it out")
-    if getattr(options, "seeds", 1) < 1:
-        raise UserError(f"{options.seeds} seeds are too few; give at least 1")
     subject = load_subject(Path(options.model or FOLDER), split_labels(options.labels), options.seed, options.steps)
-    finish(options.make(options, subject), Path(options.out))
+    finish(options.make(options, subject), options.out)
 
 
-def run_report_results(options: argparse.Namespace, rest: list[str]) -> None:
+def run_report_results(options: argparse.Namespace) -> None:
     from elit.reports.results import report_results
 
-    finish(report_results([Path(file) for file in options.files]), Path(options.out))
+    finish(report_results(options.files), options.out)
 
 
 def run_report_budgets(options: argparse.Namespace, subject: "Subject") -> "Report":
@@ -103,7 +139,7 @@ def run_report_schedule(options: argparse.Namespace, subject: "Subject") -> "Rep
 
 def work_of(options: argparse.Namespace) -> Path:
     """Where a report keeps the figures that are finished."""
-    return Path(options.out) / "work"
+    return options.out / "work"
 
 
 def seeds_of(options: argparse.Namespace) -> range:

@@ -4,8 +4,21 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from elit.cli.parsing import Commands, out_folder, torch_dtype
-from elit.console import console, output
+from elit.cli.parsing import (
+    DTYPES,
+    MOST,
+    MOST_AT_ONCE,
+    MOST_SEED,
+    Parser,
+    folder,
+    number,
+    option,
+    parse_numbers,
+    place,
+    torch_dtype,
+    whole,
+)
+from elit.console import say, show
 from elit.errors import UserError
 
 if TYPE_CHECKING:
@@ -14,23 +27,46 @@ if TYPE_CHECKING:
     from elit.recipe import Recipe
 
 
-def add_sample(commands: Commands) -> None:
-    command = commands.add_parser(
-        "sample",
-        help="make images in any number, with any budget and guidance; resumable, and the same under torchrun",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+@option
+def interval(text: str) -> tuple[float, float]:
+    """ "0.1,0.8" to two times. Raises UserError for what is not two numbers."""
+    times = parse_numbers(text) if text.count(",") == 1 else []
+    if len(times) != 2:
+        raise UserError(f"{text!r} is not two times; write it as 0.1,0.8")
+    return times[0], times[1]
+
+
+@option
+def fraction(text: str) -> float:
+    """A budget such as 1/16."""
+    from elit.target import parse_fraction
+
+    return parse_fraction(text)
+
+
+def add_sample(command: Parser) -> None:
+    command.describe(
+        "Makes images in any number, at any budget. Image i depends on the model, the settings, the seed and i alone, so"
+        " the same command goes on where it was stopped, and makes the same images under torchrun.",
+        "elit sample --labels heart,time --count 24 --budget 1/4",
+        'elit sample --model my-model --guidance.scale 2 --budget "1/4@t>0.5,1"',
+        "torchrun --nproc-per-node 8 -m elit sample --model my-model --count 50000",
     )
-    command.add_argument("--model", help="a model folder or hub id; the bundled model if none is given")
-    command.add_argument("--out", default="samples", help="folder; the images go to a folder there named by their settings")
-    command.add_argument("--count", type=int, help="images; as many as there are labels listed, or 16")
+    command.add_argument("--model", type=place, help="a model folder or hub id; the bundled model if none is given")
+    command.add_argument(
+        "--out", type=folder, default="samples", help="folder; the images go to a folder there named by their settings"
+    )
+    command.add_argument("--count", type=whole(1, MOST), help="images; as many as there are labels listed, or 16")
     command.add_argument(
         "--budget",
         default="1",
         help="a fraction (1/4), a schedule (1/4@t>0.5,1), or a cost of one forward (80gflops, 150ms)",
     )
     command.add_argument("--npz", action="store_true", help="also write all images as one array, for ADM's evaluator")
-    command.add_argument("--batch", type=int, default=1, help="tiles made between two hand-overs to the writers")
-    command.add_argument("--device", default="auto")
+    command.add_argument(
+        "--batch", type=whole(1, MOST_AT_ONCE), default=1, help="tiles made between two hand-overs to the writers"
+    )
+    command.add_argument("--device", default="auto", help="such as cpu or cuda; auto is a GPU where there is one")
     add_sampling(command)
     command.set_defaults(run=run_sample)
 
@@ -38,21 +74,39 @@ def add_sample(commands: Commands) -> None:
 def add_sampling(parser: "argparse._ActionsContainer") -> None:
     """What decides the pixels of a model's samples, beside budget and count."""
     parser.add_argument(
-        "--labels", default="uniform", help="uniform, balanced, names or numbers (3,heart), a range (0-9), or a file of them"
+        "--labels", default="uniform", help="uniform, balanced, names or numbers (3,heart), a range (0-9), or a file"
     )
     parser.add_argument("--sampler", default="euler", help="euler, heun or euler_maruyama")
-    parser.add_argument("--steps", type=int, help="the model's own default if none is given")
-    parser.add_argument("--guidance.scale", dest="scale", type=float, help="1 is none; the model's own default if not given")
-    parser.add_argument("--guidance.interval", dest="interval", default="0,1", help="times at which guidance acts")
-    parser.add_argument("--guidance.weak_budget", dest="weak_budget", help="such as 1/16, for cheap CFG and autoguidance")
-    parser.add_argument("--guidance.weak_label", dest="weak_label", choices=("null", "same"), default="null")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--codec", help="for latent models: an AutoencoderKL by folder or hub id, or ema or mse")
-    parser.add_argument("--tile", type=int, help="images in one call of the model; changes last bits (8, or all if fewer)")
-    parser.add_argument("--dtype", choices=("fp32", "fp16", "bf16"), default="fp32")
+    parser.add_argument("--steps", type=whole(1, 10_000), help="of the sampler; the model's own default if not given")
+    parser.add_argument(
+        "--guidance.scale", dest="scale", type=number, metavar="X", help="1 is none; the model's own default if not given"
+    )
+    parser.add_argument(
+        "--guidance.interval", dest="interval", type=interval, metavar="T,T", default="0,1", help="times at which it acts"
+    )
+    parser.add_argument(
+        "--guidance.weak_budget",
+        dest="weak_budget",
+        type=fraction,
+        metavar="BUDGET",
+        help="such as 1/16, for cheap CFG and autoguidance",
+    )
+    parser.add_argument(
+        "--guidance.weak_label",
+        dest="weak_label",
+        choices=("null", "same"),
+        default="null",
+        help="null for CFG and cheap CFG, same for autoguidance",
+    )
+    parser.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise, and of labels that are drawn")
+    parser.add_argument("--codec", type=place, help="for latent models: an AutoencoderKL by folder or hub id, or ema or mse")
+    parser.add_argument(
+        "--tile", type=whole(1, 4096), help="images in one call of the model; changes last bits (8, or all if fewer)"
+    )
+    parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights and the work")
 
 
-def run_sample(options: argparse.Namespace, rest: list[str]) -> None:
+def run_sample(options: argparse.Namespace) -> None:
     from elit.bundled import FOLDER
     from elit.card import load_card
     from elit.codec import load_codec
@@ -63,25 +117,25 @@ def run_sample(options: argparse.Namespace, rest: list[str]) -> None:
     from elit.target import Budget
     from elit.weights import load_model
 
-    folder = FOLDER if options.model is None else model_folder(options.model)
-    card, device = load_card(folder), local_device(options.device)
-    model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
+    source = FOLDER if options.model is None else model_folder(options.model)
+    card, device = load_card(source), local_device(options.device)
+    model = load_model(source, str(device)).to(torch_dtype(options.dtype))
     labels = parse_labels(options.labels, model.null_class, card.label_names)
     count = (len(labels.values) or 16) if options.count is None else options.count
     check_count(count)
-    recipe, out = make_recipe(options, card), out_folder(options.out)
+    recipe, out = make_recipe(options, card), options.out
     recipe = recipe if options.tile is not None else replace(recipe, tile=min(recipe.tile, count))
     budget = Budget.parse(options.budget, model, recipe.tile)
     recipe = replace(recipe, budget=budget)
     if is_main() and isinstance(budget, float) and not options.budget[-1:].isdigit():  # a cost was given
-        console.print(f"budget {options.budget}: {model.levels.of(budget)}/{model.latents} of the latents")
+        say(f"budget {options.budget}: {model.levels.of(budget)}/{model.latents} of the latents")
     codec = load_codec(options.codec, model.input.channels, device)
     with process_group():
         if options.tile is None:
             recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, out))
-        folder = generate(model, recipe, labels, count, out, codec, options.batch, options.npz, card.label_names)
+        made = generate(model, recipe, labels, count, out, codec, options.batch, options.npz, card.label_names)
     if is_main():
-        output.print(f"{count} images are in {folder}", markup=False, soft_wrap=True)
+        show(f"{count} images are in {made}")
 
 
 def make_recipe(options: argparse.Namespace, card: "Card") -> "Recipe":
@@ -98,13 +152,8 @@ def make_recipe(options: argparse.Namespace, card: "Card") -> "Recipe":
 
 
 def parse_guidance(options: argparse.Namespace, default_scale: float) -> "Guidance":
-    """The guidance that the options ask for. Raises UserError for an interval that is not two numbers."""
+    """The guidance that the options ask for."""
     from elit.guidance import Guidance
-    from elit.target import parse_fraction
 
-    try:
-        low, high = (float(part) for part in options.interval.split(","))
-    except ValueError:
-        raise UserError(f"the guidance interval {options.interval!r} is not two times; write it as 0.1,0.8") from None
-    weak = None if options.weak_budget is None else parse_fraction(options.weak_budget)
-    return Guidance(default_scale if options.scale is None else options.scale, (low, high), weak, options.weak_label)
+    scale = default_scale if options.scale is None else options.scale
+    return Guidance(scale, options.interval, options.weak_budget, options.weak_label)

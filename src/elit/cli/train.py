@@ -2,21 +2,20 @@
 
 import argparse
 
-from rich.table import Table
-
-from elit.cli.parsing import Commands
-from elit.console import output
+from elit.cli.parsing import Parser, folder
+from elit.console import Table, show
 from elit.errors import UserError
 
 
-def add_train(commands: Commands) -> None:
-    command = commands.add_parser(
-        "train",
-        help="train a model; any key of the configuration is an option, such as --optimizer.lr 1e-3",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def add_train(command: Parser) -> None:
+    command.describe(
+        "Trains a model, or goes on with the run that is in --out. Every key of the configuration is an option, such as"
+        " --optimizer.lr 1e-3, and overrides the file.",
+        "elit train --config configs/emoji-tiny.yaml --dry-run",
+        "elit train --config configs/emoji-tiny.yaml --out runs/mine --steps 1000",
     )
     command.format_help = lambda: argparse.ArgumentParser.format_help(command) + "\n" + train_keys() + "\n"  # type: ignore[method-assign]
-    command.add_argument("--config", help="YAML file; options override it")
+    command.add_argument("--config", type=folder, help="YAML file; options override it")
     command.add_argument("--dry-run", action="store_true", help="print parameters, FLOPs and memory, and stop")
     command.set_defaults(run=run_train)
 
@@ -29,19 +28,19 @@ def train_keys() -> str:
     return "keys and their defaults:\n" + "\n".join(lines)
 
 
-def run_train(options: argparse.Namespace, rest: list[str]) -> None:
+def run_train(options: argparse.Namespace) -> None:
     from elit.distributed import is_main
     from elit.training.config import load_config
     from elit.training.loop import dry_run, train
 
-    if options.config is None and not rest:
+    if options.config is None and not options.rest:
         raise UserError("elit train needs a configuration: give --config FILE, such as --config configs/emoji-tiny.yaml")
-    config = load_config(options.config, rest)
+    config = load_config(options.config, options.rest)
     if not options.dry_run:
         train(config)
         return
     if is_main():
-        output.print(cost_table(dry_run(config)))
+        show(cost_table(dry_run(config)))
 
 
 def cost_table(cost: dict[str, float]) -> Table:

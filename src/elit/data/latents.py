@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from elit.codec import KLCodec, moments_to_latents
-from elit.console import console, progress_bar
+from elit.console import progress_bar, say
 from elit.data.dataset import SETTINGS_FILE, DataInfo, PreparedData
 from elit.data.shards import Preparation, full_disk_told
 from elit.distributed import barrier, is_main, named_rank, rank, together, world_size
@@ -154,7 +154,7 @@ def settled_tile(source: PreparedData, encoding: Encoding, out: Path) -> int:
     except (OSError, ValueError, KeyError, TypeError):  # not begun, or another's: Preparation says so
         tile = probe_tile(encoding.columns, largest_image(source))
         text = f"a tile of {tile} pictures is the fastest that fits; --tile {tile} repeats these bytes elsewhere"
-        console.print(text, soft_wrap=True)
+        say(text)
         return tile
 
 
@@ -215,7 +215,7 @@ def write_parts(
                 bar.advance(task, len(rows))
             folder.write(part, schema, arrow_columns(source, schema, parts[part], made), psnr=psnr)
             if part == 0 and (warning := poor(sum(psnr) / len(psnr))):
-                console.print(warning, style="yellow", markup=False, soft_wrap=True)
+                say(warning, "yellow")
 
 
 def poor(psnr: float) -> str | None:

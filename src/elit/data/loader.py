@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from elit.codec import Encoding
-from elit.console import console
+from elit.console import say
 from elit.seeding import generator_for
 
 S = TypeVar("S")
@@ -115,7 +115,7 @@ def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Gene
         except RuntimeError as error:
             if "exited unexpectedly" not in str(error):
                 raise
-            console.print("a process that reads data was ended from outside; a thread reads on, with the same batches")
+            say("a process that reads data was ended from outside; a thread reads on, with the same batches")
             yield from in_threads(load, steps[done:], 1)
 
 

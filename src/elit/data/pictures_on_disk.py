@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
 
-from elit.console import console
+from elit.console import say
 from elit.errors import UserError
 
 SUFFIXES = (
@@ -55,7 +55,7 @@ class PassedOver:
     def tell(self, name: str) -> None:
         """Says it aloud, where there is something."""
         if self:
-            console.print(legible(f"passed over in {name}: {self}"), style="yellow", markup=False, soft_wrap=True)
+            say(legible(f"passed over in {name}: {self}"), "yellow")
 
 
 def walk_pictures(

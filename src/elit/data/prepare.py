@@ -24,7 +24,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from elit.console import console, progress_bar
+from elit.console import progress_bar, say
 from elit.data.crops import CROPS, crop, decode, default_buckets
 from elit.data.dataset import DataInfo, read_info
 from elit.data.pictures_on_disk import PassedOver, legible
@@ -100,7 +100,7 @@ def prepare_images(settings: ImageSettings, out: str | Path, workers: int | None
     recorded = {**dataclasses.asdict(settings), "pictures": total, "listing": listing, "kind": "images"}
     with Preparation(out, recorded) as work:
         if work.is_finished:
-            console.print(f"{out} is already prepared", markup=False, soft_wrap=True)
+            say(f"{out} is already prepared")
             return read_info(work.out)
         parts = -(-total // settings.part_rows)
         _write_parts(work, settings, source, info, total, workers)

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from elit.console import console
+from elit.console import say
 from elit.distributed import anywhere, barrier, is_main, together
 from elit.errors import UserError
 from elit.evaluation.extractors import Extractor
@@ -271,7 +271,7 @@ def _named(candidate: Candidate) -> str:
 
 def _say(text: str) -> None:
     if is_main():
-        console.print(text, markup=False, soft_wrap=True)
+        say(text)
 
 
 def _key(

@@ -10,7 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from elit.console import output
+from elit.console import show
 from elit.files import write_whole, written_whole
 from elit.reports.page import Figure, PagePart, Sheet, to_html
 
@@ -51,7 +51,7 @@ def write_report(report: Report, folder: Path) -> None:
     write_whole(folder / "report.html", to_html(report.title, parts))
     for part in report.parts:
         if isinstance(part, Sheet):
-            output.print(terminal_table(part))
+            show(terminal_table(part))
 
 
 def terminal_table(sheet: Sheet) -> Table:

@@ -15,7 +15,7 @@ from torch import nn
 
 from elit.backbones.config import DiTConfig
 from elit.card import load_card
-from elit.console import console
+from elit.console import say
 from elit.distributed import is_main
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
@@ -63,7 +63,7 @@ def start_from(model: ElasticModel, folder: str | Path, path: str) -> ElasticMod
     common = {own[place]: state[name] for place, name in given.items()}
     model.load_state_dict(common, strict=False)
     if is_main():
-        console.print(describe(folder, list(common), fresh), markup=False, soft_wrap=True)
+        say(describe(folder, list(common), fresh))
     return source
 
 

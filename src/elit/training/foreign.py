@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from elit.backbones.table import SIZES
-from elit.console import console
+from elit.console import say
 from elit.distributed import is_main
 from elit.errors import UserError
 from elit.words import suggest
@@ -150,7 +150,7 @@ def read_foreign(values: dict[str, Any], ours: list[str], given: list[str], orig
         if key not in translation.values and key not in given:
             raise UserError(f"{origin} has no {theirs}; write it there, or give --{key}")
     if is_main():
-        console.print(translation.describe(), markup=False, soft_wrap=True)
+        say(translation.describe())
     return translation.values
 
 

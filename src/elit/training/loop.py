@@ -30,7 +30,7 @@ from elit.distributed import (
     together,
     world_size,
 )
-from elit.errors import UserError
+from elit.errors import NumbersError, UserError
 from elit.flow import FlowPath
 from elit.pictures import save_png, tile
 from elit.precision import fast_bfloat16
@@ -52,7 +52,7 @@ def train(config: TrainConfig) -> Path:
 
     Every process of a torchrun calls this. On SIGTERM to any of them all save at the same step and return. Raises
     ValueError for data, a folder or a number of processes that does not fit the configuration; OSError for a checkpoint
-    that cannot be written; FloatingPointError after `config.skip_limit` steps in a row whose loss or gradient was not
+    that cannot be written; NumbersError after `config.skip_limit` steps in a row whose loss or gradient was not
     finite; and LostRankError where another process died. The last whole checkpoint is kept in every case.
     """
     device = local_device(config.device)
@@ -171,13 +171,13 @@ def take_steps(
 
 
 def check_finite(config: TrainConfig, state: TrainState, saver: Saver) -> None:
-    """Raises FloatingPointError where too many steps in a row were skipped; all ranks count the same."""
+    """Raises NumbersError where too many steps in a row were skipped; all ranks count the same."""
     if state.skipped_in_row < config.skip_limit:
         return
     saver.wait()
     found = checkpoints(saver.run)
     good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
-    raise FloatingPointError(
+    raise NumbersError(
         f"the loss or its gradient was not finite in the last {state.skipped_in_row} steps, up to step {state.step};"
         f" lower optimizer.lr and start again in another folder; {good}"
     )
@@ -199,7 +199,7 @@ def tell_end(config: TrainConfig, run: Path, state: TrainState, stopped: bool) -
 def say(text: str) -> None:
     """A notice, by one process."""
     if is_main():
-        console.print(text)
+        console.print(text, soft_wrap=True)
 
 
 class Log:
@@ -213,7 +213,7 @@ class Log:
             from torch.utils.tensorboard import SummaryWriter
 
             self.writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first)
-        self.bar = progress_bar()
+        self.bar = progress_bar(lines=False)
         self.bar.disable = self.bar.disable or not is_main()
         self.bar.start()
         size, steps = self.config.batch_size, self.config.steps
@@ -241,7 +241,7 @@ class Log:
         for name, value in distances.items():
             self.writer.add_scalar(name, value, state.step)
         told = ", ".join(f"{name} {value:.2f}" for name, value in distances.items())
-        console.print(f"step {state.step}: {told}", markup=False, soft_wrap=True)
+        console.print(f"step {state.step}: {told}", soft_wrap=True)
 
     def report(self, state: TrainState, loss: float, rate: float) -> None:
         scalars = {
