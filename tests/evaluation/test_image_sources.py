@@ -1,7 +1,10 @@
 """Images to evaluate: read as they are, in their order, from every kind of source; and refused with the reason."""
 
+import io
+import os
 import threading
-from collections.abc import Iterator
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from elit import DiT
+from elit import DiT, UserError
 from elit.codec import PixelCodec
 from elit.evaluation.sources import Sampled, image_files, open_images, prefetched
 from elit.generation import generate, tile_images
@@ -170,3 +173,63 @@ def test_samples_are_rounded_as_files_are(tiny: DiT) -> None:
         Sampled("m", tiny, recipe, UNIFORM, PixelCodec(), 4).read(2, 4),
         to_uint8(tile_images(tiny, recipe, UNIFORM, PixelCodec(), 1)),
     )
+
+
+def members(file: Path, **content: bytes) -> Path:
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, some in content.items():
+            archive.writestr(name.replace("_npy", ".npy"), some)
+    return file
+
+
+def array_bytes(shape: tuple[int, ...], content: bytes = b"") -> bytes:
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    return header.getvalue() + content
+
+
+def encrypted(file: Path) -> Path:
+    """Marks the entry as encrypted, in its own header and in the list of all."""
+    content = bytearray(members(file, arr_0_npy=array_bytes((1, 1, 1, 3), b"abc")).read_bytes())
+    content[6] |= 1
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    file.write_bytes(content)
+    return file
+
+
+def packed_unknown(file: Path) -> Path:
+    content = bytearray(members(file, arr_0_npy=array_bytes((1, 1, 1, 3), b"abc")).read_bytes())
+    content[8], content[content.index(b"PK\x01\x02") + 10] = 77, 77
+    file.write_bytes(content)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (encrypted, "cannot be read .*encrypted"),
+        (packed_unknown, "compressed in a way that cannot be read here"),
+        (lambda file: members(file, arr_0_npy=array_bytes((-1, 4, 4, 3), b"x" * 48)), "no array of the shape it says"),
+        (lambda file: members(file, arr_0_npy=array_bytes((2**50, 4, 4, 3), b"x")), "no array of the shape it says"),
+        (lambda file: members(file, arr_0_npy=array_bytes((1, 4, 4, 3), b"x" * 40)), "no array of the shape it says"),
+        (lambda file: members(file, arr_0_npy=b"nothing"), "cannot be read"),
+        (lambda file: members(file, arr_0=array_bytes((1, 1, 1, 3), b"abc")), r"it has arr_0 and no arr_0\.npy"),
+        (lambda file: members(file), "it has nothing and no arr_0"),
+        (lambda file: os.mkfifo(file) or file, "is not a plain file"),
+    ],
+)
+def test_arrays_that_cannot_be_are_refused(make: Callable[[Path], Path], said: str, tmp_path: Path) -> None:
+    """At once, in a sentence that names the file."""
+    file = make(tmp_path / "bad.npz")
+    with pytest.raises(UserError, match=said) as error:
+        open_images(str(file))
+    assert "bad.npz" in str(error.value)
+
+
+def test_a_packed_array_larger_than_the_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "packed.npz"
+    np.savez_compressed(file, arr_0=np.zeros((4, 8, 8, 3), dtype=np.uint8))
+    assert open_images(str(file)).count == 4
+    monkeypatch.setattr("elit.evaluation.arrays._memory", lambda: 700)
+    with pytest.raises(UserError, match="takes 768 bytes of memory, more than the 700"):
+        open_images(str(file))

@@ -11,6 +11,7 @@ from torch import Tensor
 from elit.evaluation.intervals import bootstrap, bootstrap_deviation, normal_interval, over_parts
 from elit.evaluation.metrics import (
     frechet_distance,
+    frechet_distance_interval,
     kernel_distance,
     kernel_distance_interval,
     kernel_distance_subsets,
@@ -84,7 +85,24 @@ def test_a_deviation_around_the_distance_is_that_of_independent_draws() -> None:
     assert wider.high - wider.low == pytest.approx((high - low) * 2.576 / 1.96, rel=1e-3)
 
 
-@pytest.mark.parametrize(("rounds", "confidence", "rows"), [(1, 0.9, 3), (9, 1.0, 3), (9, 0.0, 3), (9, 0.9, 0)])
+@pytest.mark.parametrize(("rows", "width", "others"), [(60, 5, 40), (12, 30, 200), (12, 30, 9), (40, 30, 9)])
+def test_the_quick_interval_of_a_distance_is_the_slow_ones(rows: int, width: int, others: int) -> None:
+    """With more rows than dimensions and fewer, and a reference whose covariance is singular."""
+    reference = mean_and_covariance(normal(others, width, "others"))
+    samples = 1.2 * normal(rows, width, "rows") + 0.3
+
+    def distance(x: Tensor) -> float:
+        return frechet_distance(*mean_and_covariance(x), *reference)
+
+    slow = bootstrap_deviation(distance, samples, rounds=30, confidence=0.8, seed=4)
+    assert frechet_distance_interval(samples, *reference, 30, 0.8, seed=4) == pytest.approx(slow, rel=1e-6)
+    half = frechet_distance_interval(samples.float().numpy(), *reference, 30, 0.8, seed=4)
+    assert half == pytest.approx(slow, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "confidence", "rows"), [(10**9, 0.9, 3), (1, 0.9, 3), (9, 1.0, 3), (9, 0.0, 3), (9, 0.9, 0)]
+)
 def test_bootstraps_that_cannot_be(rounds: int, confidence: float, rows: int) -> None:
     with pytest.raises(ValueError, match=r"at least 2 rounds|within 0 and 1|at least one row"):
         bootstrap(mean, torch.zeros(rows, 2), rounds=rounds, confidence=confidence)

@@ -1,6 +1,7 @@
 """Precision, recall, density, coverage and the nearest reference against their definitions, pair by pair in float64."""
 
 import math
+import statistics
 
 import pytest
 import torch
@@ -156,6 +157,14 @@ def test_inception_score_by_its_definition() -> None:
     mean, deviation = inception_score(logits, splits=3)
     assert mean == pytest.approx(sum(expected) / 3)
     assert deviation == pytest.approx(math.sqrt(sum((e - mean) ** 2 for e in expected) / 3))
+
+
+def test_splits_are_cut_where_the_original_cuts_them() -> None:
+    """At i N // splits: of 11 rows in 3 splits 0 to 3, 3 to 7 and 7 to 11."""
+    logits = 3 * points(11, 6, "uneven")
+    parts = [inception_score(logits[a:b], 1)[0] for a, b in ((0, 3), (3, 7), (7, 11))]
+    assert inception_score(logits, 3)[0] == pytest.approx(sum(parts) / 3)
+    assert inception_score(logits, 3)[1] == pytest.approx(statistics.pstdev(parts))
 
 
 def test_inception_score_of_certain_and_uncertain_classes() -> None:

@@ -1,6 +1,7 @@
 """Files of statistics: ours round-trip, ADM's, EDM's and EDM2's are read; others and damaged ones are refused."""
 
 import json
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -129,14 +130,38 @@ def test_statistics_of_other_features_are_refused(ours: Path, tmp_path: Path) ->
         load_statistics(tmp_path / "adm.npz", replace(INCEPTION, width=2048))
 
 
+def told(count: Any) -> np.ndarray[Any, Any]:
+    """The provenance of statistics of so many images."""
+    fields = {
+        "source": "s",
+        "features": "inception",
+        "count": count,
+        "size": None,
+        "fingerprint": "f",
+        "resize": "",
+        "hash": "",
+    }
+    return np.array(json.dumps(fields))
+
+
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"mu": np.zeros(6)}, r"holds no statistics \(mu and sigma\); it holds mu"),
     ({"mu": np.zeros(6), "sigma": np.zeros((6, 5))}, r"are \(6,\) and \(6, 5\), not \(D,\) and \(D, D\)"),
     ({"mu": np.full(6, np.nan), "sigma": np.zeros((6, 6))}, "not arrays of finite numbers"),
     ({"mu": np.zeros(6, dtype=np.int64), "sigma": np.zeros((6, 6))}, "not arrays of finite numbers"),
     ({"mu": np.array([None]), "sigma": np.zeros((6, 6))}, "cannot be read"),
-    ({**arrays(), "provenance": np.array("[1]")}, "provenance in .* cannot be read"),
-    ({**arrays(), "provenance": np.array("{}")}, "provenance in .* cannot be read"),
+    ({**arrays(), "provenance": np.array("[1]")}, r"the provenance in .*bad\.npz: it is \[1\]; it "),
+    ({**arrays(), "provenance": np.array("{}")}, r"the provenance in .*bad\.npz: it has no source"),
+    ({**arrays(), "provenance": np.array("[" * 100_000)}, r"the provenance in .*bad\.npz: it is not JSON"),
+    ({**arrays(), "provenance": np.array(7)}, "the provenance in .* is no text"),
+    *(
+        ({**arrays(), "provenance": told(count)}, "the provenance in .* count is")
+        for count in ("many", -1, 0, 2.5, math.nan)
+    ),
+    ({**arrays(), "sigma": -arrays()["sigma"]}, r"sigma in .*bad\.npz is no covariance: it has negative eigenvalues"),
+    ({**arrays(), "sigma": arrays()["sigma"] - 0.5 * np.eye(6)}, "is no covariance: it has negative eigenvalues"),
+    ({**arrays(), "sigma": arrays()["sigma"] + np.triu(np.ones((6, 6)), 1)}, "is no covariance: it is not symmetric"),
+    ({**arrays(), **arrays("_s"), "sigma_s": -np.eye(6)}, "sigma_s in .* is no covariance"),
 ]
 
 

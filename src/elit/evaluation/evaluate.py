@@ -25,20 +25,21 @@ import torch
 from elit.console import say
 from elit.distributed import anywhere, barrier, is_main, together
 from elit.errors import UserError
+from elit.evaluation.arrays import array_names
 from elit.evaluation.extractors import Extractor
-from elit.evaluation.intervals import bootstrap, bootstrap_deviation
+from elit.evaluation.intervals import bootstrap, check_rounds
 from elit.evaluation.measure import Measured, Rows, measure_features
 from elit.evaluation.metrics import (
     density_coverage_rows,
     frechet_distance,
+    frechet_distance_interval,
     inception_score,
     kernel_distance_interval,
-    mean_and_covariance,
     memorisation,
     precision_recall_rows,
 )
 from elit.evaluation.sources import Sampled, Source, open_images
-from elit.evaluation.statistics import Statistics, load_statistics, npz_members
+from elit.evaluation.statistics import OtherFeaturesError, Statistics, load_statistics
 from elit.files import write_whole
 from elit.generation import settings_of
 
@@ -77,9 +78,14 @@ def open_reference(name: str, extractor: Extractor, size: tuple[int, int], squar
     """
     file = Path(name)
     statistics = images = None
-    if file.suffix == ".pkl" or (file.suffix == ".npz" and "mu" in npz_members(file)):
-        statistics = load_statistics(file, extractor)
-    if statistics is None or (file.suffix == ".npz" and "arr_0" in npz_members(file)):
+    held = array_names(file) if file.suffix == ".npz" else []
+    if file.suffix == ".pkl" or "mu" in held:
+        try:
+            statistics = load_statistics(file, extractor)
+        except OtherFeaturesError:
+            if "arr_0" not in held:  # as ADM's reference batches have it, whose images have any features
+                raise
+    if statistics is None or "arr_0" in held:
         images = open_images(name, square, like=size)
     known = images.size if images is not None else statistics and statistics.provenance.size
     if known and known != size:
@@ -122,8 +128,8 @@ def evaluate(
     and `measure_features` do.
     """
     check_measures(measures, reference, extractor)
-    if rounds < 0 or rounds == 1:
-        raise UserError(f"a bootstrap of {rounds} rounds gives no interval; give --bootstrap 2 or more, such as 200")
+    if rounds:
+        check_rounds(rounds)
     rows_needed = any(measure in OF_ROWS for measure in measures)
     results = []
     with _reference(reference, extractor, batch, out, rows_needed) as against:
@@ -213,12 +219,7 @@ def compute(
                 values[name] = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
         if rounds:
             assert samples is not None
-
-            def distance(rows_ND: torch.Tensor) -> float:
-                mean, covariance = mean_and_covariance(rows_ND)
-                return frechet_distance(mean, covariance, theirs.pooled.mean, theirs.pooled.covariance)
-
-            around = bootstrap_deviation(distance, samples, rounds=rounds)
+            around = frechet_distance_interval(samples, theirs.pooled.mean, theirs.pooled.covariance, rounds)
             values |= {f"{extractor.distance} low": around.low, f"{extractor.distance} high": around.high}
     if samples is not None and against.pooled is not None:
         references = _tensor(against.pooled)

@@ -10,7 +10,7 @@ these are means over rows whose balls are best kept, so `bootstrap` the values o
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -19,6 +19,8 @@ from torch import Tensor
 
 from elit.errors import UserError
 from elit.seeding import generator_for
+
+MOST_ROUNDS = 100_000
 
 Array: TypeAlias = Tensor | np.ndarray
 
@@ -70,8 +72,7 @@ def bootstrap_deviation(
 
 def _resampled(statistic: Callable[..., float], sets: Sequence[Array], rounds: int, seed: int) -> Tensor:
     """(rounds,) float64 of the statistic of resampled sets."""
-    if rounds < 2:
-        raise UserError(f"a bootstrap needs at least 2 rounds, not {rounds}")
+    check_rounds(rounds)
     tensors = [to_tensor(rows) for rows in sets]
     if not tensors or min(map(len, tensors)) < 1:
         raise UserError("a bootstrap needs sets of at least one row each")
@@ -81,6 +82,20 @@ def _resampled(statistic: Callable[..., float], sets: Sequence[Array], rounds: i
         drawn = [rows[torch.randint(len(rows), (len(rows),), generator=generator)] for rows in tensors]
         values.append(float(statistic(*drawn)))
     return torch.tensor(values, dtype=torch.float64)
+
+
+def draws(count: int, rounds: int, seed: int = 0) -> Iterator[Tensor]:
+    """The rows (count,) that every round of a bootstrap of one set of `count` rows draws."""
+    check_rounds(rounds)
+    generator = generator_for("bootstrap", seed)
+    for _ in range(rounds):
+        yield torch.randint(count, (count,), generator=generator)
+
+
+def check_rounds(rounds: int) -> None:
+    """Raises UserError for a count of rounds that cannot be."""
+    if not 2 <= rounds <= MOST_ROUNDS:
+        raise UserError(f"a bootstrap needs at least 2 rounds, and at most {MOST_ROUNDS:,}, not {rounds:,}; give 200")
 
 
 def over_parts(statistic: Callable[[Tensor], float], rows: Array, parts: int = 5, seed: int = 0) -> tuple[float, float]:

@@ -4,7 +4,6 @@ A picture is RGB. Grey ones are repeated over the three channels and transparent
 `notes` says how many were. Nothing is resized unless a size is asked for: then the central square is, by Lanczos.
 """
 
-import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,7 @@ from elit.data.sources import FolderSource, read_picture
 from elit.distributed import gather_from_ranks, sum_over_ranks
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.evaluation.statistics import npz_members
+from elit.evaluation.arrays import array_names, map_array, told_names
 from elit.generation import tile_images
 from elit.labels import LabelRule
 from elit.pixels import as_tensor, to_uint8
@@ -350,37 +349,14 @@ def image_files(folder: Path, passed: PassedOver | None = None) -> list[Path]:
 
 def open_array(file: Path) -> np.ndarray[Any, Any]:
     """(N, H, W, 3) uint8: `arr_0` of an .npz. Raises UserError for another shape or type, saying how to mend it."""
-    if "arr_0" not in npz_members(file):
-        raise UserError(f"{file} holds no images: it has {', '.join(npz_members(file))} and no arr_0")
-    try:
-        array = map_array(file, "arr_0.npy")
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"arr_0 of {file} cannot be read ({error}); fetch or make it again") from error
+    if "arr_0" not in array_names(file):
+        raise UserError(f"{file} holds no images: it has {told_names(file)} and no arr_0.npy; write it with numpy.savez")
+    array = map_array(file, "arr_0")
     if array.dtype != np.uint8 or array.ndim != 4 or array.shape[3] != 3 or not len(array):
         raise UserError(
             f"arr_0 of {file} is {array.shape} {array.dtype}; images are (N, H, W, 3) uint8, RGB: convert them before"
         )
     return array
-
-
-def map_array(file: Path, member: str) -> np.ndarray[Any, Any]:
-    """An array of an .npz, mapped from the disk; read into memory where it is compressed."""
-    with zipfile.ZipFile(file) as archive, archive.open(member) as stream:
-        entry = archive.getinfo(member)
-        if entry.compress_type != zipfile.ZIP_STORED:
-            array: np.ndarray[Any, Any] = np.lib.format.read_array(stream, allow_pickle=False)
-            return array
-        version = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, fortran, dtype = read(stream)
-        inside = stream.tell()
-    if dtype.hasobject:
-        raise UserError("it holds Python objects")
-    with file.open("rb") as raw:  # the file's own header, of a length that it tells, is before the array
-        raw.seek(entry.header_offset + 26)
-        name, extra = (int.from_bytes(raw.read(2), "little") for _ in range(2))
-    start = entry.header_offset + 30 + name + extra + inside
-    return np.memmap(file, dtype, "r", start, shape, "F" if fortran else "C")
 
 
 def prefetched(

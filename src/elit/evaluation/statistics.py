@@ -6,7 +6,6 @@ sFID), float64; and `provenance`, a JSON text: the fields of `Provenance` and a 
 
 import hashlib
 import json
-import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,23 +14,31 @@ import numpy as np
 import torch
 
 from elit.errors import UserError
+from elit.evaluation.arrays import array_names, read_array
 from elit.evaluation.extractors import Extractor
+from elit.evaluation.metrics import check_covariance
 from elit.evaluation.moments import Moments
-from elit.files import written_whole
+from elit.files import told, written_whole
 from elit.pickles import read_arrays
+from elit.records import Count, parse_json, record
 
 KEYS = ("mu", "sigma", "mu_s", "sigma_s")
+LARGEST, LARGEST_TEXT = 2**31, 2**20  # bytes of a covariance, which 16,384 features have, and of the provenance
 
 
-@dataclass(frozen=True)
+class OtherFeaturesError(UserError):
+    """Statistics are of other features than those that are asked for."""
+
+
+@record
 class Provenance:
     """What statistics are of. source, count: the images. size: (height, width) before `resize`. features, fingerprint:
     the network's name and hash. None where a file of others does not say."""
 
     source: str
     features: str
-    count: int | None = None
-    size: tuple[int, int] | None = None
+    count: Count | None = None
+    size: tuple[Count, Count] | None = None
     fingerprint: str | None = None
     resize: str | None = None
 
@@ -39,6 +46,13 @@ class Provenance:
         count = "an unknown number of" if self.count is None else f"{self.count:,}"
         size = "" if self.size is None else f" of {self.size[1]} x {self.size[0]}"
         return f"{self.source}: {count} images{size}, {self.features} ({self.fingerprint or 'not said which'})"
+
+
+@record
+class Told(Provenance):
+    """The provenance as a file holds it, with the hash of its arrays."""
+
+    hash: str | None = None
 
 
 @dataclass(frozen=True)
@@ -65,9 +79,10 @@ class Statistics:
 
 def save_statistics(statistics: Statistics, file: Path) -> None:
     """Writes the .npz, whole or not at all."""
-    told = json.dumps({**asdict(statistics.provenance), "hash": statistics.hash})
-    arrays: dict[str, Any] = {**statistics.arrays(), "provenance": np.array(told)}
-    file.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({**asdict(statistics.provenance), "hash": statistics.hash})
+    arrays: dict[str, Any] = {**statistics.arrays(), "provenance": np.array(text)}
+    with told(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(file) as part, part.open("wb") as stream:
         np.savez(stream, **arrays)
 
@@ -79,10 +94,12 @@ def load_statistics(file: Path, extractor: Extractor) -> Statistics:
     `fd_dinov2` for Inception's or DINOv2's. Nothing is unpickled. Raises UserError for statistics of other features than
     the extractor's, and for a file that is damaged or holds none.
     """
-    arrays, told = (_read_pickled(file, extractor), None) if file.suffix == ".pkl" else _read_npz(file)
+    arrays, says = (_read_pickled(file, extractor), None) if file.suffix == ".pkl" else _read_npz(file)
     if "mu" not in arrays or "sigma" not in arrays:
-        raise UserError(f"{file} holds no statistics (mu and sigma); it holds {', '.join(sorted(arrays)) or 'nothing'}")
-    provenance = _provenance(file, told, extractor)
+        raise UserError(
+            f"{file} holds no statistics (mu and sigma); it holds {', '.join(sorted(arrays)) or 'nothing of these'}"
+        )
+    provenance = _provenance(file, says, extractor)
     pooled = _moments(file, arrays, "")
     if pooled.width != extractor.width:
         raise UserError(
@@ -91,33 +108,20 @@ def load_statistics(file: Path, extractor: Extractor) -> Statistics:
         )
     spatial = _moments(file, arrays, "_s") if {"mu_s", "sigma_s"} <= arrays.keys() else None
     found = Statistics(pooled, provenance, spatial)
-    if told is not None and told.get("hash") != found.hash:
+    if says is not None and says.hash != found.hash:
         raise UserError(f"{file} is damaged: its arrays are not those that were written; make it anew")
     return found
 
 
-def npz_members(file: Path) -> list[str]:
-    """The names of an .npz's arrays. Raises UserError for a file that is none."""
-    try:
-        with zipfile.ZipFile(file) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError(f"{file} is not an .npz ({error}); fetch or make it again") from error
-
-
-def _read_npz(file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    names = npz_members(file)
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in KEYS if name in names}
-            if "provenance" not in names:
-                return arrays, None
-            told = json.loads(str(archive["provenance"]))
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError) as error:
-        raise UserError(f"{file} cannot be read ({error}); fetch or make it again") from error
-    if not isinstance(told, dict):
-        raise UserError(f"the provenance in {file} cannot be read; make it anew with elit evaluate stats")
-    return arrays, told
+def _read_npz(file: Path) -> tuple[dict[str, Any], Told | None]:
+    names = array_names(file)
+    arrays: dict[str, Any] = {name: read_array(file, name, LARGEST) for name in KEYS if name in names}
+    if "provenance" not in names:
+        return arrays, None
+    text = read_array(file, "provenance", LARGEST_TEXT)
+    if text.ndim or text.dtype.kind != "U":
+        raise UserError(f"the provenance in {file} is no text; make it anew with elit evaluate stats")
+    return arrays, parse_json(str(text), Told, f"the provenance in {file}")
 
 
 def _read_pickled(file: Path, extractor: Extractor) -> dict[str, Any]:
@@ -133,28 +137,21 @@ def _read_pickled(file: Path, extractor: Extractor) -> dict[str, Any]:
     return inner
 
 
-def _provenance(file: Path, told: dict[str, Any] | None, extractor: Extractor) -> Provenance:
-    if told is None:
+def _provenance(file: Path, says: Told | None, extractor: Extractor) -> Provenance:
+    if says is None:
         theirs = ("inception", "dinov2") if file.suffix == ".pkl" else ("inception",)
         if extractor.name not in theirs:
-            raise UserError(
+            raise OtherFeaturesError(
                 f"{file} does not say of which features it is; such files are of inception, not of {extractor.name}:"
                 " give --features inception, or make statistics with elit evaluate stats"
             )
         return Provenance(str(file), extractor.name)
-    try:
-        size = None if told["size"] is None else (int(told["size"][0]), int(told["size"][1]))
-        found = Provenance(
-            str(told["source"]), str(told["features"]), told["count"], size, told["fingerprint"], told["resize"]
-        )
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise UserError(f"the provenance in {file} cannot be read ({error!r}); make it anew") from error
-    if found.features != extractor.name or found.fingerprint != extractor.fingerprint:
-        raise UserError(
-            f"{file} is of the features {found.features} ({found.fingerprint}), not {extractor.name}"
+    if says.features != extractor.name or says.fingerprint != extractor.fingerprint:
+        raise OtherFeaturesError(
+            f"{file} is of the features {says.features} ({says.fingerprint}), not {extractor.name}"
             f" ({extractor.fingerprint}); make it anew with elit evaluate stats --features {extractor.name}"
         )
-    return found
+    return Provenance(says.source, says.features, says.count, says.size, says.fingerprint, says.resize)
 
 
 def _moments(file: Path, arrays: dict[str, Any], suffix: str) -> Moments:
@@ -166,4 +163,6 @@ def _moments(file: Path, arrays: dict[str, Any], suffix: str) -> Moments:
         raise UserError(
             f"mu{suffix} and sigma{suffix} in {file} are {mean.shape} and {covariance.shape}, not (D,) and (D, D)"
         )
-    return Moments(torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64)))
+    moments = Moments(torch.from_numpy(mean.astype(np.float64)), torch.from_numpy(covariance.astype(np.float64)))
+    check_covariance(moments.covariance, f"sigma{suffix} in {file}")
+    return moments
