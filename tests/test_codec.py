@@ -7,7 +7,8 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from autoencoders import KINDS, make_autoencoder, save_autoencoder
-from elit.codec import KLCodec, load_autoencoder, moments_to_latents
+from elit.card import Card, load_card, save_card
+from elit.codec import KLCodec, Latents, PixelCodec, Pixels, load_autoencoder, load_codec, moments_to_latents
 
 IMAGES = torch.rand(3, 3, 8, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
@@ -94,3 +95,27 @@ def test_a_vae_within_a_repository_is_found_in_the_hubs_cache(tmp_path: Path, mo
     assert load_autoencoder("me/pipe/vae").channels == 16
     with pytest.raises(ValueError, match="no AutoencoderKL could be loaded from 'me/pipe/unet'"):
         load_autoencoder("me/pipe/unet")
+
+
+def test_three_channels_are_pixels_only_where_no_card_says_otherwise(tmp_path: Path) -> None:
+    """A card of latents asks for their codec, one of pixels for none; a codec of another scale is another's."""
+    cpu = torch.device("cpu")
+    assert isinstance(load_codec(None, 3, cpu), PixelCodec) and isinstance(load_codec(None, 3, cpu, Pixels()), PixelCodec)
+    with pytest.raises(ValueError, match=r"latents of 3 channels \(its latents are of mine\); give their decoder"):
+        load_codec(None, 3, cpu, Latents(2.0, codec="mine"))
+    with pytest.raises(ValueError, match="the model makes pixels, which need no codec; leave --codec ema out"):
+        load_codec("ema", 3, cpu, Pixels())
+    make_autoencoder("sd").save_pretrained(tmp_path)
+    found = load_codec(str(tmp_path), 4, cpu)
+    assert load_codec(str(tmp_path), 4, cpu, Latents(found.scale, found.shift)).name == found.name
+    with pytest.raises(ValueError, match=r"and the latents 2 and 0; give the codec that they were made with \(mine\)"):
+        load_codec(str(tmp_path), 4, cpu, Latents(2.0, codec="mine"))
+
+
+def test_a_card_keeps_what_its_model_makes(tmp_path: Path) -> None:
+    for encoding in (Pixels(), Latents(0.5, 0.1, "mine"), None):
+        save_card(Card(encoding=encoding, label_counts=(3, 0)), tmp_path)
+        assert load_card(tmp_path).encoding == encoding and load_card(tmp_path).label_counts == (3, 0)
+    (tmp_path / "card.json").write_text('{"encoding": {"kind": "words"}}')
+    with pytest.raises(ValueError, match=r"card\.json"):
+        load_card(tmp_path)

@@ -8,12 +8,13 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
+from elit.codec import Encoding
 from elit.errors import UserError
 from elit.files import write_whole
 from elit.flow import FlowPath
 from elit.guidance import Guidance
 from elit.recipe import Recipe
-from elit.records import Count, checked, read_json, record
+from elit.records import Count, Whole, checked, read_json, record
 
 CARD_FILE = "card.json"
 Steps = Annotated[int, Ge(1), Le(100_000)]  # of a sampler
@@ -50,6 +51,8 @@ class Card:
 
     sampling: how to sample it. quality: as measured (see `evaluation.quality`). licence, source: of weights that
     others made. path: of the flow that the model was trained on. label_names: of its classes, in order.
+    encoding: whether it makes pixels or latents, and of which codec, where that is known. label_counts: how many pictures
+    of each class it was trained on, where that is known.
     """
 
     sampling: SamplingDefaults = SamplingDefaults()
@@ -58,6 +61,8 @@ class Card:
     source: str | None = None
     path: FlowPath = FlowPath.LINEAR
     label_names: tuple[str, ...] = ()
+    encoding: Encoding | None = None
+    label_counts: tuple[Whole, ...] = ()
 
     @property
     def recipe(self) -> Recipe:

@@ -14,6 +14,7 @@ from elit.errors import UserError
 from elit.records import record
 from elit.weights import digest_of
 
+STABLE_DIFFUSION_SCALE = 0.18215  # of the first codecs of that name, "ema" and "mse"
 KNOWN_CODECS = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
 
 
@@ -139,7 +140,7 @@ def load_codec(name: str | None, channels: int, device: torch.device, encoding: 
     codec, a model of pixels with one, a codec of other channels, scale or shift, or one that cannot be read or fetched.
     """
     if name is None:
-        if isinstance(encoding, Latents) or (encoding is None and channels != 3):
+        if not makes_pixels(encoding, channels):
             made_with = f" (its latents are of {encoding.codec})" if isinstance(encoding, Latents) and encoding.codec else ""
             raise UserError(
                 f"the model makes latents of {channels} channels{made_with}; give their decoder with --codec, such as"
@@ -154,6 +155,11 @@ def load_codec(name: str | None, channels: int, device: torch.device, encoding: 
     if encoding is not None:
         check_scale(name, codec, encoding)
     return codec
+
+
+def makes_pixels(encoding: Encoding | None, channels: int) -> bool:
+    """Whether a model's output of so many channels is a picture as it is. Where no card says it, three channels are."""
+    return channels == 3 if encoding is None else isinstance(encoding, Pixels)
 
 
 def check_scale(name: str, codec: KLCodec, latents: Latents) -> None:

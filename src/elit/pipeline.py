@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elit.bundled import FOLDER
 from elit.card import Card, load_card, save_card
-from elit.codec import Codec, load_codec
+from elit.codec import Codec, load_codec, makes_pixels
 from elit.cost import flops_by_level
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
@@ -50,9 +50,9 @@ class ElitPipeline:
         """
         folder = FOLDER if name is None else model_folder(name)
         model = load_model(folder)
-        channels = model.input.channels
-        found = load_codec(codec, channels, torch.device("cpu")) if codec is not None or channels == 3 else None
-        return cls(model, load_card(folder), found)
+        channels, card = model.input.channels, load_card(folder)
+        later = codec is None and not makes_pixels(card.encoding, channels)
+        return cls(model, card, None if later else load_codec(codec, channels, torch.device("cpu"), card.encoding))
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "ElitPipeline":
         """Moves model and codec, in place, and returns the pipeline."""

@@ -18,6 +18,7 @@ from elit.backbones.config import DiTConfig
 from elit.backbones.layers import sincos_table
 from elit.backbones.table import PATCHES, SIZES, preset_config
 from elit.card import CARD_FILE, Card, SamplingDefaults, save_card
+from elit.codec import STABLE_DIFFUSION_SCALE, Latents
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.files import whole_folder
@@ -171,7 +172,13 @@ def load_published(checkpoint: str | Path, /, weights: str = "ema", **given: str
 
 def import_published(published: Published, out: Path) -> None:
     """Writes a model folder, which appears whole or not at all: weights, config.json, and card.json with the licence."""
-    card = Card(SAMPLING, licence=LICENCE, source=f"{published.source} ({published.weights})", path=published.path)
+    card = Card(
+        SAMPLING,
+        licence=LICENCE,
+        source=f"{published.source} ({published.weights})",
+        path=published.path,
+        encoding=Latents(STABLE_DIFFUSION_SCALE),
+    )
     with whole_folder(out.resolve()) as part:
         save_weights(published.model, part)
         save_card(card, part)

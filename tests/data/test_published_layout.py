@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from elit.data.opening import check_fit, open_data
+from elit.codec import Latents
+from elit.data.opening import check_fit, decoder_of, open_data
 from elit.data.published_layout import PublishedLatents
 from elit.seeding import generator_for
 
@@ -113,3 +114,14 @@ def test_data_that_fit_no_model(tmp_path: Path) -> None:
 def test_data_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is not a folder"):
         open_data(str(tmp_path / "nowhere"), 32)
+
+
+def test_latents_of_three_channels_are_no_pictures(tmp_path: Path) -> None:
+    """They are not decoded, measured or aligned as pictures: who asks gets no decoder, and is told what is missing."""
+    (tmp_path / "vae-sd" / "a").mkdir(parents=True)
+    np.save(tmp_path / "vae-sd" / "a" / "img-mean-std-00000000.npy", np.ones((6, 2, 2), np.float32))
+    data = PublishedLatents(tmp_path)
+    assert data.shape == (3, 2, 2) and data.encoding == Latents(0.18215) and data.label_counts == (1,)
+    assert decoder_of(data, None, torch.device("cpu")) is None
+    with pytest.raises(ValueError, match="is not a folder"):  # there are no pictures to align with
+        data.stored_features("dino")

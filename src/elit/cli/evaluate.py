@@ -155,8 +155,8 @@ def model_candidates(options: argparse.Namespace, folder: Path) -> "list[Candida
 
     device = local_device(options.device)
     model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
-    codec = load_codec(options.codec, model.input.channels, device)
     card = load_card(folder)
+    codec = load_codec(options.codec, model.input.channels, device, card.encoding)
     recipe, labels = make_recipe(options, card), parse_labels(options.labels, model.null_class, card.label_names)
     weights = fingerprint(model)
     candidates = []

@@ -129,7 +129,7 @@ def run_sample(options: argparse.Namespace) -> None:
     recipe = replace(recipe, budget=budget)
     if is_main() and isinstance(budget, float) and not options.budget[-1:].isdigit():  # a cost was given
         say(f"budget {options.budget}: {model.levels.of(budget)}/{model.latents} of the latents")
-    codec = load_codec(options.codec, model.input.channels, device)
+    codec = load_codec(options.codec, model.input.channels, device, card.encoding)
     with process_group():
         if options.tile is None:
             recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, out))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from elit.codec import Codec, Latents, load_codec
+from elit.codec import Codec, Latents, PixelCodec, load_codec
 from elit.data.dataset import PreparedData, is_prepared
 from elit.data.emoji import load_emoji
 from elit.data.images import LabelledImages, load_folder
@@ -67,6 +67,6 @@ def decoder_of(data: Data, codec: str | None, device: torch.device) -> Codec | N
 
     Raises UserError as `load_codec` does.
     """
-    if codec is None and isinstance(data.encoding, Latents):
-        return None
-    return load_codec(codec, data.shape[0], device, data.encoding)
+    if not isinstance(data.encoding, Latents):
+        return PixelCodec()
+    return None if codec is None else load_codec(codec, data.shape[0], device, data.encoding)

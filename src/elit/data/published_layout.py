@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from elit.codec import STABLE_DIFFUSION_SCALE as SCALE
 from elit.codec import Encoding, Latents
 from elit.data.crops import decode
 from elit.data.dataset import latent_input
@@ -27,7 +28,6 @@ from elit.errors import UserError
 from elit.pixels import as_tensor
 
 FOLDER, PICTURES = "vae-sd", "images"
-SCALE = 0.18215  # of the Stable Diffusion codecs, whose latents these are
 
 
 class LatentFiles(FolderSource):

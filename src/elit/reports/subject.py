@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elit.card import Card, load_card
+from elit.codec import makes_pixels
 from elit.data.emoji import Emoji, load_emoji
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
@@ -71,10 +72,10 @@ class Subject:
         out = []
         if self.data is None:
             out.append("The model's data are not known here, so there are no real pictures and no measured quality.")
-        if self.model.input.channels != 3:
+        if not makes_pixels(self.card.encoding, self.model.input.channels):
             out.append(
-                f"The model makes {self.model.input.channels} channels and not RGB. Its first three are shown, on one"
-                " scale; to see pictures, decode them with the codec that made its training data."
+                f"The model makes latents of {self.model.input.channels} channels and not RGB. Its first three are shown,"
+                " on one scale; to see pictures, decode them with the codec that made its training data."
             )
         return out
 

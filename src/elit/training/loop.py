@@ -108,7 +108,9 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
     if config.compile:
         state.model.compile_blocks()
     state.model.train()
-    card = Card(path=FlowPath(config.flow.path), label_names=data.label_names)
+    card = Card(
+        path=FlowPath(config.flow.path), label_names=data.label_names, encoding=data.encoding, label_counts=data.label_counts
+    )
     saver = Saver(run, config.log.keep, card)
     share = own_share(config.batch_size)
     steps = range(state.step, config.steps)
