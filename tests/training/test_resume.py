@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -15,29 +14,24 @@ import torch
 from safetensors.torch import load_file
 
 from elit import load_model
+from elit.cli import main
 from elit.training.checkpoint import TrainState, checkpoints, load_checkpoint, open_run, save_checkpoint
 from elit.training.config import TrainConfig
 from elit.training.loop import draw_batch, load_data, make_state, train, train_step
+from ranks import run_ranks, start_ranks, wait_for
 
 CPU = torch.device("cpu")
-ELIT = Path(sys.executable).parent / "elit"
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 Make = Callable[..., TrainConfig]
 
 
-def start_elit(arguments: list[str]) -> subprocess.Popen[bytes]:
-    """`elit train` in a process of its own, with as many threads as this one: sums depend on their number."""
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    return subprocess.Popen([ELIT, "train", *arguments], env=environment)
-
-
-def kill_at(folder: Path, process: subprocess.Popen[bytes]) -> None:
+def kill_at(folder: Path, process: int) -> None:
     """SIGKILL as soon as a checkpoint is there."""
     while not folder.is_dir():
-        assert process.poll() is None
+        assert os.waitpid(process, os.WNOHANG) == (0, 0)
         time.sleep(0.001)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    os.kill(process, signal.SIGKILL)
+    assert wait_for([process]) == [-signal.SIGKILL]
 
 
 def trained_state(config: TrainConfig, steps: int) -> TrainState:
@@ -63,13 +57,17 @@ def test_a_killed_run_goes_on_exactly(
 ) -> None:
     """60 steps, and 60 steps of which the process was killed around the 30th, end in the same bits."""
     options = {
-        "steps": 60, "batch_size": 64, "log__checkpoint_every": 10, "log__keep": 9, "log__preview_every": 25,
+        "steps": 60, "batch_size": 8, "log__checkpoint_every": 10, "log__keep": 9, "log__preview_every": 25,
         "optimizer__name": optimizer, "optimizer__schedule": "cosine", "optimizer__warmup_steps": 35,
     }  # fmt: skip
-    run = tmp_path / "killed"
-    kill_at(run / "checkpoints" / "step_00000030", start_elit(arguments(out=run, **options)))
+    run, log = tmp_path / "killed", tmp_path / "log"
+
+    def elit() -> None:
+        sys.exit(main(["train", *arguments(out=run, **options)]))
+
+    kill_at(run / "checkpoints" / "step_00000030", start_ranks(1, elit, log)[0])
     assert not (run / "checkpoints" / "step_00000060").exists()
-    assert start_elit(arguments(out=run, **options)).wait() == 0
+    assert run_ranks(1, elit, log) == [0], log.read_text()
 
     straight = train(make_config(out=tmp_path / "straight", **options))
     assert [folder.name for folder in checkpoints(run)] == [f"step_000000{k}0" for k in range(1, 7)]

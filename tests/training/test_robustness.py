@@ -4,7 +4,6 @@ import os
 import re
 import resource
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from elit.distributed import OneRankError, gathered, process_group
 from elit.training.checkpoint import checkpoints, load_checkpoint, open_run, save_checkpoint, state_tensors
 from elit.training.config import TrainConfig
 from elit.training.loop import draw_batch, draw_own, load_data, make_state, train, train_step
-from ranks import run_ranks, start_ranks, wait_for
+from ranks import run_ranks, start_ranks, torchrun, wait_for
 
 CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]
@@ -32,7 +31,7 @@ def wait_until(there: Callable[[], object], seconds: float = 240) -> None:
     end = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < end
-        time.sleep(0.005)
+        time.sleep(0.01)
 
 
 def shards(folder: Path) -> dict[str, torch.Tensor]:
@@ -268,16 +267,14 @@ def test_a_rank_that_hangs_counts_as_lost(arguments: Arguments, tmp_path: Path) 
 
 
 def test_torchrun_restarts_what_died(arguments: Arguments, tmp_path: Path) -> None:
-    """The real launcher: SIGKILL to a worker, and its restart of both goes on to the end and exits 0."""
-    run = tmp_path / "run"
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1", "-m", "elit.cli"]
-    options = arguments(steps=40, log__checkpoint_every=2, log__every=1)
-    process = subprocess.Popen([sys.executable, *launcher, "train", *options], stderr=subprocess.PIPE)
+    """The launcher's agent: SIGKILL to a worker, and its restart of both goes on to the end and exits 0."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    options = arguments(steps=40, log__checkpoint_every=15)
+    processes = start_ranks(1, lambda: torchrun(2, lambda: sys.exit(main(["train", *options])), max_restarts=1), log)
     wait_until(lambda: checkpoints(run))
     os.kill(int((run / ".lock").read_text().split()[1]), signal.SIGKILL)
-    _, told = process.communicate(timeout=300)
-    assert process.returncode == 0, told.decode()
-    assert b"going on from" in told
+    assert wait_for(processes) == [0], log.read_text()
+    assert "going on from" in log.read_text()
     assert checkpoints(run)[-1].name == "step_00000040"
     with safe_open(checkpoints(run)[-1] / "model.safetensors", "pt") as file:
         assert "final.linear.weight" in file.keys()  # noqa: SIM118
