@@ -14,7 +14,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from elit.console import console
+from elit.cli import main
 from elit.training.config import TrainConfig
 from elit.training.loop import train
 
@@ -33,7 +33,7 @@ def start_ranks(count: int, work: Callable[[], object], log: Path | None = None)
     """Forks `count` processes, in which torchrun's variables are set, that call `work`; their process numbers.
 
     They end as the command line does: 0, 2 with one sentence for a user's mistake, 1 for anything else. `log` gets what
-    they write to the error stream.
+    they write to both streams.
     """
     port = str(free_port())
     return [fork(rank, count, port, work, log) for rank in range(count)]
@@ -46,9 +46,9 @@ def fork(rank: int, count: int, port: str, work: Callable[[], object], log: Path
     code = 1
     try:
         if log is not None:
-            stream = log.open("a")
-            os.dup2(stream.fileno(), 2)
-            console.file = stream
+            sys.stdout = sys.stderr = stream = log.open("a", buffering=1)
+            for descriptor in (1, 2):
+                os.dup2(stream.fileno(), descriptor)
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
         os.environ.update({key: str(value) for key, value in place.items()})
         work()
@@ -62,6 +62,11 @@ def fork(rank: int, count: int, port: str, work: Callable[[], object], log: Path
         traceback.print_exc(file=sys.stderr)
     finally:
         os._exit(code)
+
+
+def elit(*arguments: str) -> Callable[[], object]:
+    """The command line, to be called by a process."""
+    return lambda: sys.exit(main(arguments))
 
 
 def wait_for(processes: list[int]) -> list[int]:

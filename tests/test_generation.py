@@ -25,10 +25,10 @@ from elit.labels import LabelRule
 from elit.pictures import to_image
 from elit.recipe import Recipe
 from elit.sampling import image_noise
+from ranks import elit, run_ranks, start_ranks, wait_for
 
 UNIFORM = LabelRule("uniform", 7)
 RECIPE = Recipe(steps=3, budget=0.5, guidance=Guidance(2.0, weak_budget=0.25), tile=4)
-ELIT = Path(sys.executable).parent / "elit"
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -38,17 +38,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def arguments(model: Path, out: Path, *more: str) -> list[str]:
     return ["sample", f"--model={model}", f"--out={out}", "--steps=3", "--budget=1/2", "--guidance.scale=2", *more]
-
-
-def run(*command: str | Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-
-
-def torchrun(processes: int, *command: str) -> subprocess.Popen[bytes]:
-    """`elit` in so many processes of a gloo group, as torchrun starts them."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "elit.cli"]
-    return run(sys.executable, *launcher, *command)
 
 
 def test_image_i_is_that_of_its_tile(tiny: DiT, tmp_path: Path) -> None:
@@ -80,10 +69,10 @@ def test_the_bytes_depend_on_neither_the_batch_nor_the_count(tiny: DiT, tmp_path
 
 def test_two_processes_make_the_bytes_of_one(model_folder: Path, tmp_path: Path) -> None:
     """And so does another batch; the .npz holds the images too."""
-    two = torchrun(2, *arguments(model_folder, tmp_path / "two", "--count=21", "--npz"))
-    one = run(ELIT, *arguments(model_folder, tmp_path / "one", "--count=21", "--npz", "--batch=2"))
-    assert one.wait() == 0, one.stderr and one.stderr.read()
-    assert two.wait() == 0, two.stderr and two.stderr.read()
+    log = tmp_path / "log"
+    two = elit(*arguments(model_folder, tmp_path / "two", "--count=21", "--npz"))
+    assert run_ranks(2, two, log) == [0, 0], log.read_text()
+    assert main(arguments(model_folder, tmp_path / "one", "--count=21", "--npz", "--batch=2")) == 0
     made = contents(tmp_path / "one")
     assert len(made) == 21 + 4  # settings, labels, the sheet and the .npz
     assert made == contents(tmp_path / "two")
@@ -100,18 +89,18 @@ def test_two_processes_make_the_bytes_of_one(model_folder: Path, tmp_path: Path)
 def test_a_killed_run_goes_on_to_the_same_bytes(model_folder: Path, tmp_path: Path) -> None:
     """SIGKILL at a random moment; then only what is missing is made."""
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    process = run(ELIT, *arguments(model_folder, killed, "--count=400"))
+    work = elit(*arguments(model_folder, killed, "--count=400"))
+    (process,) = start_ranks(1, work, tmp_path / "log")
     wanted = random.Random(time.time_ns()).randint(1, 200)
     while len(list(killed.rglob("[0-9]*.png"))) < wanted:
-        assert process.poll() is None
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), (tmp_path / "log").read_text()
         time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    os.kill(process, signal.SIGKILL)
+    assert wait_for([process]) == [-signal.SIGKILL]
     kept = {p: p.stat().st_mtime_ns for p in killed.rglob("[0-9]*.png")}
     assert wanted <= len(kept) < 400
     for out in (killed, straight):
-        process = run(ELIT, *arguments(model_folder, out, "--count=400"))
-        assert process.wait() == 0
+        assert main(arguments(model_folder, out, "--count=400")) == 0
     assert contents(killed) == contents(straight)
     assert len(list(killed.rglob("[0-9]*.png"))) == 400
     assert all(p.stat().st_mtime_ns == when for p, when in kept.items())
@@ -290,11 +279,9 @@ def test_a_full_disk_of_one_process_is_told_by_the_first(model_folder: Path, tmp
     second.unlink()
     (second.parent / "000002.png").mkdir()  # which no file can replace
     (second.parent / "000002.png" / "kept").touch()
-    process = torchrun(2, "sample", f"--model={model_folder}", "--steps=2", "--tile=2", f"--out={out}", "--count=4")
-    _, error = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert error.decode().count("000002.png could not be written") == 1, error.decode()
-    assert "exitcode  : 2" in error.decode()
+    again = elit("sample", f"--model={model_folder}", "--steps=2", "--tile=2", f"--out={out}", "--count=4")
+    assert run_ranks(2, again, tmp_path / "log") == [2, 2]
+    assert (tmp_path / "log").read_text().count("000002.png could not be written") == 1
 
 
 @pytest.mark.parametrize(("count", "batch", "tile"), [(0, 1, 4), (1, 0, 4), (1, 1, 0)])

@@ -4,8 +4,6 @@ import io
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -29,6 +27,7 @@ from elit.data.shards import Preparation
 from elit.encoder import VisionEncoder
 from elit.files import write_whole
 from elit.pixels import to_float
+from ranks import elit, run_ranks, start_ranks, wait_for
 
 CPU = torch.device("cpu")
 SIZES = ((8, 8), (8, 12))
@@ -150,22 +149,19 @@ def test_killed_and_gone_on_with_two_processes_it_is_the_bytes_of_one(tmp_path: 
     """SIGKILL once a part is written; then two processes make what is missing; one in peace makes the same files."""
     source = make_source(tmp_path / "images", 1500)
     codec = save_autoencoder(tmp_path / "vae", "sd")
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    command = [sys.executable, "-m", "elit.cli", *arguments(source.folder, codec, tmp_path / "killed")]
-    process = subprocess.Popen(command, env=environment)
+    work, log = elit(*arguments(source.folder, codec, tmp_path / "killed")), tmp_path / "log"
+    (process,) = start_ranks(1, work, log)
     while not (first := tmp_path / "killed" / "parts" / "000000.json").is_file():
-        assert process.poll() is None
+        assert os.waitpid(process, os.WNOHANG) == (0, 0), log.read_text()
         time.sleep(0.002)
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
+    os.kill(process, signal.SIGKILL)
+    assert wait_for([process]) == [-signal.SIGKILL]
     assert len(list(first.parent.glob("*.json"))) < len(parts_of(1500, 8)) == 6
     with pytest.raises(ValueError, match="not prepared to the end"):
         read_info(tmp_path / "killed")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "elit.cli"]
-    going_on = subprocess.Popen([*launcher, *command[3:]], env=environment, stdout=subprocess.PIPE, text=True)
+    assert run_ranks(2, work, log) == [0, 0], log.read_text()
+    assert log.read_text().count("1500 latents of 4 x 4 x 4 are in") == 1
     assert main(arguments(source.folder, codec, tmp_path / "straight")) == 0
-    printed, _ = going_on.communicate()
-    assert going_on.returncode == 0 and printed.count("1500 latents of 4 x 4 x 4 are in") == 1
     straight = contents(tmp_path / "straight")
     assert straight == contents(tmp_path / "killed")
     assert not any("parts" in name for name in straight)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from elit.cli import main
 from elit.data.images import LabelledImages
 from elit.distributed import OneRankError, gathered, process_group
+from elit.errors import UserError
 from elit.training.checkpoint import checkpoints, load_checkpoint, open_run, save_checkpoint, state_tensors
 from elit.training.config import TrainConfig
 from elit.training.loop import draw_batch, draw_own, load_data, make_state, train, train_step
@@ -286,7 +287,7 @@ def test_data_that_one_rank_cannot_read_names_it(make_config: Make, monkeypatch:
 
     class Torn(LabelledImages):
         def read(self, rows: torch.Tensor, generators: Sequence[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
-            raise ValueError("shard 3 is cut short")
+            raise UserError("shard 3 is cut short")
 
     data = load_data(config)
     torn = Torn(data.images, data.labels, data.label_names)
