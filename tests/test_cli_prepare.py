@@ -64,6 +64,12 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
     assert "'8by8' is not a size; write heights and widths" in refused(
         capsys, "photos", "--out", "data", "--crop", "buckets", "--buckets", "8by8"
     )
+    assert "--split is of a data set, and photos is none; leave it out" in refused(
+        capsys, "photos", "--out", "data", "--split", "test"
+    )
+    assert "--seed is of --crop random-crop" in refused(capsys, "photos", "--out", "data", "--seed", "1")
+    assert "--bucket-step makes the buckets" in refused(capsys, "photos", "--out", "data", "--bucket-step", "8")
+    assert "--out" in refused(capsys, "photos", "--out", "") and not Path("data").exists()
     assert "exists and holds no prepared data" in refused(capsys, "photos", "--out", "photos")
     assert images("photos", "--out", "data") == 0
     assert "crop is center-crop-adm there and wide now" in refused(capsys, "photos", "--out", "data", "--crop", "wide")

@@ -1,17 +1,19 @@
 """Vision encoders: what alignment compares a model's tokens with. Any ViT that `transformers.AutoModel` loads."""
 
 import inspect
-import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from elit.errors import UserError
+from elit.records import Positive, read_json
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+Normalisation: TypeAlias = tuple[tuple[float, float, float], tuple[float, float, float]]
+IMAGENET: Normalisation = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 OF_HEADS = ("pooler", "head", "mask_token")  # weights that patch tokens do not depend on
 INPUT_OF_256 = 224  # pixels of the encoder's input for 256 pixels of the image
 
@@ -22,7 +24,7 @@ class VisionEncoder:
     column: the last part of the name, which stored features go by.
     """
 
-    def __init__(self, model: Any, name: str, normalisation: tuple[Any, Any] = IMAGENET) -> None:
+    def __init__(self, model: Any, name: str, normalisation: Normalisation = IMAGENET) -> None:
         model = getattr(model, "vision_model", model)  # CLIP and its kin have a text tower too
         config = getattr(model.config, "vision_config", model.config)
         patch = getattr(config, "patch_size", None)
@@ -102,7 +104,15 @@ def load_backbone(name: str) -> Any:
     return model.eval().requires_grad_(False)
 
 
-def normalisation_in(file: Path) -> tuple[Any, Any]:
+@dataclass(frozen=True)
+class Preprocessor:
+    """What is read of a preprocessor_config.json: the mean and deviation of red, green and blue, of values in [0, 1]."""
+
+    image_mean: tuple[float, float, float] | None = None
+    image_std: tuple[Positive, Positive, Positive] | None = None
+
+
+def normalisation_in(file: Path) -> Normalisation:
     """The mean and deviation in a preprocessor_config.json; ImageNet's where it names none."""
-    values = json.loads(file.read_text(encoding="utf8"))
-    return values.get("image_mean") or IMAGENET[0], values.get("image_std") or IMAGENET[1]
+    found = read_json(file, Preprocessor)
+    return found.image_mean or IMAGENET[0], found.image_std or IMAGENET[1]

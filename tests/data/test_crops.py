@@ -1,7 +1,9 @@
 """Reading any picture as RGB, and the crops, against statements of their own."""
 
+import io
 import itertools
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from elit.data.crops import (
     crop_random,
     crop_wide,
     decode,
+    decode_told,
     default_buckets,
     nearest_bucket,
 )
@@ -210,3 +213,45 @@ def test_a_broken_picture_is_a_value_error_or_a_picture() -> None:
             assert decode(whole[:i] + bytes([whole[i] ^ 0xFF]) + whole[i + 1 :]).mode == "RGB"
         except ValueError as error:
             assert str(error)
+
+
+def exif(*fields: tuple[int, int, int, bytes]) -> bytes:
+    """EXIF data of (tag, type, count, four bytes of value) each."""
+    entries = b"".join(struct.pack("<HHI", tag, kind, count) + value for tag, kind, count, value in fields)
+    return b"Exif\0\0II*\0" + struct.pack("<IH", 8, len(fields)) + entries + bytes(4)
+
+
+def test_a_mistyped_exif_field_costs_no_picture() -> None:
+    """Turned by the orientation alone, as it says six: a quarter to the right."""
+    picture = content(textured(12, 8), "jpeg")
+    wrong = [(0x100, 2, 4, b"abc\0"), (0x9000, 3, 1, b"\1\0\0\0"), (0x10E, 3, 2, b"\1\0\2\0")]
+    data = exif((0x112, 3, 1, b"\6\0\0\0"), *wrong)
+    turned = picture[:2] + b"\xff\xe1" + struct.pack(">H", len(data) + 2) + data + picture[2:]
+    wanted = decode(picture).transpose(Image.Transpose.ROTATE_270)
+    assert np.array_equal(np.array(decode(turned)), np.array(wanted))
+
+
+def test_grey_of_16_bits() -> None:
+    """A PNG's transparent value is white, and no other; a PGM's range is its own."""
+    values = np.array([[5000, 5001, 65535, 0]], np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG", transparency=5000)
+    found = decode_told(buffer.getvalue())
+    assert np.array(found.picture)[0, :, 0].tolist() == [255, 19, 255, 0] and found.was == "with transparency"
+    for most in (65535, 1000):
+        pgm = b"P5 2 1 %d\n" % most + np.array([most, most // 2], ">u2").tobytes()
+        assert np.array(decode(pgm))[0].tolist() == [[255] * 3, [127] * 3]
+
+
+def test_pictures_of_many_pixels_are_refused_in_words() -> None:
+    header = b"P5 20000 10000 255\n"
+    with pytest.raises(ValueError, match="exceeds limit"):
+        decode(header + bytes(10))
+
+
+def test_large_sides_are_no_thin_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a square of the asked size needs is allowed, however large the size."""
+    monkeypatch.setattr("elit.data.crops.MOST_PIXELS", 64)
+    assert crop_adm(textured(40, 20), 16).size == (16, 16)
+    with pytest.raises(ValueError, match="too long and thin"):
+        crop_adm(textured(100, 20), 16)

@@ -1,6 +1,8 @@
 """`elit prepare images`: the same bytes however the work was split or interrupted, and nothing lost to a bad picture."""
 
 import json
+import os
+import re
 import resource
 import signal
 import subprocess
@@ -223,13 +225,69 @@ def test_a_folder_of_other_settings_is_refused(photos: Path, tmp_path: Path) -> 
     assert bytes_of(out) == before
 
 
-def test_two_preparations_in_one_folder(photos: Path, tmp_path: Path) -> None:
-    settings = {"a": 1}
-    out, said = tmp_path / "out", "another elit prepare is writing to"
-    with Preparation(out, settings), pytest.raises(ValueError, match=said), Preparation(out, settings):
+HOLDING = """
+import sys
+from elit.data.shards import Preparation
+with Preparation(sys.argv[1], {"a": 1}):
+    print("held", flush=True)
+    input()
+"""
+
+
+def test_two_preparations_in_one_folder(tmp_path: Path) -> None:
+    """The lock ends with its holder, also where that is killed."""
+    out = tmp_path / "out"
+    other = subprocess.Popen([sys.executable, "-c", HOLDING, str(out)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert other.stdout is not None and other.stdout.readline() == b"held\n"
+    with pytest.raises(ValueError, match=r"another process is preparing in .*out"), Preparation(out, {"a": 1}):
         pass
-    with Preparation(tmp_path / "out", settings):  # the lock ended with its holder
+    other.kill()
+    other.communicate()
+    with Preparation(out, {"a": 1}):
         pass
+    assert not (out / ".lock").exists()
+
+
+def test_a_folder_that_was_killed_before_it_had_settings_is_new(tmp_path: Path) -> None:
+    (tmp_path / ".lock").write_text("process 1 on another machine")
+    with Preparation(tmp_path, {"a": 1}):
+        pass
+
+
+def test_the_same_source_spelled_otherwise_goes_on(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slash at the end, another working directory; not another folder with the same names."""
+    prepare_images(ImageSettings(str(photos), 8, count=3), tmp_path / "out", workers=1)
+    monkeypatch.chdir(photos.parent)
+    for name in (f"{photos}/", "photos", "./photos"):
+        assert prepare_images(ImageSettings(name, 8, count=3), tmp_path / "out", workers=1).count == 3
+    twin = write_pictures(tmp_path / "photos", CLASSES)
+    with pytest.raises(ValueError, match=r"source is .* there and .* now"):
+        prepare_images(ImageSettings(str(twin), 8, count=3), tmp_path / "out", workers=1)
+
+
+def test_a_long_name_of_the_temporary_folder(photos: Path, tmp_path: Path) -> None:
+    """Longer than a socket's name may be: processes meet elsewhere."""
+    long = tmp_path / ("x" * 120)
+    long.mkdir()
+    environment = {**os.environ, "TMPDIR": str(long)}
+    command = [sys.executable, "-m", "elit", "prepare", "images", str(photos), "--size", "8", "--count", "9"]
+    done = subprocess.run([*command, "--workers", "2", "--out", str(tmp_path / "out")], env=environment, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()
+    assert PreparedData(tmp_path / "out").info.count == 9
+
+
+@pytest.mark.parametrize("file", ["settings.json", "shards.json", "parts/000000.json"])
+@pytest.mark.parametrize("text", ["[" * 100_000, "3", '{"count": -1}', ""])
+def test_records_of_a_preparation_that_are_damaged(photos: Path, tmp_path: Path, file: str, text: str) -> None:
+    """Each is one sentence with the file."""
+    settings, out = ImageSettings(str(photos), 8, count=3), tmp_path / "out"
+    prepare_images(settings, out, workers=1)
+    (out / "elit-data.json").unlink()
+    (out / "parts").mkdir()
+    (out / "parts" / "000000.json").write_text(json.dumps({"rows": 3, "bytes": 9}))
+    (out / file).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(str(out))):
+        prepare_images(settings, out, workers=1)
 
 
 def test_what_a_killed_run_left_beside_is_removed(photos: Path, tmp_path: Path) -> None:
@@ -247,7 +305,7 @@ def test_a_full_disk_is_one_sentence_and_nothing_is_lost(photos: Path, tmp_path:
     resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     try:
-        with pytest.raises(ValueError, match=r"there is no room for .*what is finished is kept: make room and run the same"):
+        with pytest.raises(OSError, match=r"could not be written .*; make room, and give the same command again"):
             prepare_images(ImageSettings(str(photos), 32), tmp_path / "out", workers=1)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -294,6 +352,9 @@ def test_write_folder(photos: Path, tmp_path: Path) -> None:
         write_folder(open_source(str(photos)), tmp_path / "some", [], None)
     with pytest.raises(ValueError, match="there is no label 'cow'"):
         write_folder(open_source(str(photos)), tmp_path / "more", ["cow"], None)
+    with pytest.raises(ValueError, match="count is -1; it must be at least 1"):
+        write_folder(open_source(str(photos)), tmp_path / "more", [], -1)
+    assert not (tmp_path / "more").exists()
     both = open_source(str(write_pictures(tmp_path / "alike", {"C+": 1, "C#": 1})))
     with pytest.raises(ValueError, match="two of the classes would have one folder's name"):
         write_folder(both, tmp_path / "more", [], None)
@@ -317,3 +378,10 @@ def test_wrong_settings(settings: dict[str, object], said: str) -> None:
 def test_no_workers(photos: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="workers is 0"):
         prepare_images(ImageSettings(str(photos), 8), tmp_path / "out", workers=0)
+
+
+def test_write_folder_leaves_out_what_cannot_be_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_pictures(tmp_path / "photos", {"cats": 2})
+    (source / "cats" / "gone.png").symlink_to("/nowhere")
+    assert write_folder(open_source(str(source)), tmp_path / "out", [], None) == 2
+    assert "1 unreadable: cannot be read: No such file or directory (cats/gone.png)" in capsys.readouterr().err

@@ -291,3 +291,60 @@ def test_an_unreadable_class_folder_is_named(folder: Path) -> None:
     finally:
         os.seteuid(user)
         (folder / "b").chmod(0o755)
+
+
+def test_a_zip_of_one_picture(tmp_path: Path) -> None:
+    """At its root, where it is no folder's name."""
+    with zipfile.ZipFile(tmp_path / "one.zip", "w") as file:
+        file.writestr("x.png", content(textured(4, 4)))
+    assert pictures_of(tmp_path / "one.zip") == [("one", content(textured(4, 4)))]
+
+
+def test_files_that_never_end(tmp_path: Path) -> None:
+    """A pipe or a device in place of a zip or of dataset.json is refused at once."""
+    os.mkfifo(tmp_path / "pipe.zip")
+    (tmp_path / "zero.zip").symlink_to("/dev/zero")
+    for name in ("pipe.zip", "zero.zip"):
+        with pytest.raises(ValueError, match=f"{name} is not a plain file"):
+            open_source(str(tmp_path / name))
+    folder = write_pictures(tmp_path / "photos", {"a": 1})
+    os.mkfifo(folder / "dataset.json")
+    with pytest.raises(ValueError, match=r"dataset\.json is not a plain file"):
+        list(open_source(str(folder)).listing())
+
+
+def test_a_large_member_of_a_zip_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("elit.data.sources.PICTURE_BYTES", 2**20)
+    with zipfile.ZipFile(tmp_path / "z.zip", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/bomb.png", bytes(2**21))
+    source = open_source(str(tmp_path / "z.zip"))
+    with pytest.raises(ValueError, match="it is larger than 1 MiB"):
+        source.read("a/bomb.png")
+
+
+def test_splits_of_parquet_files(folder: Path, tmp_path: Path) -> None:
+    """The files of the split that was asked for; also in a folder whose name is a pattern."""
+    from datasets import Value
+
+    mine = tmp_path / "dd[a]"
+    mine.mkdir()
+    for split, label in (("train", "dog"), ("test", "cat")):
+        a_dataset(folder, [label], Value("string")).to_parquet(str(mine / f"{split}-00000-of-00001.parquet"))
+    assert [label for label, _ in pictures_of(mine)] == ["dog"]
+    assert [label for label, _ in pictures_of(mine, SourceOptions("test"))] == ["cat"]
+    with pytest.raises(ValueError, match=r"none of the Parquet files of .* is of the split 'validation'"):
+        open_source(str(mine), SourceOptions("validation"))
+
+
+def test_options_that_nobody_uses_are_refused(folder: Path) -> None:
+    for name in (str(folder), "emoji"):
+        with pytest.raises(ValueError, match=r"a split or a column is of a data set, and .* is none; leave it out"):
+            open_source(name, SourceOptions("test"))
+
+
+def test_names_of_the_classes_in_dataset_json(folder: Path) -> None:
+    """As elit sample writes them; too few are not used."""
+    file = folder / "dataset.json"
+    for names, wanted in ((["x", "y", "z"], ("x", "y", "z")), (["x"], ("0", "1", "2"))):
+        file.write_text(json.dumps({"labels": [["a/000.png", 2]], "label_names": names}))
+        assert open_source(str(folder)).label_names == wanted

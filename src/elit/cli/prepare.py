@@ -8,6 +8,7 @@ from elit.cli.prepare_latents import add_prepare_latents
 from elit.console import say
 from elit.errors import UserError
 
+SKIPPED_BYTES = 2**30
 SOURCE = (
     "a folder of class folders, a zip file, s3:// or gs://, a folder of `datasets` or an id on its hub, or emoji;"
     " a folder without class folders is one class"
@@ -40,25 +41,24 @@ def add_images(kinds: Commands) -> None:
     )
     images.add_argument("source", type=place, metavar="SOURCE", help=SOURCE)
     images.add_argument("--out", type=folder, required=True, help="the folder to write, or to go on with")
-    images.add_argument("--size", type=whole(1, 8192), default=256, help="pixels of a side")
+    images.add_argument("--size", type=whole(1, 65_536), default=256, help="pixels of a side")
     images.add_argument(
         "--crop",
         default="center-crop-adm",
         help="how a picture gets its size: center-crop-adm, center-crop, random-crop, wide or buckets",
     )
-    images.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of random-crop")
+    images.add_argument("--seed", type=whole(0, MOST_SEED), help="of random-crop; 0 if not given")
     images.add_argument("--buckets", default="", help="heights x widths for --crop buckets, such as 256x256,192x336")
     images.add_argument(
         "--bucket-step",
         metavar="N",
         type=whole(1, 8192),
-        default=16,
-        help="else: buckets of about size x size, multiples of this",
+        help="else: buckets of about size x size, multiples of this, 16 if not given",
     )
     images.add_argument("--count", type=whole(1, MOST), help="only the first pictures")
     images.add_argument("--workers", type=whole(1, 1024), help="processes; all cores if not given")
     images.add_argument("--publish", type=folder, metavar="DIR", help="also write Parquet files with a dataset card")
-    images.add_argument("--split", default="train", help="of a data set")
+    images.add_argument("--split", help="of a data set; train if not given")
     images.add_argument(
         "--image-column", metavar="NAME", default="", help="of a data set; the first of pictures if not given"
     )
@@ -67,34 +67,49 @@ def add_images(kinds: Commands) -> None:
 
 
 def run_images(options: argparse.Namespace) -> None:
-    import json
-
     from elit.data.dataset import SKIPPED_FILE
     from elit.data.prepare import ImageSettings, prepare_images
     from elit.data.publish import publish
     from elit.data.sources import SourceOptions
+    from elit.files import check_writable
+    from elit.records import read_json
 
+    check_used(options)
     settings = ImageSettings(
         options.source,
         options.size,
         options.crop,
-        options.seed,
+        options.seed or 0,
         parse_buckets(options.buckets),
-        options.bucket_step,
+        options.bucket_step or 16,
         options.count,
-        SourceOptions(options.split, options.image_column, options.label_column),
+        SourceOptions(options.split or "train", options.image_column, options.label_column),
     )
     out = options.out
     if options.publish is not None and options.publish.exists():
         raise UserError(f"{options.publish} exists; give another folder with --publish")
+    if options.publish is not None:
+        check_writable(options.publish.parent)
     info = prepare_images(settings, out, options.workers)
-    skipped = json.loads((out / SKIPPED_FILE).read_text(encoding="utf8"))
+    skipped = read_json(out / SKIPPED_FILE, list[tuple[str, str]], SKIPPED_BYTES)
     say(f"{info.count} pictures of {len(info.label_names)} classes are in {out}")
     if skipped:
         say(f"{len(skipped)} could not be read and are left out: see {out / SKIPPED_FILE}")
     if options.publish is not None:
         publish(out, options.publish)
         say(f"Parquet files and a card are in {options.publish}")
+
+
+def check_used(options: argparse.Namespace) -> None:
+    """Raises UserError for an option that would do nothing: --split of no data set, --seed of a crop that draws nothing."""
+    from elit.data.sources import is_data_set
+
+    if options.split is not None and not is_data_set(options.source):
+        raise UserError(f"--split is of a data set, and {options.source} is none; leave it out")
+    if options.kind == "images" and options.seed is not None and options.crop != "random-crop":
+        raise UserError(f"--seed is of --crop random-crop, and the crop is {options.crop}; leave it out")
+    if options.kind == "images" and options.bucket_step is not None and (options.crop != "buckets" or options.buckets):
+        raise UserError("--bucket-step makes the buckets of --crop buckets where no --buckets are given; leave it out")
 
 
 def parse_buckets(text: str) -> tuple[tuple[int, int], ...]:
@@ -119,7 +134,7 @@ def add_folder(kinds: Commands) -> None:
     files.add_argument("--out", type=folder, required=True, help="the folder to write")
     files.add_argument("--labels", default="", help="comma-separated classes; all if not given")
     files.add_argument("--count", type=whole(1, MOST), help="at most so many of each class")
-    files.add_argument("--split", default="train", help="of a data set")
+    files.add_argument("--split", help="of a data set; train if not given")
     files.set_defaults(run=run_folder)
 
 
@@ -128,6 +143,7 @@ def run_folder(options: argparse.Namespace) -> None:
     from elit.data.sources import SourceOptions, open_source
 
     labels = [label.strip() for label in options.labels.split(",") if label.strip()]
-    source = open_source(options.source, SourceOptions(options.split))
+    check_used(options)
+    source = open_source(options.source, SourceOptions(options.split or "train"))
     count = write_folder(source, options.out, labels, options.count)
     say(f"{count} pictures are in {options.out}")

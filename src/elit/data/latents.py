@@ -5,7 +5,6 @@ So the bytes are the same for any number of processes, and after any interruptio
 """
 
 import dataclasses
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,11 +22,12 @@ from torch import Tensor
 from elit.codec import KLCodec, moments_to_latents
 from elit.console import progress_bar, say
 from elit.data.dataset import SETTINGS_FILE, DataInfo, PreparedData
-from elit.data.shards import Preparation, full_disk_told
-from elit.distributed import barrier, is_main, named_rank, rank, together, world_size
+from elit.data.shards import Preparation
+from elit.distributed import barrier, from_main, is_main, rank, together, world_size
 from elit.encoder import VisionEncoder
 from elit.errors import UserError
 from elit.pixels import to_float
+from elit.records import Count, checked, read_json
 from elit.weights import digest_of
 from elit.words import spread
 
@@ -95,7 +95,7 @@ class Encoding:
         parameter = next(self.codec.autoencoder.parameters())
         return {
             "prepare": "latents",
-            "source": json.loads((source.folder / SETTINGS_FILE).read_text(encoding="utf8")),
+            "source": read_json(source.folder / SETTINGS_FILE, dict[str, Any]),
             "count": len(source),
             "codec": self.codec.name,
             "dtype": str(parameter.dtype).removeprefix("torch."),
@@ -136,22 +136,23 @@ def prepare_latents(source: PreparedData, encoding: Encoding, out: Path, tile: i
         (folder,) = (one for one in entered if one is not None)
         parts = parts_of(len(source), folder.settings["tile"])
         if not folder.is_finished:
-            with named_rank(), full_disk_told(out):
-                write_parts(source, encoding, info.schema, folder, parts)
-            barrier()
-            if is_main():
-                notes = list(folder.notes(len(parts)))
-                measured = [value for note in notes for value in note["psnr"]]
-                folder.finish(dataclasses.replace(info, psnr=round(sum(measured) / len(measured), 2)), len(parts))
+            together(lambda: write_parts(source, encoding, info.schema, folder, parts))
+            from_main(lambda: finish(folder, info, len(parts)))
         barrier()
     return PreparedData(out).info
+
+
+def finish(folder: Preparation, info: DataInfo, parts: int) -> None:
+    """Joins the parts, all of which are there, and describes them, with the mean PSNR of those rows that have one."""
+    measured = [value for note in folder.notes(parts) for value in note.psnr]
+    folder.finish(dataclasses.replace(info, psnr=round(sum(measured) / len(measured), 2)), parts)
 
 
 def settled_tile(source: PreparedData, encoding: Encoding, out: Path) -> int:
     """The tile that a folder was begun with, or a probed one."""
     try:
-        return int(json.loads((out / SETTINGS_FILE).read_text(encoding="utf8"))["tile"])
-    except (OSError, ValueError, KeyError, TypeError):  # not begun, or another's: Preparation says so
+        return checked(read_json(out / SETTINGS_FILE, dict[str, Any]).get("tile"), Count, SETTINGS_FILE)
+    except UserError:  # not begun, or another's: Preparation says so
         tile = probe_tile(encoding.columns, largest_image(source))
         text = f"a tile of {tile} pictures is the fastest that fits; --tile {tile} repeats these bytes elsewhere"
         say(text)

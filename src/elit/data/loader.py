@@ -5,7 +5,6 @@ All are functions of (seed, step, index) alone: any number of ranks and workers,
 
 import bisect
 import functools
-import multiprocessing
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from elit.codec import Encoding
 from elit.console import say
+from elit.data.processes import own_processes
 from elit.seeding import generator_for
 
 S = TypeVar("S")
@@ -102,8 +102,7 @@ def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Gene
     elif workers == 1:
         yield from in_threads(load, steps, 1)
     else:
-        context = multiprocessing.get_context("forkserver")  # a fork of this process would have the locks of its threads
-        context.set_forkserver_preload([__name__])
+        context = own_processes(__name__)
         made = DataLoader(_Steps(load), None, sampler=steps, num_workers=workers, multiprocessing_context=context)
         done = 0
         try:

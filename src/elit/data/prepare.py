@@ -8,11 +8,9 @@ import dataclasses
 import hashlib
 import io
 import itertools
-import multiprocessing
 import os
 import re
 import signal
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -28,6 +26,7 @@ from elit.console import progress_bar, say
 from elit.data.crops import CROPS, crop, decode, default_buckets
 from elit.data.dataset import DataInfo, read_info
 from elit.data.pictures_on_disk import PassedOver, legible
+from elit.data.processes import end_with_parent, own_processes
 from elit.data.shards import Preparation
 from elit.data.sources import Source, SourceOptions, open_source
 from elit.errors import UserError
@@ -106,7 +105,7 @@ def prepare_images(settings: ImageSettings, out: str | Path, workers: int | None
         _write_parts(work, settings, source, info, total, workers)
         counts: Counter[int] = Counter()
         for note in work.notes(parts):
-            counts.update({int(label): n for label, n in note["labels"].items()})
+            counts.update({int(label): n for label, n in note.labels.items()})
         info = dataclasses.replace(info, label_counts=tuple(counts[i] for i in range(len(info.label_names))))
         return work.finish(info, parts)
 
@@ -191,16 +190,8 @@ _worker: _Worker | None = None  # of a worker process
 def _start_worker(*arguments: Any) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _worker = _Worker(*arguments)
-
-
-def _end_with_parent() -> None:
-    """Ends this process when the main one is gone, killed ones included."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _write_part(part: int, listed: list[Listed]) -> int:
@@ -212,9 +203,7 @@ def _in_processes(
     tasks: Iterator[tuple[int, list[Listed]]], arguments: tuple[Any, ...], workers: int, advance: Callable[[int], None]
 ) -> None:
     """Runs `_write_part` on every task; at most two tasks a process wait, so that memory does not grow with their number."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
-    pool = ProcessPoolExecutor(workers, context, _start_worker, arguments)
+    pool = ProcessPoolExecutor(workers, own_processes(__name__), _start_worker, arguments)
     waiting: set[Future[int]] = set()
     try:
         for part, listed in tasks:
@@ -243,11 +232,13 @@ def write_folder(source: Source, out: Path, labels: Sequence[str], count: int | 
     """Writes a source's picture files, as they are, as a folder of class folders; returns how many.
 
     labels: names of the classes to write, all if there are none. count: at most so many of each. Raises UserError for a
-    label that is not there, and where `out` exists.
+    label that is not there, where `out` exists, and where no picture can be read; those that cannot are told.
     """
     if out.exists():
         raise UserError(f"{out} exists; give another folder with --out")
-    names = source.label_names
+    if count is not None and count < 1:
+        raise UserError(f"count is {count}; it must be at least 1")
+    names, passed = source.label_names, PassedOver()
     chosen = {label_index(label, len(names), names) for label in labels or names}
     if not chosen:
         raise UserError("none of these pictures has a label, and each label makes a folder")
@@ -255,12 +246,20 @@ def write_folder(source: Source, out: Path, labels: Sequence[str], count: int | 
         raise UserError("two of the classes would have one folder's name; choose one of them with --labels")
     written: Counter[int] = Counter()
     with whole_folder(out) as part:
-        for key, label in source.listing():
+        for key, label in source.listing(passed):
             if label in chosen and (count is None or written[label] < count):
-                file = part / safe_name(names[label]) / f"{written[label]:06d}{Path(key).suffix or '.png'}"
+                try:
+                    content = source.read(key)
+                except UserError as error:
+                    passed.add(f"unreadable: {error}", key)
+                    continue
+                file = part / safe_name(names[label]) / f"{written[label]:06d}{Path(legible(key)).suffix or '.png'}"
                 file.parent.mkdir(exist_ok=True)
-                file.write_bytes(source.read(key))
+                file.write_bytes(content)
                 written[label] += 1
+        if not written:
+            raise UserError(f"none of the pictures could be read ({passed}); give another source")
+    passed.tell("the source")
     return written.total()
 
 

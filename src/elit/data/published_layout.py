@@ -19,11 +19,12 @@ from torch import Tensor
 
 from elit.codec import STABLE_DIFFUSION_SCALE as SCALE
 from elit.codec import Encoding, Latents
+from elit.data.arrays import read_npy
 from elit.data.crops import decode
 from elit.data.dataset import latent_input
 from elit.data.loader import NewGenerators, counts_of
 from elit.data.pictures_on_disk import PassedOver
-from elit.data.sources import FolderSource
+from elit.data.sources import FolderSource, read_picture
 from elit.errors import UserError
 from elit.pixels import as_tensor
 
@@ -69,8 +70,8 @@ class PublishedLatents:
         """(8, h, w) float32 of one file: means, then standard deviations."""
         file = self.folder / FOLDER / self.files[row]
         try:
-            array = np.load(file, allow_pickle=False)
-        except (OSError, ValueError, EOFError) as error:
+            array = read_npy(file)
+        except UserError as error:
             raise UserError(f"{file} is not a whole .npy file ({error}); write it again") from error
         shape = self.shape if row else (array.shape[0] // 2, *array.shape[1:]) if array.ndim == 3 else ()
         if array.dtype not in (np.float32, np.float16) or len(shape) != 3 or array.shape != (2 * shape[0], *shape[1:]):
@@ -120,8 +121,8 @@ class PublishedLatents:
         for row in rows.tolist():
             file = self.folder / PICTURES / self.pictures[row]
             try:
-                images.append(as_tensor(decode(file.read_bytes())))
-            except (OSError, ValueError) as error:
+                images.append(as_tensor(decode(read_picture(file))))
+            except (OSError, UserError) as error:
                 raise UserError(f"{file} cannot be read ({error}); write it again") from error
             if images[-1].shape != images[0].shape:
                 (height, width), (first_height, first_width) = images[-1].shape[1:], images[0].shape[1:]

@@ -5,15 +5,13 @@ only unfinished parts, and the shards are the same bytes in the end.
 """
 
 import dataclasses
-import errno
-import fcntl
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,11 +20,36 @@ import pyarrow as pa
 
 from elit.data.dataset import INFO_FILE, SETTINGS_FILE, SKIPPED_FILE, DataInfo
 from elit.errors import UserError
-from elit.files import write_whole, written_whole
+from elit.files import LOCK_FILE, check_writable, locked, remove_leftovers, told, write_whole, written_whole
+from elit.records import Whole, read_json, record
 
 SHARD_BYTES, BATCH_BYTES = 500_000_000, 16_000_000
 JOINERS = 2  # threads that join parts, with a batch in memory each
+PLAN_BYTES = 2**30
 PLAN_FILE = "shards.json"  # there from the moment that parts are joined until the folder is finished
+
+
+@record
+class Note:
+    """What is kept beside a part: its rows and bytes, what could not be read, and what the preparation wants to know again.
+
+    skipped: (key, why). labels: the rows of each label of pictures. psnr: of latents, in dB, of some rows.
+    """
+
+    rows: Whole
+    bytes: Whole
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    labels: dict[str, Whole] = field(default_factory=dict)
+    psnr: list[float] = field(default_factory=list)
+
+
+@record
+class Plan:
+    """What shards.json holds: all rows, the first and last + 1 of the parts of each shard, and the parts' notes."""
+
+    count: Whole
+    shards: list[tuple[Whole, Whole]]
+    notes: list[Note]
 
 
 class Preparation:
@@ -34,58 +57,38 @@ class Preparation:
 
     settings: what decides the rows; a folder of other settings is refused. exclusive: whether this process holds the
     folder's lock (with several ranks, the main one). Raises UserError where another preparation is at work in the
-    folder, its settings differ, or it holds something else.
+    folder, its settings differ, or it holds something else; WriteError where it cannot be written.
     """
 
     def __init__(self, out: str | Path, settings: dict[str, Any], exclusive: bool = True) -> None:
         self.out, self.settings, self.exclusive = Path(out), json.loads(json.dumps(settings)), exclusive
         self.parts = self.out / "parts"
-        self._lock: int | None = None
+        self._held = ExitStack()
 
     def __enter__(self) -> "Preparation":
         file = self.out / SETTINGS_FILE
-        if self.out.is_file() or (
-            self.out.is_dir() and any(p.suffix != ".part" for p in self.out.iterdir()) and not file.is_file()
-        ):
+        if self.out.exists() and not file.is_file() and (not self.out.is_dir() or any(map(is_foreign, self.out.iterdir()))):
             raise UserError(f"{self.out} exists and holds no prepared data; give another folder with --out")
-        self.out.mkdir(parents=True, exist_ok=True)
-        if self.exclusive:
-            self._take_lock()
-        try:
-            for left in self.out.glob(".*.part") if self.exclusive else ():  # by a run that was killed
-                left.unlink()
+        if not self.is_finished:
+            check_writable(self.out)
+        with self._held:
+            if self.exclusive and not self.is_finished:
+                self._held.enter_context(locked(self.out, "preparing"))
+                remove_leftovers(self.out, everyones=True)
             if file.is_file():
                 check_settings(file, self.settings)
             else:
                 write_whole(file, json.dumps(self.settings, indent=2) + "\n")
-            if not self.is_finished:
-                self.parts.mkdir(exist_ok=True)
-            elif self.exclusive:
-                (self.out / PLAN_FILE).unlink(missing_ok=True)
-        except BaseException:
-            self._release_lock()
-            raise
+            with told(self.out):
+                if not self.is_finished:
+                    self.parts.mkdir(exist_ok=True)
+                elif self.exclusive:
+                    (self.out / PLAN_FILE).unlink(missing_ok=True)
+            self._held = self._held.pop_all()  # held until this is left
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._release_lock()
-        if error is not None:
-            with full_disk_told(self.out):
-                raise error
-
-    def _release_lock(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
-
-    def _take_lock(self) -> None:
-        """A lock on the folder itself, which ends with the process."""
-        self._lock = os.open(self.out, os.O_RDONLY)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._release_lock()
-            raise UserError(f"another elit prepare is writing to {self.out}; wait for it, or give another --out") from error
+        self._held.close()
 
     @property
     def is_finished(self) -> bool:
@@ -108,13 +111,14 @@ class Preparation:
         note = {"rows": batch.num_rows, "bytes": self._file(part).stat().st_size, "skipped": list(skipped), **notes}
         write_whole(self._note(part), json.dumps(note) + "\n")
 
-    def notes(self, count: int) -> Iterator[dict[str, Any]]:
-        """What was written beside each of the first `count` parts: rows, bytes and further notes."""
+    def notes(self, count: int) -> list[Note]:
+        """What was written beside each of the first `count` parts."""
         if (self.out / PLAN_FILE).is_file():
-            yield from json.loads((self.out / PLAN_FILE).read_text(encoding="utf8"))["notes"]
-            return
-        for part in range(count):
-            yield json.loads(self._note(part).read_text(encoding="utf8"))
+            return self._plan().notes
+        return [read_json(self._note(part), Note) for part in range(count)]
+
+    def _plan(self) -> Plan:
+        return read_json(self.out / PLAN_FILE, Plan, PLAN_BYTES)
 
     def finish(self, info: DataInfo, parts: int) -> DataInfo:
         """Joins all parts into shards, writes the folder's descriptions and removes the parts; `info` with its count.
@@ -123,19 +127,19 @@ class Preparation:
         """
         plan_file = self.out / PLAN_FILE
         if not plan_file.is_file():
-            notes = list(self.notes(parts))
-            skipped = [entry for note in notes for entry in note.pop("skipped")]
+            notes = self.notes(parts)
+            skipped = [entry for note in notes for entry in note.skipped]
             write_whole(self.out / SKIPPED_FILE, json.dumps(skipped, indent=1, ensure_ascii=False) + "\n")
-            shards = plan_shards([note["bytes"] for note in notes], SHARD_BYTES)
-            plan = {"count": sum(note["rows"] for note in notes), "shards": shards, "notes": notes}
-            write_whole(plan_file, json.dumps(plan) + "\n")
-        plan = json.loads(plan_file.read_text(encoding="utf8"))
-        if not plan["count"]:
+            kept = [dataclasses.replace(note, skipped=[]) for note in notes]
+            plan = Plan(sum(note.rows for note in notes), plan_shards([note.bytes for note in notes], SHARD_BYTES), kept)
+            write_whole(plan_file, json.dumps(dataclasses.asdict(plan)) + "\n")
+        plan = self._plan()
+        if not plan.count:
             raise UserError(
                 f"none of the pictures could be read; {self.out / SKIPPED_FILE} says why of each:"
                 " mend them, and give another --out"
             )
-        shards = plan["shards"]
+        shards = plan.shards
         names = [f"data-{i:05d}-of-{len(shards):05d}.arrow" for i in range(len(shards))]
         schema = info.schema
         with ThreadPoolExecutor(JOINERS) as pool:
@@ -145,11 +149,12 @@ class Preparation:
             ]
             for future in joined:
                 future.result()
-        info = dataclasses.replace(info, count=plan["count"])
-        self._describe(info, names)
-        shutil.rmtree(self.parts, ignore_errors=True)
-        write_whole(self.out / INFO_FILE, info.to_json())
-        plan_file.unlink()
+        info = dataclasses.replace(info, count=plan.count)
+        with told(self.out):
+            self._describe(info, names)
+            shutil.rmtree(self.parts, ignore_errors=True)
+            write_whole(self.out / INFO_FILE, info.to_json())
+            plan_file.unlink()
         return info
 
     def _join(self, shard: Path, schema: pa.Schema, parts: range) -> None:
@@ -190,20 +195,6 @@ class Preparation:
 
 
 @contextmanager
-def full_disk_told(out: Path) -> Iterator[None]:
-    """Says, where there is no room for `out`, what to do."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise UserError(
-            f"there is no room for {out} ({os.strerror(error.errno)}); what is finished is kept:"
-            " make room and run the same command again"
-        ) from error
-
-
-@contextmanager
 def new_stream(file: Path, schema: pa.Schema) -> Iterator[pa.RecordBatchStreamWriter]:
     """An Arrow stream to write record batches to."""
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
@@ -235,18 +226,31 @@ def plan_shards(sizes: Sequence[int], shard_bytes: int) -> list[tuple[int, int]]
     return [*shards, (first, len(sizes))]
 
 
+def is_foreign(file: Path) -> bool:
+    """Whether a file is none of those that a preparation may leave behind before it has settings."""
+    return file.suffix != ".part" and file.name != LOCK_FILE
+
+
 def check_settings(file: Path, settings: dict[str, Any]) -> None:
-    """Raises UserError, naming the difference, where a folder was prepared with other settings."""
-    try:
-        old = json.loads(file.read_text(encoding="utf8"))
-        differing = [
-            f"{key} is {old.get(key)} there and {settings.get(key)} now"
-            for key in settings | old
-            if old.get(key) != settings.get(key)
-        ]
-    except (ValueError, AttributeError, TypeError) as error:
-        raise UserError(f"{file} is not a preparation's settings ({error}); give another folder with --out") from error
+    """Raises UserError, naming the difference, where a folder was prepared with other settings.
+
+    A source may be spelled otherwise, where it is the same place.
+    """
+    old = read_json(file, dict[str, Any])
+    differing = [
+        f"{key} is {old.get(key)} there and {settings.get(key)} now"
+        for key in settings | old
+        if old.get(key) != settings.get(key) and not (key == "source" and same_place(old.get(key), settings.get(key)))
+    ]
     if differing:
         raise UserError(
             f"{file.parent} is prepared with other settings ({'; '.join(differing[:3])}); give another folder with --out"
         )
+
+
+def same_place(one: object, other: object) -> bool:
+    """Whether two names are of one file or folder of this machine."""
+    if not isinstance(one, str) or not isinstance(other, str) or "://" in one + other:
+        return False
+    paths = [Path(name).expanduser() for name in (one, other)]
+    return all(path.exists() for path in paths) and paths[0].resolve() == paths[1].resolve()

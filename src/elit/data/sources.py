@@ -4,6 +4,7 @@ Every source lists (key, label) in a fixed order, lazily, so that memory does no
 reads a picture's bytes by its key in any process.
 """
 
+import glob
 import lzma
 import os
 import re
@@ -63,25 +64,35 @@ class SourceOptions:
 
 
 def open_source(name: str, options: SourceOptions = SourceOptions()) -> Source:
-    """The source of that name. Raises UserError for one that is missing, empty or unreadable, with the remedy."""
-    if name == "emoji":
+    """The source of that name. Raises UserError for one that is missing or unreadable, or does not use the options."""
+    if name == "emoji" and options == SourceOptions():
         from elit.data.twemoji import EmojiSource
 
         return EmojiSource()
-    path = Path(name)
+    if is_data_set(name):
+        return DatasetSource(name, options)
+    if options != SourceOptions():
+        raise UserError(f"a split or a column is of a data set, and {name} is none; leave it out")
+    path = Path(name).expanduser()
     if "://" not in name and not path.exists():
-        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name) and not name.lower().endswith(".zip"):
-            return DatasetSource(name, options)
         raise UserError(
             f"there is no {name}; give a folder of class folders, a zip file, or a data set's id such as user/name"
         )
-    if "://" not in name and path.is_dir() and is_dataset(path):
-        return DatasetSource(name, options)
-    if name.lower().endswith(".zip"):
+    if name.lower().endswith(".zip") and not path.is_dir():
         return ZipSource(name)
-    if "://" not in name and path.is_file():
+    if "://" not in name and not path.is_dir():
         raise UserError(f"{name} is a file and no zip file; give a folder of class folders, a zip file or a data set")
     return FolderSource(name)
+
+
+def is_data_set(name: str) -> bool:
+    """Whether a source of that name is a data set of `datasets`: a folder that it wrote, Parquet files, or an id."""
+    path = Path(name).expanduser()
+    if name == "emoji" or "://" in name:
+        return False
+    if not path.exists():
+        return bool(re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name)) and not name.lower().endswith(".zip")
+    return path.is_dir() and is_dataset(path)
 
 
 def is_dataset(folder: Path) -> bool:
@@ -89,8 +100,16 @@ def is_dataset(folder: Path) -> bool:
     return any((folder / file).is_file() for file in ("state.json", "dataset_dict.json")) or bool(parquet_files(folder))
 
 
-def parquet_files(folder: Path) -> list[str]:
-    return sorted(str(file) for pattern in ("*.parquet", "data/*.parquet") for file in folder.glob(pattern))
+def parquet_files(folder: Path, split: str = "train") -> list[str]:
+    """The Parquet files of a split: those whose names begin with it, as the hub has them; of "train", else all.
+
+    Raises UserError where no file is of a split.
+    """
+    files = sorted(str(file) for pattern in ("*.parquet", "data/*.parquet") for file in folder.glob(pattern))
+    of_split = [file for file in files if re.match(rf"{re.escape(split)}(?![A-Za-z0-9])", Path(file).name)]
+    if files and not of_split and split != "train":
+        raise UserError(f"none of the Parquet files of {folder} is of the split {split!r}, such as {split}-00000.parquet")
+    return of_split or files
 
 
 @dataclass(frozen=True)
@@ -355,12 +374,16 @@ class DatasetSource:
     def _open(self) -> None:
         import datasets
 
-        path = Path(self.name)
+        path = Path(self.name).expanduser()
+        parquet = parquet_files(path, self.options.split) if path.is_dir() else []
         try:
-            if path.is_dir() and parquet_files(path):
-                loaded: Any = datasets.load_dataset("parquet", data_files=parquet_files(path), split="train")
+            if parquet:
+                files = [glob.escape(file) for file in parquet]
+                loaded: Any = datasets.load_dataset("parquet", data_files=files, split="train")
             elif path.is_dir():
-                loaded = datasets.load_from_disk(self.name)
+                loaded = datasets.load_from_disk(str(path))
+                if not isinstance(loaded, dict) and self.options.split not in ("train", str(loaded.split)):
+                    raise UserError("it has no splits")
             else:
                 loaded = datasets.load_dataset(self.name, split=self.options.split)
             self.rows = loaded[self.options.split] if isinstance(loaded, dict) else loaded
