@@ -3,7 +3,7 @@
 OUT/KEY/settings.json        all that changes pixels; KEY is its hash, so two settings never share a folder
 OUT/KEY/00000/000000.png     image 0; a folder for every thousand
 OUT/KEY/dataset.json         the labels: {"labels": [["00000/000000.png", 3], ...]}, and the classes' names where known
-OUT/KEY/sheet.png            the first images side by side, to look at
+OUT/KEY/sheet.png            the first images side by side with their labels, to look at
 OUT/KEY.npz                  if asked: arr_0, (N, H, W, 3) uint8
 
 The model always runs on whole tiles of one size, since matrix products differ in the last bit with the batch's size. So the
@@ -45,7 +45,7 @@ from elit.files import (
     written_whole,
 )
 from elit.labels import LabelRule
-from elit.pictures import save_png, tile
+from elit.pictures import save_png, sheet
 from elit.pixels import as_tensor, to_float, to_uint8
 from elit.recipe import Recipe
 from elit.records import read_json, record
@@ -58,7 +58,6 @@ PER_FOLDER = 1000
 MOST_IMAGES, LARGEST_BATCH = 10_000_000, 4096  # of one folder; tiles between two hand-overs
 SETTINGS_BYTES = 2**20
 WRITERS, QUEUED = 2, 32  # threads, and tiles waiting for them
-SHEET_SIDE = 96  # pixels of a small image on the sheet, at least
 
 
 @record
@@ -304,7 +303,8 @@ def finish(folder: Path, listing: Listing, npz: bool) -> None:
         told_labels["label_names"] = listing.label_names
     write_whole(folder / LABELS_FILE, json.dumps(told_labels) + "\n")
     names = [name for name, _ in listing.labels]
-    save_png(side_by_side([folder / name for name in names[:SHEET_IMAGES]]), folder / SHEET_FILE, optimize=False)
+    called = [_called(label, listing.label_names) for _, label in listing.labels[:SHEET_IMAGES]]
+    save_png(side_by_side([folder / name for name in names[:SHEET_IMAGES]], called), folder / SHEET_FILE, optimize=False)
     if npz:
         save_npz([folder / name for name in names], folder.with_name(f"{folder.name}.npz"))
 
@@ -339,11 +339,16 @@ def read_sample(file: Path, like: tuple[int, int] | None = None) -> Image.Image:
     return picture
 
 
-def side_by_side(files: Sequence[Path], columns: int = 8) -> Image.Image:
-    """Image files of one size, row by row, on white; small ones enlarged."""
+def _called(label: int, names: Sequence[str]) -> str:
+    """A class by its name, or by its number where that is not known."""
+    return names[label] if label < len(names) else str(label)
+
+
+def side_by_side(files: Sequence[Path], captions: Sequence[str], columns: int = 8) -> Image.Image:
+    """Image files of one size, row by row, each with its caption below; small ones enlarged."""
     first = read_sample(files[0])
     images = torch.stack([as_tensor(read_sample(file, first.size)) for file in files])
-    return tile(to_float(images), columns, scale=max(1, SHEET_SIDE // first.width))
+    return sheet(to_float(images), [""] * min(columns, len(files)), captions=captions)
 
 
 def save_npz(files: Sequence[Path], file: Path) -> None:

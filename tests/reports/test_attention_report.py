@@ -12,6 +12,7 @@ import elit
 from elit.elastic.grouping import token_index
 from elit.elastic.interface import CrossAttention
 from elit.reports.attention import correlation_rows, images_of, report_attention
+from elit.reports.colophon import write_colophon
 from elit.reports.read_maps import DRAWS, ReadMaps, attention_weights, captured_reads, latent_map, read_maps
 from elit.reports.report import Picture, write_report
 from elit.sampling import image_noise
@@ -80,23 +81,23 @@ def test_attention_that_follows_the_loss_has_correlation_one(tiny: elit.DiT) -> 
     loss = torch.rand(2, 16, generator=torch.Generator().manual_seed(0))
     follows, opposes = (ReadMaps(t, torch.empty(0), sign * loss, loss) for t, sign in ((0.2, 2.0), (0.8, -1.0)))
     rows = correlation_rows([follows, opposes], tiny)
-    assert [row["t"] for row in rows] == ["0.2", "0.8", "all"]
-    assert [row["image"] for row in rows] == pytest.approx([1, -1, 1])  # the mean of 2 and -1 follows
-    assert [row["windows"] for row in rows] == pytest.approx([1, -1, 1])
+    assert [row.t for row in rows] == ["0.2", "0.8", "all"]
+    assert [row.image for row in rows] == pytest.approx([1, -1, 1])  # the mean of 2 and -1 follows
+    assert [row.windows for row in rows] == pytest.approx([1, -1, 1])
 
 
 @pytest.mark.parametrize(("config", "source"), [(EMOJI, "real pictures"), (LATENT, "samples")], ids=["emoji", "latent"])
 def test_real_pictures_where_they_are_known_and_samples_elsewhere(
     config: elit.DiTConfig, source: str, tmp_path: Path
 ) -> None:
-    subject = subject_of(tmp_path, config, ["3", "4"])
+    subject = subject_of(tmp_path, config, "3,4")
     images, labels = images_of(subject)
     assert labels.tolist() == [3, 4] * 4 and len(images) == 8
     report = report_attention(subject, [0.75, 0.25])
     assert report.results["of"] == source and report.results["images"] == 8
     assert [row["t"] for row in report.results["rank_correlation"]] == ["0.25", "0.75", "all"]
     assert all(-1 <= row["image"] <= 1 for row in report.results["rank_correlation"])
-    write_report(report, tmp_path / "out")
+    write_report(report, tmp_path / "out", write_colophon("elit report"))
     assert {p.name for p in (tmp_path / "out").glob("*.png")} == {"attention.png", "latents.png"}
     assert [p.name for p in report.parts if isinstance(p, Picture)] == ["attention.png", "latents.png"]
 
@@ -105,7 +106,7 @@ def test_models_without_a_choice_and_times_outside_are_refused(tmp_path: Path, m
     for wrong, word in ((make_dit(group_size=None), "dense"), (make_dit(group_size=1), "one token")):
         with pytest.raises(ValueError, match=word):
             read_maps(wrong, *some_images(wrong), 0.5, elit.FlowPath.LINEAR, seed=0)
-    subject = subject_of(tmp_path, LATENT, ["0"])
+    subject = subject_of(tmp_path, LATENT, "0")
     for time in (0.0, 1.0, float("nan")):
         with pytest.raises(ValueError, match="between 0 and 1"):
             report_attention(subject, [time])

@@ -7,7 +7,9 @@ import pytest
 from tiny_models import DENSE, EMOJI, LATENT, keep, subject_of
 
 import elit
-from elit.reports.guidance import best_scales, guidance_of, report_guidance
+from elit.reports.colophon import write_colophon
+from elit.reports.drawing import Panels
+from elit.reports.guidance import GuidanceRow, best_scales, guidance_of, panels, panels_caption, report_guidance
 from elit.reports.report import Picture, write_report
 
 
@@ -19,7 +21,7 @@ def test_the_three_kinds() -> None:
 
 
 def test_quality_cost_and_best_scale_of_each_kind(tmp_path: Path) -> None:
-    subject = subject_of(tmp_path, EMOJI, ["heart", "time"])
+    subject = subject_of(tmp_path, EMOJI, "heart,time")
     work = tmp_path / "work"
     figures = {("CFG", 1): 30, ("CFG", 2): 20, ("cheap CFG", 2): 10, ("autoguidance", 2): 40}
     for (kind, scale), frechet in figures.items():
@@ -43,7 +45,7 @@ def test_any_model_gets_images_and_costs(config: elit.DiTConfig, kinds: int, tmp
     report = report_guidance(subject_of(tmp_path, config), [1, 3], 1 / 16, count=8, seeds=[0], work=tmp_path / "work")
     assert not (tmp_path / "work").exists()
     assert len(report.results["cells"]) == 2 * kinds and report.results["best"] == {}
-    write_report(report, tmp_path / "out")
+    write_report(report, tmp_path / "out", write_colophon("elit report"))
     names = [part.name for part in report.parts if isinstance(part, Picture)]
     assert names == ["guidance.png", "cfg.png", "cheap-cfg.png", "autoguidance.png"][: kinds + 1]
     assert all((tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG") for name in names)
@@ -55,14 +57,24 @@ def test_a_weak_budget_that_is_not_weak_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_best_scale_tells_when_it_is_at_an_end() -> None:
-    def rows(*frechet: float) -> list[dict[str, object]]:
-        return [{"kind": "CFG", "scale": i + 1, "frechet": value} for i, value in enumerate(frechet)]
-
-    def ends(*frechet: float, skip: int = 0) -> tuple[object, object]:
-        best = best_scales(rows(*frechet)[skip:])["CFG"]
-        return best["scale"], best["at_an_end"]
+    def ends(*frechet: float, skip: int = 0) -> tuple[float, bool]:
+        rows = [GuidanceRow("CFG", i + 1, 1.0, {"frechet": value}) for i, value in enumerate(frechet)]
+        best = best_scales(rows[skip:])["CFG"]
+        return best.row.scale, best.at_an_end
 
     assert ends(3, 1, 2) == (2, False)
     assert ends(3, 2, 1) == (3, True)
     assert ends(1, 2, 3) == (1, False), "no guidance at all is no end"
     assert ends(0, 1, 2, skip=1) == (2, True)
+
+
+def test_without_quality_the_cost_alone_is_drawn_and_spoken_of() -> None:
+    """Cheap CFG and autoguidance cost the same: one curve, with both names."""
+    rows = [GuidanceRow(kind, 2.0, cost) for kind, cost in (("CFG", 4.0), ("cheap CFG", 3.0), ("autoguidance", 3.0))]
+    (panel,) = Panels(panels(rows)).shown
+    assert [names for names, _ in panel.drawn()] == [["CFG"], ["cheap CFG", "autoguidance"]]
+    assert "uality" not in panels_caption(rows)
+    scored = [replace(row, scores={"frechet": 1.0}) for row in rows]
+    assert "Quality" in panels_caption(scored)
+    axes = [panel.x_label for panel in Panels(panels(scored)).shown if panel.title.startswith("Fréchet")]
+    assert axes == ["scale", "GFLOPs of a step"]

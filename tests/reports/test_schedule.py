@@ -9,8 +9,9 @@ import torch
 from tiny_models import EMOJI, LATENT, keep, subject_of
 
 import elit
+from elit.reports.colophon import write_colophon
 from elit.reports.report import Picture, write_report
-from elit.reports.schedule import CONSTANT, HIGH, LOW, Plan, plans, report_schedule, rms, verdict
+from elit.reports.schedule import CONSTANT, HIGH, LOW, Plan, ScheduleRow, plans, report_schedule, rms, verdict
 
 
 def test_a_schedule_and_its_mirror(tiny: elit.DiT) -> None:
@@ -52,13 +53,13 @@ def test_any_model_gets_costs_and_distances_and_no_claim(tmp_path: Path) -> None
         assert rows[name]["rms"] > 0
     assert full["rms"] == 0 and report.results["quality"] is None
     assert "not measured" in report.results["verdict"]
-    write_report(report, tmp_path / "out")
+    write_report(report, tmp_path / "out", write_colophon("elit report"))
     assert report.results["verdict"] in (tmp_path / "out/report.html").read_text(encoding="utf8")
     assert {p.name for p in (tmp_path / "out").glob("*.png")} == {p.name for p in report.parts if isinstance(p, Picture)}
 
 
 def test_quality_is_the_mean_over_the_seeds_and_the_verdict_follows_it(tmp_path: Path) -> None:
-    subject, work = subject_of(tmp_path, EMOJI, ["heart"]), tmp_path / "work"
+    subject, work = subject_of(tmp_path, EMOJI, "heart"), tmp_path / "work"
     figures = {Plan(CONSTANT, 1.0): 100, Plan(CONSTANT, 0.25): 120, Plan(HIGH, 0.25, 0.5): 101, Plan(LOW, 0.25, 0.5): 110}
     for plan, frechet in figures.items():
         for seed, apart in ((3, -1), (4, 1)):
@@ -72,9 +73,9 @@ def test_quality_is_the_mean_over_the_seeds_and_the_verdict_follows_it(tmp_path:
     assert len(list(work.iterdir())) == 4 * 2, "all of it was taken from the folder"
 
 
-def row(name: str, kind: str, gflops: float, frechet: float, std: float | None = 2.0) -> dict[str, Any]:
+def row(name: str, kind: str, gflops: float, frechet: float, std: float | None = 2.0) -> ScheduleRow:
     spread = {} if std is None else {"frechet_std": std}
-    return {"name": name, "kind": kind, "gflops_per_step": gflops, "frechet": frechet, **spread}
+    return ScheduleRow(name, Plan(kind, 0.25), gflops, scores={"frechet": frechet, **spread})
 
 
 FULL = row("full", CONSTANT, 4, 100)

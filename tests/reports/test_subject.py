@@ -17,7 +17,7 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def subject(emoji: Path) -> Subject:
-    return load_subject(emoji, ["heart", "3"], seed=7, steps=9)
+    return load_subject(emoji, "heart,3", seed=7, steps=9)
 
 
 def test_labels_of_the_emoji_go_by_name_and_by_number(subject: Subject) -> None:
@@ -44,7 +44,7 @@ def test_another_model_has_numbers_for_labels(tmp_path: Path) -> None:
     subject = subject_of(tmp_path, LATENT)
     assert subject.data is None
     assert (subject.labels, subject.label_names) == ([0, 1, 2, 3, 4], ["0", "1", "2", "3", "4"])
-    assert load_subject(tmp_path / "model", ["4", "0"]).labels == [4, 0]
+    assert load_subject(tmp_path / "model", "4,0,4").labels == [4, 0], "each once"
     notes = " ".join(subject.notes())
     assert "no measured quality" in notes and "codec" in notes
     assert "4 x 8 x 12" in subject.describe()
@@ -56,6 +56,6 @@ def test_a_wrong_label_or_count_of_steps_is_refused(tmp_path: Path) -> None:
     folder = model_folder(tmp_path / "model", DENSE)
     for wrong in ("heart", "5", "-1"):
         with pytest.raises(ValueError, match="0 to 4"):
-            load_subject(folder, [wrong])
+            load_subject(folder, wrong)
     with pytest.raises(ValueError, match="at least 1"):
         load_subject(folder, steps=0)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from elit import DiT, DiTConfig
 from elit.card import Card, SamplingDefaults, save_card
+from elit.data.emoji import load_emoji
 from elit.evaluation.quality import Quality, kept_name
 from elit.recipe import Recipe
 from elit.reports.subject import Subject, load_subject
@@ -29,14 +30,15 @@ DENSE = DiTConfig(input_size=8, in_channels=1, num_classes=5, width=32, depth=3,
 
 
 def model_folder(folder: Path, config: DiTConfig, steps: int = 2) -> Path:
-    """A model folder whose card asks for few steps."""
+    """A model folder whose card asks for few steps, and names the emoji's classes where there are as many."""
     folder.mkdir()
     save_weights(randomised(DiT(config)), folder)
-    save_card(Card(SamplingDefaults(steps, 2.0)), folder)
+    names = load_emoji().label_names if config.num_classes == 99 else ()
+    save_card(Card(SamplingDefaults(steps, 2.0), label_names=names), folder)
     return folder
 
 
-def subject_of(folder: Path, config: DiTConfig, labels: list[str] | None = None) -> Subject:
+def subject_of(folder: Path, config: DiTConfig, labels: str | None = None) -> Subject:
     return load_subject(model_folder(folder / "model", config), labels)
 
 

@@ -5,6 +5,7 @@ fault of the program, and keeps its traceback. Nothing heavy is imported before 
 """
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -86,7 +87,8 @@ def run(arguments: list[str]) -> None:
 
 
 def parse(arguments: list[str]) -> "argparse.Namespace":
-    """The options of a command; `options.run(options)` is to run it, and `options.rest` what an open-ended one hands on.
+    """The options of a command; `options.run(options)` is to run it, `options.rest` what an open-ended one hands on, and
+    `options.typed` the whole line, such as a report names it.
 
     Raises UserError for what the command does not take, and SystemExit where it has printed its help text.
     """
@@ -98,7 +100,7 @@ def parse(arguments: list[str]) -> "argparse.Namespace":
             raise UserError("no command was given; begin with elit demo, and see elit --help")
         raise UserError(f"there is no command {arguments[0]!r}; {suggest(arguments[0], list(COMMANDS))}")
     options, rest = parser_of(arguments[0]).parse_known_args(arguments[1:])
-    options.rest = rest
+    options.rest, options.typed = rest, shlex.join(["elit", *arguments])
     return options
 
 

@@ -1,9 +1,8 @@
 """`elit demo`: the bundled model at every budget."""
 
 import argparse
-from pathlib import Path
 
-from elit.cli.parsing import MOST_SEED, Parser, finish, folder, parse_budgets, place, split_labels, whole
+from elit.cli.parsing import MOST_SEED, Parser, finish, folder, parse_budgets, place, whole
 
 
 def add_demo(command: Parser) -> None:
@@ -15,7 +14,7 @@ def add_demo(command: Parser) -> None:
     )
     command.add_argument("--out", type=folder, default="demo", help="folder for budgets.png, tradeoff.png and results.json")
     command.add_argument("--model", type=place, help="another model of the emoji, such as a checkpoint of elit train")
-    command.add_argument("--labels", help="comma-separated subcategories, by name or number, instead of the dozen shown")
+    command.add_argument("--labels", help="comma-separated names, numbers or ranges, instead of the dozen shown")
     command.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise")
     command.add_argument(
         "--quality",
@@ -28,13 +27,17 @@ def add_demo(command: Parser) -> None:
 def run_demo(options: argparse.Namespace) -> None:
     from elit.bundled import FOLDER
     from elit.evaluation.quality import measure
+    from elit.hub import model_folder
     from elit.reports.budgets import report_budgets
+    from elit.reports.report import check_folder
     from elit.reports.subject import load_subject, require_emoji
 
     budgets = None if options.quality is None else parse_budgets(options.quality)
-    subject = load_subject(Path(options.model or FOLDER), split_labels(options.labels), options.seed)
+    source = FOLDER if options.model is None else model_folder(options.model)
+    subject = load_subject(source, options.labels, options.seed, name=options.model or "bundled")
     require_emoji(subject)
+    check_folder(options.out)
     quality = subject.card.quality
     if budgets is not None:
         quality = measure(subject.model, budgets, [options.seed], subject.card.recipe)
-    finish(report_budgets(subject, quality), options.out)
+    finish(report_budgets(subject, quality), options.out, options.typed, next(subject.model.parameters()).device)

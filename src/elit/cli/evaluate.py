@@ -94,12 +94,12 @@ def run_evaluate(options: argparse.Namespace) -> None:
         measures = [name.strip() for name in options.metrics.split(",") if name.strip()]
         rows = evaluate(candidates, reference, extractor, measures, out, options.batch, options.bootstrap)
     if is_main():
-        from elit.reports.report import terminal_table
-        from elit.reports.results import results_sheets
+        from elit.evaluation.results import result_row
+        from elit.reports.report import print_table
+        from elit.reports.results import results_table
 
         file = write_results(rows, out)
-        for sheet in results_sheets(rows):
-            show(terminal_table(sheet))
+        print_table(results_table([result_row(row, row["samples"]) for row in rows]))
         say(f"the figures are in {file} and {file.with_suffix('.csv').name}, and appended to {out / 'results.jsonl'}")
 
 

@@ -136,18 +136,19 @@ def place(text: str) -> str:
     return os.path.expanduser(text)  # noqa: PTH111 - Path would change what is no path, such as s3://
 
 
-def finish(report: "Report", out: Path) -> None:
-    """Writes a report, prints its tables, and says where it is."""
+def finish(report: "Report", out: Path, typed: str, device: "torch.device | None" = None) -> None:
+    """Prints a report's tables, writes it, and says where it is.
+
+    typed: the command line, which the page names. device: of the model, where there is one.
+    """
     from elit.console import say
-    from elit.reports.report import write_report, written_files
+    from elit.reports.colophon import write_colophon
+    from elit.reports.report import print_table, write_report, written_files
 
-    write_report(report, out)
+    for table in report.tables:
+        print_table(table)
+    write_report(report, out, write_colophon(typed, device))
     say(f"pictures and figures are in {out}: {written_files(report)}")
-
-
-def split_labels(text: str | None) -> list[str] | None:
-    """Comma-separated labels; None where none are given."""
-    return None if text is None else [label.strip() for label in text.split(",")]
 
 
 def parse_numbers(text: str) -> list[float]:

@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elit.cli.parsing import (
-    MOST,
     MOST_SEED,
     MOST_SEEDS,
     Commands,
     Parser,
     finish,
     folder,
+    option,
     parse_budgets,
     parse_numbers,
     place,
-    split_labels,
     whole,
 )
 from elit.errors import UserError
@@ -24,6 +23,18 @@ from elit.errors import UserError
 if TYPE_CHECKING:
     from elit.reports.report import Report
     from elit.reports.subject import Subject
+
+MOST_SAMPLES = 949  # half of the real pictures
+MOST_VALUES = 32  # scales, times or budgets of a report
+
+
+@option
+def samples(text: str) -> int:
+    """The number of samples that quality is measured on: none, or at least two."""
+    count = whole(0, MOST_SAMPLES)(text)
+    if count == 1:
+        raise UserError(f"quality is measured on 2 to {MOST_SAMPLES} samples, not 1; give --count 0 to leave it out")
+    return count
 
 
 def add_report(command: Parser) -> None:
@@ -62,7 +73,7 @@ def add_report(command: Parser) -> None:
     results.set_defaults(run=run_report_results)
     for kind in (budgets, guidance, schedule):
         kind.add_argument(
-            "--count", type=whole(0, MOST), default=128, help="samples that quality is measured on; 0 to leave it out"
+            "--count", type=samples, default=128, help="samples that quality is measured on; 0 to leave it out"
         )
     for kind, seeds in ((guidance, 1), (schedule, 2)):
         kind.add_argument(
@@ -84,7 +95,7 @@ def add_kind(
         f"elit report {name} --model my-model",
     )
     kind.add_argument("--model", type=place, help="a model folder, such as a checkpoint; the bundled model if none is given")
-    kind.add_argument("--labels", help="comma-separated, by number or, for models of the emoji, by name")
+    kind.add_argument("--labels", help="comma-separated names, numbers or ranges; a dozen if none are given")
     kind.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise")
     kind.add_argument("--steps", type=whole(1, 100_000), help="of the sampler, instead of those in the model's card")
     kind.add_argument(
@@ -96,45 +107,58 @@ def add_kind(
 
 def run_report(options: argparse.Namespace) -> None:
     from elit.bundled import FOLDER
+    from elit.hub import model_folder
+    from elit.reports.report import check_folder
     from elit.reports.subject import load_subject
 
-    if getattr(options, "count", 0) == 1:
-        raise UserError(f"quality is measured on 2 samples or more, not {options.count}; give --count 0 to leave it out")
-    subject = load_subject(Path(options.model or FOLDER), split_labels(options.labels), options.seed, options.steps)
-    finish(options.make(options, subject), options.out)
+    check_folder(options.out)
+    source = FOLDER if options.model is None else model_folder(options.model)
+    subject = load_subject(source, options.labels, options.seed, options.steps, options.model or "bundled")
+    report = options.make(options, subject)
+    finish(report, options.out, options.typed, next(subject.model.parameters()).device)
 
 
 def run_report_results(options: argparse.Namespace) -> None:
+    from elit.reports.report import check_folder
     from elit.reports.results import report_results
 
-    finish(report_results(options.files), options.out)
+    check_folder(options.out)
+    finish(report_results(options.files), options.out, options.typed)
 
 
 def run_report_budgets(options: argparse.Namespace, subject: "Subject") -> "Report":
     from elit.reports.budgets import quality_of, report_budgets
 
-    budgets = None if options.quality is None else parse_budgets(options.quality)
+    budgets = None if options.quality is None else few(parse_budgets(options.quality), "--quality")
     return report_budgets(subject, quality_of(subject, budgets, options.count, work_of(options)))
 
 
 def run_report_guidance(options: argparse.Namespace, subject: "Subject") -> "Report":
     from elit.reports.guidance import report_guidance
 
-    scales, (weak, *_) = parse_numbers(options.scales), parse_budgets(options.weak_budget)
+    scales, (weak, *_) = few(parse_numbers(options.scales), "--scales"), parse_budgets(options.weak_budget)
     return report_guidance(subject, scales, weak, options.count, seeds_of(options), work_of(options))
 
 
 def run_report_attention(options: argparse.Namespace, subject: "Subject") -> "Report":
     from elit.reports.attention import report_attention
 
-    return report_attention(subject, parse_numbers(options.times), subject.card.path)
+    return report_attention(subject, few(parse_numbers(options.times), "--times"), subject.card.path)
 
 
 def run_report_schedule(options: argparse.Namespace, subject: "Subject") -> "Report":
     from elit.reports.schedule import report_schedule
 
-    times, budgets = parse_numbers(options.times), parse_budgets(options.budgets)
+    times, budgets = few(parse_numbers(options.times), "--times"), few(parse_budgets(options.budgets), "--budgets")
     return report_schedule(subject, times, budgets, options.count, seeds_of(options), work_of(options))
+
+
+def few(values: list[float], name: str) -> list[float]:
+    """The values of an option, each once. Raises UserError for more of them than a report can show."""
+    values = list(dict.fromkeys(values))
+    if len(values) > MOST_VALUES:
+        raise UserError(f"{name} lists {len(values)} values, more than the {MOST_VALUES} that a report shows; list fewer")
+    return values
 
 
 def work_of(options: argparse.Namespace) -> Path:

@@ -36,9 +36,8 @@ def add_results(command: Parser) -> None:
 def run_results(options: argparse.Namespace) -> None:
     from elit.bundled import FOLDER
     from elit.card import load_card, save_card
-    from elit.files import written_whole
     from elit.pictures import save_png
-    from elit.reports.drawing import draw_panels
+    from elit.reports.drawing import Panels
     from elit.reports.scorecard import measure_results, results_block, results_panels, write_block
     from elit.reports.subject import known_data
     from elit.weights import load_model
@@ -46,15 +45,14 @@ def run_results(options: argparse.Namespace) -> None:
     source, work = Path(options.model or FOLDER), options.work
     model, card = load_model(source), load_card(source)
     if not options.from_card:
-        if known_data(model) is None:
+        if known_data(model, card) is None:
             raise UserError(f"{source} holds no model of the 99 emoji classes at 3 x 32 x 32; use elit evaluate for others")
         budgets, seeds = parse_budgets(options.budgets), range(options.seeds)
         results = measure_results(model, card, budgets, seeds, work, options.dense, options.count)
         card = replace(card, quality=results.quality)
         save_card(card, source)
         save_png(results.pairs, work / "pairs.png")
-        with written_whole(work / "quality.png") as file:
-            draw_panels(results_panels(model, results.quality), file)
+        Panels(results_panels(model, results.quality)).save(work / "quality.png")
         say(f"written to {source / 'card.json'}; what was drawn, quality.png and pairs.png are in {work}")
     block = results_block(model, card)
     show(block)

@@ -173,18 +173,13 @@ def measure_recipes(
     return [found[recipe] for recipe in recipes]
 
 
-def measured_rows(
-    rows: Sequence[dict[str, Any]],
-    model: ElasticModel,
-    recipes: Sequence[Recipe],
-    seeds: Sequence[int],
-    work: Path,
-    count: int,
-) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The rows of a report with the quality of their recipes, and what those figures stand on (see `Judge.describe`)."""
+def measured(
+    model: ElasticModel, recipes: Sequence[Recipe], seeds: Sequence[int], work: Path, count: int
+) -> tuple[list[dict[str, float]], dict[str, Any]]:
+    """The quality of each recipe, as `measure_recipes` gives it, and what it stands on (see `Judge.describe`)."""
     judge = Judge(count)
     scores = measure_recipes(judge, model, recipes, seeds, work)
-    return [{**row, **score} for row, score in zip(rows, scores, strict=True)], {**judge.describe(), "seeds": list(seeds)}
+    return scores, {**judge.describe(), "seeds": list(seeds)}
 
 
 def _one(judge: Judge, model: ElasticModel, recipe: Recipe, kept: Path | None, done: Callable[[int], None]) -> Quality:

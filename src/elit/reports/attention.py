@@ -2,8 +2,7 @@
 
 import statistics
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
@@ -13,13 +12,24 @@ from elit.elastic.grouping import group
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.flow import FlowPath
-from elit.reports.drawing import Row, draw_grid, heat, visible
-from elit.reports.page import Sheet
+from elit.pictures import Row
+from elit.reports.drawing import ImageSheet, heat, visible
+from elit.reports.page import Table
 from elit.reports.read_maps import DRAWS, ReadMaps, correlations, latent_map, mean_maps, read_maps, require_read
 from elit.reports.report import Part, Picture, Report
 from elit.reports.subject import Subject
 
 PER_LABEL = 4  # images that the correlations are taken over; the first is shown
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """Rank correlation of attention and loss at a time: mean and deviation over images, and the mean within windows."""
+
+    t: str
+    image: float
+    windows: float
+    image_std: float
 
 
 def report_attention(subject: Subject, times: Sequence[float], path: FlowPath = FlowPath.LINEAR) -> Report:
@@ -51,12 +61,12 @@ def report_attention(subject: Subject, times: Sequence[float], path: FlowPath = 
             "attention.png",
             "An image of each label, with the attention over it and its loss at every time. Dark is low, bright is high,"
             " each map on its own scale.",
-            partial(draw_grid, *attention_grid(subject, images, maps, shown)),
+            attention_sheet(subject, images, maps, shown),
         ),
         Picture(
             "latents.png",
             f"What the first and last latents of each window attend to, at t = {middle.t:g}; each window shows its own.",
-            partial(draw_grid, *latents_grid(subject, images, middle, shown)),
+            latents_sheet(subject, images, middle, shown),
         ),
     ]
     results = {
@@ -64,7 +74,7 @@ def report_attention(subject: Subject, times: Sequence[float], path: FlowPath = 
         "images": len(images),
         "of": "samples" if subject.data is None else "real pictures",
         "path": str(path),
-        "rank_correlation": rows,
+        "rank_correlation": [asdict(row) for row in rows],
     }
     return Report("What Read looks at", parts, results)
 
@@ -77,7 +87,7 @@ def images_of(subject: Subject) -> tuple[Tensor, Tensor]:
     return subject.recipe.draw(subject.model, labels).cpu(), labels
 
 
-def correlation_rows(maps: Sequence[ReadMaps], model: ElasticModel) -> list[dict[str, Any]]:
+def correlation_rows(maps: Sequence[ReadMaps], model: ElasticModel) -> list[Correlation]:
     """The correlation at each time and, last, of the means over the times, over whole images and within windows."""
     core, grid = require_read(model), model.config.grid
     pairs = [(str(m.t), m.token_attention, m.loss) for m in maps] + [("all", *mean_maps(maps))]
@@ -85,39 +95,39 @@ def correlation_rows(maps: Sequence[ReadMaps], model: ElasticModel) -> list[dict
     for t, attention_BN, loss_BN in pairs:
         over = correlations(attention_BN, loss_BN)
         windows = (group(x[..., None], grid, core.window).flatten(0, 1)[..., 0] for x in (attention_BN, loss_BN))
-        row = {"t": t, "image": statistics.fmean(over), "windows": statistics.fmean(correlations(*windows))}
-        rows.append({**row, "image_std": statistics.stdev(over)})
+        within = statistics.fmean(correlations(*windows))
+        rows.append(Correlation(t, statistics.fmean(over), within, statistics.stdev(over)))
     return rows
 
 
-def correlation_table(rows: Sequence[dict[str, Any]]) -> Sheet:
+def correlation_table(rows: Sequence[Correlation]) -> Table:
     """A line for each time, and one for all."""
-    cells = [[row["t"], f"{row['image']:+.3f} ± {row['image_std']:.3f}", f"{row['windows']:+.3f}"] for row in rows]
+    cells = [[row.t, f"{row.image:+.3f} ± {row.image_std:.3f}", f"{row.windows:+.3f}"] for row in rows]
     note = (
         "Spearman's rank correlation over the tokens of an image: mean and standard deviation over the images. Every window"
         " has the same latents and each hands out a weight of 1, so attention cannot rise in one window above another:"
         " beside it, the mean of the correlations within windows. all: of the maps averaged over the times."
     )
-    return Sheet("Does Read attend to what is hard?", ("t", "over the image", "within windows"), cells, note)
+    return Table("Does Read attend to what is hard?", ("t", "over the image", "within windows"), cells, note)
 
 
-def attention_grid(
-    subject: Subject, images: Tensor, maps: Sequence[ReadMaps], shown: Sequence[int]
-) -> tuple[list[Row], list[str]]:
-    """Rows of an image, then its attention and loss at every time; and the names of the columns."""
+def attention_sheet(subject: Subject, images: Tensor, maps: Sequence[ReadMaps], shown: Sequence[int]) -> ImageSheet:
+    """Rows of an image, then its attention and loss at every time; the image beside those of each time in every piece."""
     columns, names = [], ["image"]
     for m in maps:
         columns += [picture_of(m.token_attention, subject.model), picture_of(m.loss, subject.model)]
         names += [f"attention, t = {m.t:g}", f"loss, t = {m.t:g}"]
-    return grid_rows(subject, images, columns, shown), names
+    together = [[0, 2 * i + 1, 2 * i + 2] for i in range(len(maps))]
+    return ImageSheet(rows_of(subject, images, columns, shown), names, together)
 
 
-def latents_grid(subject: Subject, images: Tensor, maps: ReadMaps, shown: Sequence[int]) -> tuple[list[Row], list[str]]:
-    """Rows of an image and the maps of the first two and the last two latents; and the names of the columns."""
+def latents_sheet(subject: Subject, images: Tensor, maps: ReadMaps, shown: Sequence[int]) -> ImageSheet:
+    """Rows of an image and the maps of the first two and the last two latents."""
     latents = subject.model.latents
     chosen = sorted({0, 1, latents - 2, latents - 1})
     columns = [picture_of(latent_map(maps, j, subject.model), subject.model) for j in chosen]
-    return grid_rows(subject, images, columns, shown), ["image", *(f"latent {j + 1} of {latents}" for j in chosen)]
+    names = ["image", *(f"latent {j + 1} of {latents}" for j in chosen)]
+    return ImageSheet(rows_of(subject, images, columns, shown), names, [range(len(names))])
 
 
 def picture_of(map_BN: Tensor, model: ElasticModel) -> Tensor:
@@ -126,7 +136,7 @@ def picture_of(map_BN: Tensor, model: ElasticModel) -> Tensor:
     return heat(map_BN.unflatten(1, (grid.height, grid.width)), (model.input.extent.height, model.input.extent.width))
 
 
-def grid_rows(subject: Subject, images: Tensor, columns: Sequence[Tensor], shown: Sequence[int]) -> list[Row]:
+def rows_of(subject: Subject, images: Tensor, columns: Sequence[Tensor], shown: Sequence[int]) -> list[Row]:
     """A row for each label shown: its image, and its picture in every column."""
     pictures = visible(images)
     names = subject.label_names

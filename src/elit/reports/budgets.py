@@ -1,9 +1,8 @@
 """What each budget costs and gives, for any model: pictures, GFLOPs, latency and, for a model of the emoji, quality."""
 
 import statistics
-from collections.abc import Sequence
-from dataclasses import asdict, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,46 @@ from elit.cost import flops_by_level, time_forward
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.evaluation.quality import measure
-from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
-from elit.reports.page import Sheet
+from elit.pictures import Row
+from elit.reports.drawing import ImageSheet, Panel, Panels, Point
+from elit.reports.page import Table
 from elit.reports.report import Part, Picture, Report
-from elit.reports.samples import draw_all
-from elit.reports.scores import QUALITY_COLUMNS, figure_text, quality_cells, quality_note, quality_panels, quality_sheet
+from elit.reports.samples import budget_name, draw_all
+from elit.reports.scores import QUALITY_COLUMNS, Scores, quality_cells, quality_note, quality_panels, without_empty
 from elit.reports.subject import Subject
 
 REAL_ROWS = 2
 LATENCY_REPEATS = 9
 MEASURED = (1 / 16, 1 / 4, 1.0)  # where a card holds no quality
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of a forward of one image: the median and the quartiles of several."""
+
+    median: float
+    first: float
+    third: float
+
+    def told(self) -> dict[str, float]:
+        """As results.json and cards hold it."""
+        return {"latency_ms": self.median, "latency_ms_q1": self.first, "latency_ms_q3": self.third}
+
+
+@dataclass(frozen=True)
+class BudgetRow:
+    """A budget: its level, the GFLOPs and the time of a forward of one image, and what its samples are worth."""
+
+    budget: float
+    latents_per_group: int
+    gflops: float
+    latency: Latency | None = None
+    scores: Scores = field(default_factory=dict)
+
+    def told(self) -> dict[str, float]:
+        """As results.json holds it."""
+        cost = {"budget": self.budget, "latents_per_group": self.latents_per_group, "gflops": self.gflops}
+        return {**cost, **(self.latency.told() if self.latency else {}), **self.scores}
 
 
 def report_budgets(subject: Subject, quality: dict[str, Any] | None = None) -> Report:
@@ -33,29 +62,26 @@ def report_budgets(subject: Subject, quality: dict[str, Any] | None = None) -> R
     """
     model = subject.model
     budgets = model.levels.fractions()
-    recipes = [replace(subject.recipe, budget=budget) for budget in budgets]
-    samples = draw_all(model, recipes, subject.labels)
-    latency = measure_latency(model, budgets)
-    rows = with_quality([{**a, **b} for a, b in zip(cost_rows(model, budgets), latency, strict=True)], quality)
-    images = [Row(budget_text(row), some) for row, some in zip(rows, samples, strict=True)]
+    samples = draw_all(model, [replace(subject.recipe, budget=budget) for budget in budgets], subject.labels)
+    timed = measure_latency(model, budgets)
+    rows = [replace(row, latency=ms) for row, ms in zip(budget_rows(model, budgets, quality), timed, strict=True)]
+    images = [
+        Row(f"{budget_name(row.budget, model)}\n{row.gflops:.2f} GFLOPs", some)
+        for row, some in zip(rows, samples, strict=True)
+    ]
     if subject.data is not None:
         images = [*(Row("real", some) for some in subject.real_examples(REAL_ROWS)), *images]
+    panels = Panels([*quality_over_cost(rows, quality), *cost_panels(rows)])
+    shown = "A row for each budget, with the GFLOPs of one forward; every column starts from the same noise."
     parts: list[Part] = [
         subject.describe(),
         *subject.notes(),
-        budget_table(rows, quality),
-        Picture(
-            "budgets.png",
-            "A row for each budget; every column starts from the same noise. Beside: GFLOPs and milliseconds of a forward.",
-            partial(draw_grid, images, subject.label_names),
-        ),
-        Picture(
-            "tradeoff.png",
-            f"Cost and quality over the budget. Latency: median and quartiles of {LATENCY_REPEATS} interleaved repeats.",
-            partial(draw_panels, tradeoff_panels(rows, quality)),
-        ),
+        Picture("budgets.png", shown, ImageSheet(images, subject.label_names)),
+        cost_table(rows, model),
+        *([] if quality is None else [quality_table(rows, quality, model)]),
+        Picture("tradeoff.png", tradeoff_caption(quality), panels),
     ]
-    results = {**subject.results(), "budgets": rows, "quality": quality}
+    results = {**subject.results(), "budgets": [row.told() for row in rows], "quality": quality}
     return Report("One set of weights, many budgets", parts, results)
 
 
@@ -79,75 +105,97 @@ def quality_of(subject: Subject, budgets: Sequence[float] | None, count: int, wo
     return measure(subject.model, wanted, [subject.seed], card.recipe, work, count)
 
 
-def budget_text(row: dict[str, Any]) -> str:
-    """The name of a budget's row of images."""
-    of = round(row["latents_per_group"] / row["budget"])
-    return f"{row['latents_per_group']}/{of}\n{row['gflops']:.2f} GFLOPs, {row['latency_ms']:.1f} ms"
-
-
-def cost_rows(model: ElasticModel, budgets: Sequence[float]) -> list[dict[str, Any]]:
-    """Budget, latents per group and GFLOPs of one forward."""
-    levels, costs = [model.levels.of(budget) for budget in budgets], flops_by_level(model)
-    return [
-        {"budget": budget, "latents_per_group": level, "gflops": costs[level] / 1e9}
-        for budget, level in zip(budgets, levels, strict=True)
-    ]
-
-
-def with_quality(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """The rows with the measured figures beside them where there are some of that budget."""
+def budget_rows(model: ElasticModel, budgets: Sequence[float], quality: Mapping[str, Any] | None) -> list[BudgetRow]:
+    """The GFLOPs of each budget, and its scores where `quality` has some of that budget; no latency."""
     known = {round(row["budget"], 6): row for row in (quality or {}).get("budgets", [])}
-    return [{**row, **known.get(round(row["budget"], 6), {})} for row in rows]
+    costs = flops_by_level(model)
+    return [
+        BudgetRow(
+            budget,
+            (level := model.levels.of(budget)),
+            costs[level] / 1e9,
+            scores={name: value for name, value in known.get(round(budget, 6), {}).items() if name != "budget"},
+        )
+        for budget in budgets
+    ]
 
 
 @torch.no_grad()
-def measure_latency(model: ElasticModel, budgets: Sequence[float], batch: int = 1) -> list[dict[str, float]]:
-    """Milliseconds of one forward at each budget: median and quartiles of interleaved repeats."""
-    device = next(model.parameters()).device
-    x = torch.zeros(batch, *model.input.shape, device=device)
-    t, y = torch.zeros(batch, device=device), torch.zeros(batch, dtype=torch.long, device=device)
+def measure_latency(model: ElasticModel, budgets: Sequence[float]) -> list[Latency]:
+    """The time of a forward at batch 1 at each budget.
+
+    The repeats are interleaved, every budget once a round, so that what else the machine does meets all of them alike.
+    """
+    x, t, y = model.example()
     seconds: list[list[float]] = [[] for _ in budgets]
+    for budget in budgets:  # the first forward of a shape is slower
+        model(x, t, y, budget)
     with progress_bar() as bar:
-        for _ in bar.track(range(LATENCY_REPEATS), description="timing"):
-            for i, budget in enumerate(budgets):
-                seconds[i] += time_forward(partial(model, x, t, y, budget), repeats=1, warm_up=0 if seconds[i] else 2)
-    return [quartiles([1000 * s for s in times]) for times in seconds]
+        task = bar.add_task("timing", total=LATENCY_REPEATS * len(budgets), unit="forwards")
+        for _ in range(LATENCY_REPEATS):
+            for found, budget in zip(seconds, budgets, strict=True):
+                found += time_forward(lambda b=budget: model(x, t, y, b), x.device, repeats=1, warm_up=0)  # type: ignore[misc]
+                bar.advance(task)
+    return [quartiles([1000 * s for s in found]) for found in seconds]
 
 
-def quartiles(milliseconds: Sequence[float]) -> dict[str, float]:
-    """Median, first and third quartile of repeated timings."""
+def quartiles(milliseconds: Sequence[float]) -> Latency:
+    """The median, and the first and the third quartile."""
     first, median, third = statistics.quantiles(milliseconds, n=4, method="inclusive")
-    return {"latency_ms": median, "latency_ms_q1": first, "latency_ms_q3": third}
+    return Latency(median, first, third)
 
 
-def budget_table(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None) -> Sheet:
-    """Cost and quality of each budget."""
-    columns = ("budget", "GFLOPs", "ms (quartiles)", *QUALITY_COLUMNS)
-    cells = []
-    for row in rows:
-        k, of = row["latents_per_group"], round(row["latents_per_group"] / row["budget"])
-        between = f" ({row['latency_ms_q1']:.1f}-{row['latency_ms_q3']:.1f})" if "latency_ms" in row else ""
-        cost = (f"{k}/{of}", f"{row['gflops']:.2f}", figure_text(row, "latency_ms", 1) + between)
-        cells.append([*cost, *quality_cells(row)])
-    note = "Latency: one forward, batch 1, in milliseconds."
-    if quality is not None:
-        cells.append(["real", "", "", *quality_cells(quality["real"])])
-        note = f"{quality_note(quality)} {note}"
-    return quality_sheet("One set of weights, many budgets", columns, cells, note)
-
-
-def tradeoff_panels(rows: Sequence[dict[str, Any]], quality: dict[str, Any] | None) -> list[Panel]:
-    """Quality, GFLOPs and latency against the budget."""
-    gflops = [Point(row["budget"], row["gflops"]) for row in rows]
-    latency = [
-        Point(
-            row["budget"],
-            row["latency_ms"],
-            row["latency_ms"] - row["latency_ms_q1"],
-            row["latency_ms_q3"] - row["latency_ms"],
-        )
+def cost_table(rows: Sequence[BudgetRow], model: ElasticModel) -> Table:
+    """What a forward of one image costs at each budget."""
+    columns = ("budget", "GFLOPs", "of full", "ms", "first quartile", "third quartile")
+    full = rows[-1].gflops
+    cells = [
+        [
+            budget_name(row.budget, model),
+            f"{row.gflops:.2f}",
+            f"{row.gflops / full:.0%}",
+            *((f"{row.latency.median:.1f}", f"{row.latency.first:.1f}", f"{row.latency.third:.1f}") if row.latency else ()),
+        ]
         for row in rows
     ]
+    note = f"One forward of one image. Milliseconds: the median and the quartiles of {LATENCY_REPEATS} interleaved repeats."
+    return Table("What a budget costs", columns, cells, note)
+
+
+def quality_table(rows: Sequence[BudgetRow], quality: Mapping[str, Any], model: ElasticModel) -> Table:
+    """What the samples of each budget that was measured are worth, and what real pictures score."""
+    cells = [[budget_name(row.budget, model), *quality_cells(row.scores)] for row in rows if row.scores]
+    cells.append(["real", *quality_cells(quality["real"])])
+    note = quality_note(quality)
+    return without_empty(Table("What a budget gives", ("budget", *QUALITY_COLUMNS), cells, note))
+
+
+def quality_over_cost(rows: Sequence[BudgetRow], quality: Mapping[str, Any] | None) -> list[Panel]:
+    """Quality over the budget, and over the GFLOPs that it costs."""
+    over_budget, over_gflops = (
+        {"": [(x, row.scores) for x, row in zip(xs, rows, strict=True)]}
+        for xs in ([row.budget for row in rows], [row.gflops for row in rows])
+    )
+    return [
+        *quality_panels(over_budget, "budget", quality),
+        *quality_panels(over_gflops, "GFLOPs of one forward", quality),
+    ]
+
+
+def cost_panels(rows: Sequence[BudgetRow]) -> list[Panel]:
+    """GFLOPs and, where it was measured, latency over the budget."""
+    gflops = [Point(row.budget, row.gflops) for row in rows]
+    latency = [
+        Point(row.budget, ms.median, ms.median - ms.first, ms.third - ms.median) for row in rows if (ms := row.latency)
+    ]
     costs = [("GFLOPs of one forward", gflops), ("latency of one forward (ms)", latency)]
-    panels = [Panel(title, "budget", {"": points}) for title, points in costs]
-    return [*panels, *quality_panels({"": rows}, "budget", "budget", quality)]
+    return [Panel(title, "budget", {"": points}) for title, points in costs]
+
+
+def tradeoff_caption(quality: Mapping[str, Any] | None) -> str:
+    """What the panels of this report show."""
+    cost = f"GFLOPs and latency over the budget; bars: the quartiles of {LATENCY_REPEATS} repeats."
+    if quality is None:
+        return cost
+    bars = " (bars: the deviation over the seeds)" if len(quality["seeds"]) > 1 else ""
+    return f"Quality over the budget and over what it costs{bars}; {cost}"

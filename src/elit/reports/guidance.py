@@ -1,24 +1,49 @@
 """Classifier-free guidance, cheap CFG and autoguidance over scales: images, cost and quality, and the best scale of each."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from elit.errors import UserError
-from elit.evaluation.quality import measured_rows
+from elit.evaluation.quality import measured
 from elit.guidance import Guidance
-from elit.reports.drawing import Panel, Point, Row, draw_grid, draw_panels
-from elit.reports.page import Sheet
+from elit.pictures import Row
+from elit.reports.drawing import ImageSheet, Panel, Panels, Point
+from elit.reports.page import Table
 from elit.reports.report import Part, Picture, Report
 from elit.reports.samples import budget_name, draw_all
-from elit.reports.scores import QUALITY_COLUMNS, quality_cells, quality_note, quality_panels, quality_sheet
+from elit.reports.scores import QUALITY_COLUMNS, Scores, quality_cells, quality_note, quality_panels, without_empty
 from elit.reports.subject import Subject
 
 KINDS = ("CFG", "cheap CFG", "autoguidance")
+
+
+@dataclass(frozen=True)
+class GuidanceRow:
+    """A kind of guidance at a scale: the GFLOPs of a sampler's step of one image, and what its samples are worth."""
+
+    kind: str
+    scale: float
+    gflops_per_step: float
+    scores: Scores = field(default_factory=dict)
+
+    def told(self) -> dict[str, object]:
+        """As results.json holds it."""
+        return {"kind": self.kind, "scale": self.scale, "gflops_per_step": self.gflops_per_step, **self.scores}
+
+
+@dataclass(frozen=True)
+class Best:
+    """The row of a kind's lowest Fréchet distance.
+
+    at_an_end: its scale is the highest of those tried, or the lowest other than 1, so that a better one may lie beyond.
+    """
+
+    row: GuidanceRow
+    at_an_end: bool
 
 
 def guidance_of(kind: str, scale: float, weak_budget: float) -> Guidance:
@@ -49,81 +74,99 @@ def report_guidance(
     cells = [(kind, scale) for kind in kinds for scale in sorted(set(scales))]
     recipes = [replace(subject.recipe, guidance=guidance_of(kind, scale, weak)) for kind, scale in cells]
     images = draw_all(model, recipes, subject.labels)
-    rows: list[dict[str, Any]] = [
-        {"kind": kind, "scale": scale, "gflops_per_step": recipe.gflops_per_step(model)}
-        for (kind, scale), recipe in zip(cells, recipes, strict=True)
+    rows = [
+        GuidanceRow(kind, scale, recipe.gflops_per_step(model)) for (kind, scale), recipe in zip(cells, recipes, strict=True)
     ]
     quality = None
     if subject.data is not None and count:
-        rows, quality = measured_rows(rows, model, recipes, seeds, work, count)
+        found, quality = measured(model, recipes, seeds, work, count)
+        rows = [replace(row, scores=scores) for row, scores in zip(rows, found, strict=True)]
     best = best_scales(rows)
     parts: list[Part] = [
         subject.describe(),
         *subject.notes(),
-        f"The weak path of CFG has no label; that of cheap CFG has none and runs at {budget_name(weak, model)}; that of"
-        " autoguidance keeps the label and runs at that budget. At scale 1 there is no weak path.",
+        explained(kinds, budget_name(weak, model)),
         guidance_table(rows, best, quality),
-        Picture("guidance.png", "Quality, and the cost of a step, over the scale.", partial(draw_panels, panels(rows))),
-        *(grid_of(kind, rows, images, subject.label_names) for kind in kinds),
+        Picture("guidance.png", panels_caption(rows), Panels(panels(rows))),
+        *(sheet_of(kind, rows, images, subject.label_names) for kind in kinds),
     ]
-    results = {**subject.results(), "weak_budget": weak, "cells": rows, "best": best, "quality": quality}
-    return Report("Guidance: CFG, cheap CFG and autoguidance", parts, results)
+    told = {kind: {**found.row.told(), "at_an_end": found.at_an_end} for kind, found in best.items()}
+    results = {**subject.results(), "weak_budget": weak, "cells": [row.told() for row in rows], "best": told}
+    return Report("Guidance: CFG, cheap CFG and autoguidance", parts, {**results, "quality": quality})
 
 
-def best_scales(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The row of lowest Fréchet distance of each kind, empty if not measured.
+def explained(kinds: Sequence[str], weak: str) -> str:
+    """What the kinds of this report are."""
+    if len(kinds) == 1:
+        return "The weak path of CFG has no label. At scale 1 there is no weak path."
+    return (
+        f"The weak path of CFG has no label; that of cheap CFG has none and runs at {weak}; that of autoguidance keeps the"
+        " label and runs at that budget. At scale 1 there is no weak path."
+    )
 
-    `at_an_end`: it is the highest of the scales, or the lowest other than 1, so that a better one may lie beyond.
-    """
+
+def best_scales(rows: Sequence[GuidanceRow]) -> dict[str, Best]:
+    """The best row of each kind; none of a kind that was not measured."""
     best = {}
     for kind, of_kind in by_kind(rows).items():
-        measured = [row for row in of_kind if "frechet" in row]
-        if measured:
-            row = min(measured, key=lambda row: row["frechet"])
-            end = row["scale"] == measured[-1]["scale"] or (row["scale"] == measured[0]["scale"] != 1)
-            best[kind] = {**row, "at_an_end": end}
+        scored = [row for row in of_kind if "frechet" in row.scores]
+        if scored:
+            row = min(scored, key=lambda row: row.scores["frechet"])
+            best[kind] = Best(row, row.scale == scored[-1].scale or (row.scale == scored[0].scale != 1))
     return best
 
 
-def by_kind(rows: Sequence[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+def by_kind(rows: Sequence[GuidanceRow]) -> dict[str, list[GuidanceRow]]:
     """The rows of each kind, in their order."""
-    return {kind: [row for row in rows if row["kind"] == kind] for kind in dict.fromkeys(row["kind"] for row in rows)}
+    return {kind: [row for row in rows if row.kind == kind] for kind in dict.fromkeys(row.kind for row in rows)}
 
 
-def guidance_table(rows: Sequence[dict[str, Any]], best: dict[str, dict[str, Any]], quality: dict[str, Any] | None) -> Sheet:
+def guidance_table(rows: Sequence[GuidanceRow], best: Mapping[str, Best], quality: Mapping[str, Any] | None) -> Table:
     """A line per kind and scale, the best of each kind marked."""
     columns = ("guidance", "scale", "GFLOPs a step", *QUALITY_COLUMNS, "")
     cells = [
         [
-            row["kind"],
-            f"{row['scale']:g}",
-            f"{row['gflops_per_step']:.2f}",
-            *quality_cells(row),
-            "best" if best.get(row["kind"], {}).get("scale") == row["scale"] else "",
+            row.kind,
+            f"{row.scale:g}",
+            f"{row.gflops_per_step:.2f}",
+            *quality_cells(row.scores),
+            "best" if row.kind in best and best[row.kind].row is row else "",
         ]
         for row in rows
     ]
-    note = "GFLOPs a step: both forwards of one image. Quality is not measured."
-    if quality is not None:
+    note = "GFLOPs a step: both forwards of one image."
+    if quality is None:
+        note += " Quality is not measured."
+    else:
         cells.append(["real", "", "", *quality_cells(quality["real"]), ""])
-        ends = [kind for kind, row in best.items() if row["at_an_end"]]
+        ends = [kind for kind, found in best.items() if found.at_an_end]
         wider = f" For {', '.join(ends)} it is at an end of the scales: try more with --scales." if ends else ""
-        note = (
-            "GFLOPs a step: both forwards of one image. Best: the scale of the lowest Fréchet distance of each"
-            f" kind.{wider} {quality_note(quality)}"
-        )
-    return quality_sheet("Guidance over scales", columns, cells, note)
+        note += f" Best: the scale of the lowest Fréchet distance of each kind.{wider} {quality_note(quality)}"
+    return without_empty(Table("Guidance over scales", columns, cells, note, keys=2))
 
 
-def panels(rows: Sequence[dict[str, Any]]) -> list[Panel]:
-    """Quality and the cost of a step, a curve for each kind."""
-    curves = by_kind(rows)
-    cost = {kind: [Point(row["scale"], row["gflops_per_step"]) for row in some] for kind, some in curves.items()}
-    return [*quality_panels(curves, "scale", "scale"), Panel("GFLOPs of a step", "scale", cost)]
+def panels(rows: Sequence[GuidanceRow]) -> list[Panel]:
+    """Quality over the scale and over the cost of a step, and that cost over the scale; a curve for each kind."""
+    kinds = by_kind(rows)
+    over_scale = {kind: [(row.scale, row.scores) for row in some] for kind, some in kinds.items()}
+    over_cost = {kind: [(row.gflops_per_step, row.scores) for row in some] for kind, some in kinds.items()}
+    cost = {kind: [Point(row.scale, row.gflops_per_step) for row in some] for kind, some in kinds.items()}
+    return [
+        *quality_panels(over_scale, "scale"),
+        *quality_panels(over_cost, "GFLOPs of a step"),
+        Panel("GFLOPs of a step", "scale", cost),
+    ]
 
 
-def grid_of(kind: str, rows: Sequence[dict[str, Any]], images: Sequence[Tensor], names: Sequence[str]) -> Picture:
+def panels_caption(rows: Sequence[GuidanceRow]) -> str:
+    """What the panels of this report show."""
+    if not any(row.scores for row in rows):
+        return "The cost of a sampler's step over the scale."
+    return "Quality over the scale and over what a sampler's step costs, and that cost over the scale."
+
+
+def sheet_of(kind: str, rows: Sequence[GuidanceRow], images: Sequence[Tensor], names: Sequence[str]) -> Picture:
     """The images of a kind, a row for each scale."""
-    grid = [Row(f"scale {row['scale']:g}", some) for row, some in zip(rows, images, strict=True) if row["kind"] == kind]
+    shown = [Row(f"scale {row.scale:g}", some) for row, some in zip(rows, images, strict=True) if row.kind == kind]
     caption = f"{kind}: a row for each scale. Every column starts from the same noise, in the other pictures too."
-    return Picture(f"{kind.lower().replace(' ', '-')}.png", caption, partial(draw_grid, grid, names))
+    return Picture(f"{kind.lower().replace(' ', '-')}.png", caption, ImageSheet(shown, names))

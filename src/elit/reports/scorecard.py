@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.card import Card
+from elit.card import Card, load_card
 from elit.cost import count_flops, cpu_name
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
@@ -23,7 +23,7 @@ from elit.files import write_whole
 from elit.pictures import pairs
 from elit.pixels import to_float
 from elit.recipe import Recipe
-from elit.reports.budgets import cost_rows, measure_latency, with_quality
+from elit.reports.budgets import budget_rows, measure_latency
 from elit.reports.drawing import Panel
 from elit.reports.scores import FIGURES, figure_text, quality_panels
 from elit.reports.subject import known_data
@@ -83,7 +83,7 @@ def measure_results(
 def load_dense(folder: Path) -> ElasticModel:
     """A dense model of the emoji. Raises UserError for another."""
     model = load_model(folder)
-    if model.core is not None or known_data(model) is None:
+    if model.core is not None or known_data(model, load_card(folder)) is None:
         raise UserError(f"{folder} holds no dense model of the emoji; train one with configs/emoji-tiny-dense.yaml")
     return model
 
@@ -92,7 +92,7 @@ def measure_dense(judge: Judge, model: ElasticModel, recipe: Recipe, seeds: Sequ
     """The quality of a dense model sampled alike, and what it costs."""
     [score] = measure_recipes(judge, model, [recipe], seeds, work)
     known = {"samples": judge.count, "seeds": list(seeds), "sampling": told_sampling(recipe)}
-    return {**score, "gflops": count_flops(model) / 1e9, **measure_latency(model, [1.0])[0], **known}
+    return {**score, "gflops": count_flops(model) / 1e9, **measure_latency(model, [1.0])[0].told(), **known}
 
 
 def provenance(model: ElasticModel, folder: Path) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def provenance(model: ElasticModel, folder: Path) -> dict[str, Any]:
 
 def latency_rows(model: ElasticModel, budgets: Sequence[float]) -> list[dict[str, float]]:
     """Each budget with its milliseconds, median and quartiles."""
-    return [{"budget": b, **row} for b, row in zip(budgets, measure_latency(model, budgets), strict=True)]
+    return [{"budget": b, **row.told()} for b, row in zip(budgets, measure_latency(model, budgets), strict=True)]
 
 
 def copies(judge: Judge, images: Tensor, features: Tensor) -> tuple[dict[str, float], Image.Image]:
@@ -136,7 +136,7 @@ def rows_of(model: ElasticModel, quality: dict[str, Any]) -> list[dict[str, Any]
     """A row for each measured budget, lowest first: cost, latency where it was measured, and figures."""
     budgets = sorted(row["budget"] for row in quality["budgets"])
     latency = {row["budget"]: row for row in quality.get("latency", {}).get("budgets", [])}
-    return [{**row, **latency.get(row["budget"], {})} for row in with_quality(cost_rows(model, budgets), quality)]
+    return [{**row.told(), **latency.get(row.budget, {})} for row in budget_rows(model, budgets, quality)]
 
 
 def results_table(model: ElasticModel, quality: dict[str, Any]) -> str:
@@ -202,7 +202,8 @@ def results_panels(model: ElasticModel, quality: dict[str, Any]) -> list[Panel]:
     curves = {"elastic": rows_of(model, quality)}
     if "dense" in quality:
         curves["dense twin"] = [quality["dense"]]
-    return quality_panels(curves, "gflops", "GFLOPs of one forward")
+    scored = {name: [(row["gflops"], row) for row in rows] for name, rows in curves.items()}
+    return quality_panels(scored, "GFLOPs of one forward")
 
 
 def write_block(file: Path, block: str) -> None:

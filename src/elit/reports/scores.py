@@ -1,14 +1,17 @@
 """Measured quality as people read it: cells of tables, notes below them, and panels of curves.
 
-A row is a dict that holds the figures of FIGURES where they were measured, and each with "_std" where that was over
-several seeds (see `evaluation.quality`).
+Scores are numbers by the names of FIGURES, and each with "_std" where it was measured over several seeds (see
+`evaluation.quality.summary`); none where nothing was measured.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import Any, TypeAlias
 
 from elit.reports.drawing import Panel, Point
-from elit.reports.page import Sheet
+from elit.reports.page import Table
+
+Scores: TypeAlias = Mapping[str, float]
 
 FIGURES = {  # name: the column of a table, digits
     "frechet": ("Fréchet", 1),
@@ -25,38 +28,41 @@ PANELS = (
 )
 
 
-def figure_text(row: Mapping[str, Any], name: str, digits: int) -> str:
+def figure_text(scores: Scores, name: str, digits: int) -> str:
     """A figure with its spread, or "-" where it was not measured."""
-    if name not in row:
+    if name not in scores:
         return "-"
-    spread = f" ± {row[f'{name}_std']:.{digits}f}" if f"{name}_std" in row else ""
-    return f"{row[name]:.{digits}f}{spread}"
+    spread = f" ± {scores[f'{name}_std']:.{digits}f}" if f"{name}_std" in scores else ""
+    return f"{scores[name]:.{digits}f}{spread}"
 
 
-def quality_cells(row: Mapping[str, Any]) -> list[str]:
-    """The cells of a row under QUALITY_COLUMNS."""
-    return [figure_text(row, name, digits) for name, (_, digits) in FIGURES.items()]
+def quality_cells(scores: Scores) -> list[str]:
+    """The cells under QUALITY_COLUMNS."""
+    return [figure_text(scores, name, digits) for name, (_, digits) in FIGURES.items()]
 
 
-def quality_sheet(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str) -> Sheet:
+def without_empty(table: Table) -> Table:
     """A table without the columns that nothing was measured for."""
-    kept = [i for i in range(len(columns)) if any(row[i] not in ("-", "") for row in rows)]
-    return Sheet(title, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows], note)
+    kept = [i for i in range(len(table.columns)) if any(row[i] not in ("-", "") for row in table.rows)]
+    columns, rows = [table.columns[i] for i in kept], [[row[i] for i in kept] for row in table.rows]
+    return replace(table, columns=columns, rows=rows)
 
 
 def quality_note(quality: Mapping[str, Any]) -> str:
     """How the figures were measured, and how to read them."""
+    seeds = len(quality["seeds"])
     return (
-        f"Quality: {quality['samples']} samples per row and seed, {len(quality['seeds'])} seed(s), against as many real"
-        f" pictures ({quality['features']}); fewer samples than the 1,280 dimensions, so read the Fréchet distance"
-        " beside KID, which is unbiased at any count."
+        f"Quality: {quality['samples']} samples per row{f' and seed, {seeds} seeds' if seeds > 1 else ''}, against as many"
+        f" real pictures ({quality['features']}); fewer samples than the 1,280 dimensions, so read the Fréchet distance"
+        f" beside KID, which is unbiased at any count.{' ±: standard deviation over the seeds.' if seeds > 1 else ''}"
+        " Category: the share of samples that a linear probe finds in the category that was asked for."
     )
 
 
 def quality_panels(
-    curves: Mapping[str, Sequence[Mapping[str, Any]]], x: str, x_label: str, quality: Mapping[str, Any] | None = None
+    curves: Mapping[str, Sequence[tuple[float, Scores]]], x_label: str, quality: Mapping[str, Any] | None = None
 ) -> list[Panel]:
-    """The three figures over `x` for the rows of each curve, with the deviation over seeds.
+    """The three figures over some axis for the (x, scores) of each curve, with the deviation over seeds.
 
     With `quality` the axes start at zero and the real pictures' level is marked; without, they show differences best.
     """
@@ -64,7 +70,7 @@ def quality_panels(
     for name, title in PANELS:
         level = None if quality is None else ("real pictures", quality["real"][name])
         points = {
-            curve: [Point(row[x], row[name], *[row.get(f"{name}_std", 0.0)] * 2) for row in rows if name in row]
+            curve: [Point(x, scores[name], *[scores.get(f"{name}_std", 0.0)] * 2) for x, scores in rows if name in scores]
             for curve, rows in curves.items()
         }
         panels.append(Panel(title, x_label, points, level, from_zero=quality is not None))

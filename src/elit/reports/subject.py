@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,12 +12,13 @@ from elit.codec import makes_pixels
 from elit.data.emoji import Emoji, load_emoji
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.labels import label_index
+from elit.labels import parse_labels
 from elit.pixels import to_float
 from elit.recipe import Recipe
 from elit.weights import load_model
 from elit.words import spread
 
+MOST_LABELS = 100
 DEMO_LABELS = (
     "country-flag",
     "time",
@@ -57,12 +57,13 @@ class Subject:
         model, sampling = self.model, self.card.sampling
         count = sum(p.numel() for p in model.parameters())
         size = " x ".join(str(n) for n in model.input.shape)
+        budgets = f"{model.latents} budgets" if model.latents > 1 else "one budget"
         return (
-            f"Model {self.name}: {count / 1e6:.2f} M parameters, inputs of {size}, {model.config.grid} tokens,"
-            f" {model.latents} budget(s). Images: Euler's method, {sampling.steps} steps, seed {self.seed}."
+            f"Model {self.name}: {count / 1e6:.2f} M parameters, inputs of {size}, {model.config.grid} tokens, {budgets}."
+            f" Images: Euler's method, {sampling.steps} step{'s' if sampling.steps > 1 else ''}, seed {self.seed}."
         )
 
-    def results(self) -> dict[str, Any]:
+    def results(self) -> dict[str, object]:
         """What every results.json begins with."""
         sampling = asdict(self.card.sampling)
         return {"model": self.name, "seed": self.seed, "sampling": sampling, "labels": self.label_names}
@@ -89,47 +90,56 @@ class Subject:
         return torch.stack(columns, dim=1)
 
 
-def load_subject(folder: Path, labels: Sequence[str] | None = None, seed: int = 0, steps: int | None = None) -> Subject:
-    """The subject of a model folder. `labels`: names or numbers, a dozen if None. `steps`: instead of the card's.
+def load_subject(
+    folder: Path, labels: str | None = None, seed: int = 0, steps: int | None = None, name: str | None = None
+) -> Subject:
+    """The subject of a model folder.
+
+    labels: as `elit.labels.parse_labels` takes a list of them, such as "heart,3,10-12"; a dozen if None. steps: instead of
+    the card's. name: what the report calls the model; the folder's own name if None.
 
     Raises UserError for a folder that is no model's, or a label that it does not have.
     """
     model, card = load_model(folder), load_card(folder)
     if steps is not None:
-        if steps < 1:
-            raise UserError(f"{steps} steps are too few; give at least 1")
-        card = replace(card, sampling=replace(card.sampling, steps=steps))
-    data = known_data(model)
-    chosen = chosen_labels(model, data, labels)
-    names = [str(i) if data is None else data.label_names[i] for i in chosen]
-    return Subject(folder.name or str(folder), model, card, data, chosen, names, seed)
+        checked = replace(card.recipe, steps=steps)
+        card = replace(card, sampling=replace(card.sampling, steps=checked.steps))
+    data = known_data(model, card)
+    known = card.label_names
+    chosen = chosen_labels(model, known, labels, DEMO_LABELS if data is not None else ())
+    names = [known[i] if i < len(known) else str(i) for i in chosen]
+    return Subject(name or folder.name or str(folder), model, card, data, chosen, names, seed)
 
 
-def known_data(model: ElasticModel) -> Emoji | None:
-    """The embedded pictures, where the model has their size and classes; None for every other model."""
-    if model.input.channels != 3 or model.input.shape[1:] != (32, 32):
+def known_data(model: ElasticModel, card: Card) -> Emoji | None:
+    """The embedded pictures, where the model has their size and its card their classes; None for every other model."""
+    if model.input.shape != (3, 32, 32) or not card.label_names:
         return None
     data = load_emoji()
-    return data if model.null_class == len(data.label_names) else None
+    return data if model.null_class == len(data.label_names) and card.label_names == data.label_names else None
 
 
 def require_emoji(subject: Subject) -> None:
     """Raises UserError for a model that was not made for the emoji."""
     if subject.data is None:
-        config = subject.model.config
+        size = " x ".join(str(side) for side in subject.model.input.shape)
         raise UserError(
-            "the demo needs a model of the 99 emoji classes at 3 x 32 x 32; the one given has"
-            f" {config.num_classes} classes and inputs of {config.in_channels} x {subject.model.input.shape[1:]}:"
-            " use elit report budgets"
+            f"the demo needs a model of the 99 emoji classes at 3 x 32 x 32, by the names in its card; {subject.name} has"
+            f" {subject.model.null_class} classes and inputs of {size}: use elit report budgets"
         )
 
 
-def chosen_labels(model: ElasticModel, data: Emoji | None, labels: Sequence[str] | None) -> list[int]:
-    """Class indices of labels given by name, where the data are known, or by number.
+def chosen_labels(model: ElasticModel, names: Sequence[str], labels: str | None, otherwise: Sequence[str] = ()) -> list[int]:
+    """Class indices of labels given by name, number or range, each once; of None, those of the names `otherwise`, or some.
 
-    Raises UserError, naming close ones, for a label that is not there.
+    Raises UserError for a label that is not there, naming close ones, for a rule in place of a list, and for too many.
     """
-    names = () if data is None else data.label_names
     if labels is None:
-        return list(spread(len(DEMO_LABELS), model.null_class)) if data is None else [names.index(n) for n in DEMO_LABELS]
-    return [label_index(label, model.null_class, names) for label in labels]
+        return [list(names).index(name) for name in otherwise] or list(spread(len(DEMO_LABELS), model.null_class))
+    rule = parse_labels(labels, model.null_class, names)
+    if rule.kind != "list":
+        raise UserError(f"a report shows labels that are listed, not {labels}; give names or numbers, such as 0-9")
+    chosen = list(dict.fromkeys(rule.values))
+    if len(chosen) > MOST_LABELS:
+        raise UserError(f"a report shows at most {MOST_LABELS} labels, not {len(chosen):,}; list fewer")
+    return chosen

@@ -3,7 +3,7 @@
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -32,7 +32,7 @@ from elit.distributed import (
 )
 from elit.errors import NumbersError, UserError
 from elit.flow import FlowPath
-from elit.pictures import save_png, tile
+from elit.pictures import save_png, sheet
 from elit.precision import fast_bfloat16
 from elit.sampling import sample
 from elit.training.alignment import stored_features
@@ -43,6 +43,8 @@ from elit.training.dry_run import dry_run
 from elit.training.evaluation import Evaluator
 from elit.training.step import TrainState, autocast, averaged_weights, make_state, model_of, train_step
 from elit.words import spread
+
+PREVIEWED = 12  # classes, in a preview
 
 __all__ = ["Batch", "draw_batch", "dry_run", "load_data", "make_state", "save_preview", "train", "train_step"]
 
@@ -123,7 +125,7 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
 
         def look(last: bool) -> None:
             if codec and config.log.preview_every and (last or state.step % config.log.preview_every == 0):
-                save_preview(config, state, codec, device, run / "previews" / f"step_{state.step:08d}.png")
+                save_preview(config, state, codec, device, run / "previews" / f"step_{state.step:08d}.png", data.label_names)
             if evaluator and (last or state.step % config.evaluate.every == 0):
                 log.distances(state, evaluator.distances(state))
 
@@ -274,17 +276,21 @@ def load_data(config: TrainConfig) -> Data:
 
 @torch.no_grad()
 def save_preview(
-    config: TrainConfig, state: TrainState, codec: Codec, device: torch.device, file: Path, columns: int = 12
+    config: TrainConfig, state: TrainState, codec: Codec, device: torch.device, file: Path, names: Sequence[str] = ()
 ) -> None:
-    """Samples of the EMA weights: a row per budget, the same noise and labels down a column. All ranks call this."""
+    """Samples of the EMA weights: a row per budget, the same noise and labels down a column. All ranks call this.
+
+    names: of the classes, as far as they are known; the others are shown by number.
+    """
     weights = averaged_weights(state, wanted=is_main())
     if not is_main():
         return
     model = model_of(state, weights, device)
-    labels = spread(columns, config.model.num_classes)
+    labels = spread(PREVIEWED, config.model.num_classes)
     budgets = config.log.preview_budgets if config.model.window is not None else (1.0,)
     with autocast(config, device):
         rows = [sample(model, labels, steps=20, budget=budget, path=config.flow.path) for budget in budgets]
     images = torch.cat([codec.decode(row).cpu() for row in rows])
     file.parent.mkdir(exist_ok=True)
-    save_png(tile(images, columns=len(labels), scale=2 if images.shape[-1] <= 64 else 1), file)
+    columns = [names[i] if i < len(names) else str(i) for i in labels]
+    save_png(sheet(images, columns, [f"budget {budget:g}" for budget in budgets]), file)
