@@ -8,8 +8,10 @@ import pytest
 import torch
 
 import elit
+from elit.card import Card, SamplingDefaults, save_card
 from elit.cli import main
 from elit.cli.parsing import parse_budgets
+from elit.data.emoji import load_emoji
 from elit.weights import save_weights
 
 TINY = [
@@ -49,6 +51,7 @@ def tiny_model(folder: Path) -> Path:
     small = {"width": 32, "heads": 2, "depth": 3, "head_depth": 1, "tail_depth": 1}
     model = elit.create_model("ELIT-SiT-S/4", input_size=32, in_channels=3, num_classes=99, rope=True, **small)
     save_weights(model, folder)
+    save_card(Card(label_names=load_emoji().label_names), folder)
     return folder
 
 
@@ -159,7 +162,7 @@ def test_a_dry_run_costs_and_stops(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_demo_writes_what_it_promises(capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny_model(Path("model"))
-    (folder / "card.json").write_text(json.dumps({"sampling": {"steps": 2, "guidance_scale": 1.0}}))
+    save_card(Card(SamplingDefaults(2, 1.0), label_names=load_emoji().label_names), folder)
     assert main(["demo", "--model", "model", "--labels", "heart,time", "--out", "out"]) == 0
     results = json.loads(Path("out/results.json").read_text())
     rows = results["budgets"]

@@ -37,13 +37,13 @@ from elit.evaluation.metrics import (
     precision_recall,
     precision_recall_rows,
 )
+from elit.evaluation.results import read_results
 from elit.evaluation.sources import Images, open_images
 from elit.evaluation.statistics import save_statistics
 from elit.generation import tile_images
 from elit.labels import LabelRule
 from elit.pixels import to_float, to_uint8
 from elit.recipe import Recipe
-from elit.reports.results import read_results
 from elit.seeding import generator_for
 
 SIDE = 8
@@ -232,8 +232,8 @@ def test_figures_of_other_settings_stand_side_by_side(
     assert len(list(out.glob("*.json"))) == len(read_results([out / "results.jsonl"])) == 4
     assert main(arguments(model_folder, reference, tmp_path / "levels", *common, "--budgets", "0.25,0.3,0.25")) == 0
     rows = read_results([tmp_path / "levels" / "results.jsonl"])
-    assert [row["budget"] for row in rows] == [0.25, 0.3]
-    assert rows[0]["metrics"] == rows[1]["metrics"]
+    assert [row.budget for row in rows] == [0.25, 0.3]
+    assert rows[0].metrics == rows[1].metrics
 
 
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
