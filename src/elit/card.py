@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le
 from typing_extensions import TypedDict
 
-from elit.codec import Encoding
+from elit.codec import DataEncoding
 from elit.errors import UserError
 from elit.files import write_whole
 from elit.flow import FlowPath
@@ -61,7 +61,7 @@ class Card:
     source: str | None = None
     path: FlowPath = FlowPath.LINEAR
     label_names: tuple[str, ...] = ()
-    encoding: Encoding | None = None
+    encoding: DataEncoding | None = None
     label_counts: tuple[Whole, ...] = ()
 
     @property

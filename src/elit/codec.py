@@ -35,7 +35,7 @@ class Latents:
     kind: Literal["latents"] = "latents"
 
 
-Encoding: TypeAlias = Pixels | Latents  # what data are, and what a model trained on them makes
+DataEncoding: TypeAlias = Pixels | Latents  # what data are, and what a model trained on them makes
 
 
 class Codec(Protocol):
@@ -132,7 +132,7 @@ def moments_to_latents(
     return torch.addcmul(mean, spread, noise_BChw).sub_(shift).mul_(scale)
 
 
-def load_codec(name: str | None, channels: int, device: torch.device, encoding: Encoding | None = None) -> Codec:
+def load_codec(name: str | None, channels: int, device: torch.device, encoding: DataEncoding | None = None) -> Codec:
     """The codec of a model whose output has `channels`: none for pixels, else an AutoencoderKL by folder or hub id.
 
     encoding: what the model makes, as its card says. Where no card says it, three channels without a codec are pixels.
@@ -157,7 +157,7 @@ def load_codec(name: str | None, channels: int, device: torch.device, encoding: 
     return codec
 
 
-def makes_pixels(encoding: Encoding | None, channels: int) -> bool:
+def makes_pixels(encoding: DataEncoding | None, channels: int) -> bool:
     """Whether a model's output of so many channels is a picture as it is. Where no card says it, three channels are."""
     return channels == 3 if encoding is None else isinstance(encoding, Pixels)
 

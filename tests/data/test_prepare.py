@@ -385,3 +385,14 @@ def test_write_folder_leaves_out_what_cannot_be_read(tmp_path: Path, capsys: pyt
     (source / "cats" / "gone.png").symlink_to("/nowhere")
     assert write_folder(open_source(str(source)), tmp_path / "out", [], None) == 2
     assert "1 unreadable: cannot be read: No such file or directory (cats/gone.png)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("place", ["file/out", "loop/out", "loop"])
+def test_a_place_that_cannot_be_written_is_told_at_once(photos: Path, tmp_path: Path, place: str) -> None:
+    """Before any picture is read, in one sentence with the place."""
+    (tmp_path / "file").write_text("")
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(OSError, match=rf"{place} could not be written \(.*\); give a folder that you may write to"):
+        prepare_images(ImageSettings(str(photos), 8), tmp_path / place, workers=1)
+    with pytest.raises(OSError, match=r"could not be written \(.*\); give a folder that you may write to"):
+        write_folder(open_source(str(photos)), tmp_path / place, [], None)

@@ -1,6 +1,7 @@
 """The layout of the authors' tools: means and standard deviations as .npy files."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -125,3 +126,22 @@ def test_latents_of_three_channels_are_no_pictures(tmp_path: Path) -> None:
     assert decoder_of(data, None, torch.device("cpu")) is None
     with pytest.raises(ValueError, match="is not a folder"):  # there are no pictures to align with
         data.stored_features("dino")
+
+
+def test_an_array_that_never_ends_or_lies(tmp_path: Path) -> None:
+    """A pipe, a device, and a header of more than the file holds are refused at once."""
+    write_latents(tmp_path)
+    file = tmp_path / "vae-sd" / "00000" / "img-mean-std-00000000.npy"
+    whole = file.read_bytes()
+    for shape in (b"(8, 2000000000, 3), }", b"(8, -2, 3), }", b"(" * 3000):
+        file.write_bytes(whole.replace(b"(8, 2, 3), }", shape))
+        with pytest.raises(ValueError, match=r"is not a whole \.npy file"):
+            PublishedLatents(tmp_path)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(ValueError, match="is not a plain file"):
+        PublishedLatents(tmp_path)
+    file.unlink()
+    file.symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match="is not a plain file"):
+        PublishedLatents(tmp_path)

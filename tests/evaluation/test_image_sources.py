@@ -14,11 +14,14 @@ from PIL import Image
 
 from elit import DiT, UserError
 from elit.codec import PixelCodec
+from elit.data.dataset import PreparedData
+from elit.data.prepare import ImageSettings, prepare_images
 from elit.evaluation.sources import Sampled, image_files, open_images, prefetched
 from elit.generation import generate, tile_images
 from elit.labels import LabelRule
 from elit.pixels import to_uint8
 from elit.recipe import Recipe
+from elit.words import spread
 
 UNIFORM = LabelRule("uniform", 7)
 
@@ -233,3 +236,43 @@ def test_a_packed_array_larger_than_the_memory_is_refused(tmp_path: Path, monkey
     monkeypatch.setattr("elit.evaluation.arrays._memory", lambda: 700)
     with pytest.raises(UserError, match="takes 768 bytes of memory, more than the 700"):
         open_images(str(file))
+
+
+def test_a_prepared_folder_is_a_set_of_images(folder: Path, tmp_path: Path) -> None:
+    """As its rows are; resized as files are; its latents, and an unfinished one, are told so."""
+    prepare_images(ImageSettings(str(folder), 8), tmp_path / "data", workers=1)
+    data, source = PreparedData(tmp_path / "data"), open_images(str(tmp_path / "data"), count=4)
+    assert (source.count, source.size) == (4, (8, 8)) and not source.leave_out_broken() and source.notes() == []
+    wanted = torch.stack([data.image(row) for row in spread(4, len(data))])
+    assert (
+        torch.equal(source.read(0, 4), wanted) and source.label(1) == f"row {spread(4, len(data))[1]} of {tmp_path / 'data'}"
+    )
+    assert open_images(str(tmp_path / "data"), square=4).read(0, 2).shape == (2, 3, 4, 4)
+    info = tmp_path / "data" / "elit-data.json"
+    text = info.read_text()
+    info.unlink()
+    with pytest.raises(ValueError, match="is not prepared to the end"):
+        open_images(str(tmp_path / "data"))
+    info.write_text(text.replace('"values": null', '"values": "samples"').replace('"kind": "images"', '"kind": "latents"'))
+    with pytest.raises(ValueError, match=r"prepare the data again|holds latents"):
+        open_images(str(tmp_path / "data"))
+
+
+def test_pictures_of_several_sizes_need_one(folder: Path, tmp_path: Path) -> None:
+    settings = ImageSettings(str(folder), 8, "buckets", buckets=((8, 8), (8, 16)))
+    prepare_images(settings, tmp_path / "data", workers=1)
+    with pytest.raises(ValueError, match="has pictures of several sizes; give --size N"):
+        open_images(str(tmp_path / "data"))
+    assert open_images(str(tmp_path / "data"), square=8).size == (8, 8)
+
+
+def test_a_sample_that_lost_an_image_is_refused(tiny: DiT, tmp_path: Path) -> None:
+    """dataset.json lists what was made; more than that is told."""
+    folder = generate(tiny, Recipe(steps=2, tile=4), LabelRule("uniform", 7), 4, tmp_path)
+    (folder / "00000" / "more.png").write_bytes((folder / "00000" / "000000.png").read_bytes())
+    source = open_images(str(folder))
+    assert source.count == 4
+    assert source.notes()[-1] == "passed over: 1 not listed in dataset.json (00000/more.png)"
+    (folder / "00000" / "000003.png").unlink()
+    with pytest.raises(ValueError, match=r"has no 00000/000003\.png, which its dataset\.json lists; give its elit sample"):
+        open_images(str(folder))

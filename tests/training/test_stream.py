@@ -13,11 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from elit.cli import main
+from elit.codec import Pixels
 from elit.data.dataset import DataInfo, PreparedData
 from elit.data.opening import open_data
 from elit.data.prepare import ImageSettings, prepare_images
 from elit.data.shards import Preparation
-from elit.data.stream import StreamedData
+from elit.data.stream import StreamedData, share_of_epoch
 from elit.seeding import generator_for
 
 URL = "memory://bucket/data"
@@ -72,8 +73,8 @@ def test_an_epoch_has_every_row_once_in_an_order_of_its_own(images: str) -> None
 
 
 def test_processes_share_an_epoch(images: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two of them, and eight, which are more than there are shards: together every row once."""
-    for world in (2, 8):
+    """Whether or not they divide the shards, or are more than there are: together every row once."""
+    for world in (2, 3, 8):
         monkeypatch.setenv("WORLD_SIZE", str(world))
         seen = []
         for rank in range(world):
@@ -81,6 +82,21 @@ def test_processes_share_an_epoch(images: str, monkeypatch: pytest.MonkeyPatch) 
             share = 12 // world + (rank < 12 % world)
             seen += numbers(StreamedData(images), share)[0]
         assert sorted(seen) == list(range(12))
+
+
+@pytest.mark.parametrize(("shards", "world"), [(4, 2), (5, 2), (7, 3), (2, 5), (1, 4), (6, 6)])
+def test_shares_of_an_epoch(shards: int, world: int) -> None:
+    """No process reads more than one shard that others read too, and every row of every shard has one reader."""
+    order = torch.randperm(shards).tolist()
+    shares = [share_of_epoch(order, rank, world) for rank in range(world)]
+    assert all(len(share) <= shards // world + 1 for share in shares)
+    rows = [(shard, row) for share in shares for shard, part, parts in share for row in range(60) if row % parts == part]
+    assert sorted(rows) == [(shard, row) for shard in range(shards) for row in range(60)]
+
+
+def test_the_classes_of_a_stream_are_known(images: str) -> None:
+    """As those of every other data are: how many rows each label has."""
+    assert StreamedData(images).label_counts == (7, 5) and StreamedData(images).encoding == Pixels()
 
 
 def test_latents_are_those_of_the_folder(tmp_path: Path, upload: Callable[[Path], str]) -> None:

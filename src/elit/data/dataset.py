@@ -33,7 +33,7 @@ from annotated_types import Ge, Le
 from PIL import Image
 from torch import Tensor
 
-from elit.codec import Encoding, Latents, Pixels, Values, moments_to_latents
+from elit.codec import DataEncoding, Latents, Pixels, Values, moments_to_latents
 from elit.data.loader import NewGenerators, Stored, column_of, counts_of
 from elit.errors import UserError
 from elit.files import open_regular, read_bytes
@@ -86,7 +86,7 @@ class DataInfo:
             raise UserError("its kind, size, buckets and values do not fit together")
 
     @property
-    def encoding(self) -> Encoding:
+    def encoding(self) -> DataEncoding:
         """What a model input is: pixels, or latents of a codec."""
         return Pixels() if self.kind == "images" else Latents(self.scale, self.shift, self.codec)
 
@@ -201,7 +201,7 @@ class PreparedData:
         return counts_of(self.labels, len(self.label_names))
 
     @property
-    def encoding(self) -> Encoding:
+    def encoding(self) -> DataEncoding:
         return self.info.encoding
 
     @property

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from elit.codec import Encoding, Pixels
+from elit.codec import DataEncoding, Pixels
 from elit.data.crops import crop_center, decode
 from elit.data.loader import NewGenerators, counts_of
 from elit.data.pictures_on_disk import SUFFIXES, PassedOver
@@ -41,7 +41,7 @@ class LabelledImages:
         return channels, height, width
 
     @property
-    def encoding(self) -> Encoding:
+    def encoding(self) -> DataEncoding:
         return Pixels()
 
     @property

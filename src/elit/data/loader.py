@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from elit.codec import Encoding
+from elit.codec import DataEncoding
 from elit.console import say
 from elit.data.processes import own_processes
 from elit.seeding import generator_for
@@ -37,7 +37,7 @@ class Data(Protocol):
     """
 
     @property
-    def encoding(self) -> Encoding: ...
+    def encoding(self) -> DataEncoding: ...
     @property
     def shape(self) -> tuple[int, int, int]: ...
     @property

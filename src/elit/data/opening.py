@@ -10,6 +10,7 @@ from elit.data.emoji import load_emoji
 from elit.data.images import LabelledImages, load_folder
 from elit.data.loader import Data
 from elit.data.published_layout import FOLDER, PublishedLatents
+from elit.data.sources import is_data_set
 from elit.data.stream import StreamedData
 from elit.errors import UserError
 
@@ -29,6 +30,9 @@ def open_data(source: str, size: int) -> Data:
         return PreparedData(folder)
     if (folder / FOLDER).is_dir():
         return PublishedLatents(folder)
+    if is_data_set(source):
+        what = "is a data set" if folder.exists() else "is not a folder; if it is a data set"
+        raise UserError(f"{source} {what}, prepare it first, and train on that: elit prepare images {source} --out FOLDER")
     return load_images(source, size)
 
 

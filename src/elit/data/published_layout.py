@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from elit.codec import STABLE_DIFFUSION_SCALE as SCALE
-from elit.codec import Encoding, Latents
+from elit.codec import DataEncoding, Latents
 from elit.data.arrays import read_npy
 from elit.data.crops import decode
 from elit.data.dataset import latent_input
@@ -79,7 +79,7 @@ class PublishedLatents:
         return array
 
     @property
-    def encoding(self) -> Encoding:
+    def encoding(self) -> DataEncoding:
         return Latents(SCALE, 0.0)
 
     @property
