@@ -10,6 +10,7 @@ from hypothesis import settings
 from elit import DiT, DiTConfig
 from elit.weights import save_weights
 from randomised import randomised
+from small_world import small_bundled
 
 settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("deterministic")
@@ -17,6 +18,12 @@ settings.load_profile("deterministic")
 TINY = DiTConfig(
     input_size=8, in_channels=3, num_classes=7, width=32, depth=3, heads=2, group_size=2, head_depth=1, tail_depth=1
 )
+
+
+@pytest.fixture(scope="session")
+def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model folder with the bundled model's classes, budgets and card: see `small_world.use_as_bundled`."""
+    return small_bundled(tmp_path_factory.mktemp("bundled") / "model")
 
 
 @pytest.fixture

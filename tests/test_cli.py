@@ -13,6 +13,7 @@ from elit.cli import main
 from elit.cli.parsing import parse_budgets
 from elit.data.emoji import load_emoji
 from elit.weights import save_weights
+from small_world import use_as_bundled
 
 TINY = [
     *("--model.input_size", "8", "--model.patch_size", "2", "--model.in_channels", "3", "--model.num_classes", "2"),
@@ -23,7 +24,9 @@ TINY = [
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: Path) -> None:
+    """A folder to work in, with a small model as the bundled one."""
+    use_as_bundled(stand_in, monkeypatch)
     monkeypatch.chdir(tmp_path)
 
 
@@ -56,9 +59,9 @@ def tiny_model(folder: Path) -> Path:
 
 
 def test_info_prints_the_cost_of_every_budget(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["info", "ELIT-SiT-B/2"]) == 0
+    assert main(["info", "ELIT-SiT-S/2"]) == 0
     said = capsys.readouterr().out
-    model = elit.create_model("ELIT-SiT-B/2")
+    model = elit.create_model("ELIT-SiT-S/2")
     for k in (1, 7, 16):
         assert f"{elit.count_flops(model, k / 16) / 1e9:.2f}" in said
     assert f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M" in said
@@ -115,11 +118,16 @@ def test_unknown_and_mistyped_keys(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_an_empty_or_unreadable_folder_of_images(capsys: pytest.CaptureFixture[str]) -> None:
+    """A picture that cannot be read is passed over aloud; where none is left, the folder is refused."""
     Path("empty").mkdir()
     assert "empty" in refused(capsys, "train", *TINY, "--data.source", "empty")
     folder = picture_folder(Path("pictures"))
     (folder / "red/1.png").write_bytes(b"not a picture")
-    assert "pictures/red/1.png" in refused(capsys, "train", *TINY, "--data.source", "pictures")
+    assert main(["train", *TINY, "--data.source", "pictures", "--out", "run"]) == 0
+    assert "passed over in pictures: 1 unreadable" in (said := capsys.readouterr().err) and "(red/1.png)" in said
+    for file in folder.rglob("*.png"):
+        file.write_bytes(b"not a picture")
+    assert "pictures" in refused(capsys, "train", *TINY, "--data.source", "pictures")
     assert not Path("runs").exists()
 
 
@@ -204,9 +212,10 @@ def test_mistakes_in_the_options_of_a_report(capsys: pytest.CaptureFixture[str])
     assert not list(Path().glob("report-*"))
 
 
-def test_more_memory_than_there_is(capsys: pytest.CaptureFixture[str]) -> None:
-    """A matrix of 64 TB."""
-    said = refused(capsys, "train", *TINY, "--data.source", str(picture_folder(Path("p"))), "--model.width", "4000000")
+def test_more_memory_than_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model's first matrix is of 4 EB."""
+    monkeypatch.setattr("elit.training.loop.make_state", lambda *_: torch.empty(2**60))
+    said = refused(capsys, "train", *TINY, "--data.source", str(picture_folder(Path("p"))))
     assert "memory ran out" in said and "ask for fewer or smaller things" in said
 
 
@@ -243,7 +252,7 @@ def test_sample_makes_images_and_names_their_folder(capsys, tmp_path: Path) -> N
         (["--count", "-1"], "--count: -1 is not from 1"),
         (["--model", "no/such/folder"], "is not a model folder"),
         (["--device", "abacus"], "try --device cpu"),
-        (["--codec", "nowhere"], "no AutoencoderKL could be loaded"),
+        (["--codec", "nowhere"], "the model makes pixels, which need no codec"),
     ],
 )
 def test_sample_refuses(capsys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], said: str) -> None:

@@ -15,7 +15,7 @@ from torch.distributed.run import get_args_parser
 
 from elit.cli import main
 from ranks import run_ranks
-from small_world import small_bundled, small_recipes, use_as_bundled
+from small_world import small_recipes, use_as_bundled
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf8")
@@ -36,10 +36,10 @@ def commands(*programs: str, text: str = README) -> list[str]:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: Path) -> Path:
     """A folder of its own with the recipes in it."""
     small_recipes(tmp_path)
-    use_as_bundled(small_bundled(tmp_path / "bundled"), monkeypatch)
+    use_as_bundled(stand_in, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -120,10 +120,10 @@ def test_an_unknown_option_is_answered_with_near_ones(wrong, near):
     [
         ({"input_size": 33}, "input_size 33 .* patch_size 2"),
         ({"input_size": (32, 31)}, r"input_size \(32, 31\)"),
-        ({"input_size": 0}, "input_size 0"),
+        ({"input_size": 0}, "input_size is 0"),
         ({"group_size": 5}, "window of 5x5 does not divide a grid of 16x16 tokens; .*: 4x4 or 8x8"),
         ({"head_depth": 6, "tail_depth": 6}, "no core in a depth of 12"),
-        ({"head_depth": -1}, "head_depth -1"),
+        ({"head_depth": -1}, "head_depth is -1"),
         ({"write_depth": 0}, "write_depth"),
         ({"width": 390}, "width 390"),
         ({"heads": 5}, "heads = 5"),
