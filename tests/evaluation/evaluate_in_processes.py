@@ -18,7 +18,7 @@ from conftest import TINY  # noqa: E402
 from elit import DiT  # noqa: E402
 from elit.codec import PixelCodec  # noqa: E402
 from elit.distributed import is_main, process_group  # noqa: E402
-from elit.evaluation.evaluate import Candidate, evaluate, open_reference  # noqa: E402
+from elit.evaluation.evaluate import evaluate  # noqa: E402
 from elit.evaluation.measure import measure_features  # noqa: E402
 from elit.evaluation.sources import Sampled, open_images  # noqa: E402
 from elit.evaluation.statistics import save_statistics  # noqa: E402
@@ -30,12 +30,11 @@ extractor, model = tiny_extractor(logits=True), randomised(DiT(TINY)).eval()
 with process_group():
     out = root / sys.argv[2]
     recipe, labels = Recipe(steps=2, tile=4), LabelRule("uniform", 7)
-    sampled = [Candidate(Sampled("model", model, recipe, labels, PixelCodec(), n), {"budget": 1.0}) for n in (21, 3)]
-    candidates = [Candidate(open_images("ours")), *sampled]
-    reference = open_reference("theirs", extractor, (8, 8))
-    rows = evaluate(candidates[:2], reference, extractor, ["fd", "kid", "pr", "dc"], out, batch=5)
-    rows += evaluate(candidates[2:], reference, extractor, ["fd"], out, batch=5)  # fewer runs than processes
+    many, few = (Sampled("model", model, recipe, labels, PixelCodec(), n) for n in (21, 3))
+    references = open_references("theirs", [extractor, tiny_extractor("other", "other FD")], (8, 8))
+    rows = evaluate([open_images("ours"), many], references, ["fd", "kid", "pr", "dc"], out, batch=5)
+    rows += evaluate([few], references[:1], ["fd"], out, batch=5)  # fewer runs than processes
     statistics = measure_features(open_images("ours"), extractor, 5, out).statistics
     if is_main():
         save_statistics(statistics, out / "s.npz")
-        (out / "rows.json").write_text(json.dumps(rows))
+        (out / "rows.json").write_text(json.dumps([row.told() for row in rows]))

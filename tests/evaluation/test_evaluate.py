@@ -1,6 +1,7 @@
 """Evaluation end to end: figures against measures computed apart, one process and two, and what is refused."""
 
 import csv
+import errno
 import json
 import os
 import re
@@ -17,11 +18,12 @@ from extractors_for_tests import tiny_extractor
 from PIL import Image
 from torch import Tensor
 
-from elit import DiT
+from elit import DiT, Guidance
+from elit.card import Card, save_card
 from elit.cli import main
 from elit.codec import PixelCodec
 from elit.evaluation import evaluate as module
-from elit.evaluation.evaluate import Candidate, Reference, evaluate, open_reference, write_results
+from elit.evaluation.evaluate import Reference, append_lines, evaluate, open_reference, open_references, write_results
 from elit.evaluation.extractors import Extractor
 from elit.evaluation.features import efficientnet_features
 from elit.evaluation.intervals import bootstrap, bootstrap_deviation
@@ -38,9 +40,10 @@ from elit.evaluation.metrics import (
     precision_recall_rows,
 )
 from elit.evaluation.results import read_results
-from elit.evaluation.sources import Images, open_images
+from elit.evaluation.sources import Images, Sampled, open_images
 from elit.evaluation.statistics import save_statistics
-from elit.generation import tile_images
+from elit.files import WriteError
+from elit.generation import generate, tile_images
 from elit.labels import LabelRule
 from elit.pixels import to_float, to_uint8
 from elit.recipe import Recipe
@@ -83,7 +86,7 @@ def test_every_measure_is_that_of_the_features(tmp_path: Path) -> None:
     ours, theirs = pictures(50), pictures(60, seed=1)
     source = open_images(str(write_pictures(tmp_path / "ours", ours)))
     reference = open_reference(str(write_pictures(tmp_path / "theirs", theirs)), extractor, (SIDE, SIDE))
-    (row,) = evaluate([Candidate(source)], reference, extractor, module.MEASURES, tmp_path / "out", batch=7)
+    (row,) = evaluate([source], [reference], module.MEASURES, tmp_path / "out", batch=7)
     a, b = extractor(ours), extractor(theirs).pooled
     precision, recall = precision_recall(b, a.pooled)
     density, coverage = density_coverage(b, a.pooled)
@@ -101,11 +104,11 @@ def test_every_measure_is_that_of_the_features(tmp_path: Path) -> None:
         "IS": score,
         "IS deviation": deviation,
     }
-    found = row["metrics"]
+    found = row.metrics
     assert found["KID x 1000 low"] < found["KID x 1000"] < found["KID x 1000 high"]
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-5, abs=1e-9)
-    assert (row["count"], row["features"], row["notes"]) == (50, "tiny", [])
-    assert row["reference"] == f"{tmp_path / 'theirs'}: 60 images of 8 x 8, tiny (tiny-made)"
+    assert (row.count, row.features, row.notes) == (50, "tiny", ())
+    assert row.reference == f"{tmp_path / 'theirs'}: 60 images of 8 x 8, tiny (tiny-made)"
     assert not list((tmp_path / "out").rglob("*.npy"))
 
 
@@ -113,9 +116,9 @@ def test_intervals_are_the_bootstraps_of_the_rows(tmp_path: Path) -> None:
     """The same figures as without; each interval is that of the rows the figure is a mean over, and the distance's own."""
     extractor = tiny_extractor(logits=True)
     ours, theirs = Images("ours", pictures(50)), Images("theirs", pictures(60, seed=1))
-    reference = Reference("theirs", None, theirs)
-    (plain,) = evaluate([Candidate(ours)], reference, extractor, module.MEASURES, tmp_path, batch=7)
-    (row,) = evaluate([Candidate(ours)], reference, extractor, module.MEASURES, tmp_path, batch=7, rounds=50)
+    reference = Reference("theirs", extractor, None, theirs)
+    (plain,) = evaluate([ours], [reference], module.MEASURES, tmp_path, batch=7)
+    (row,) = evaluate([ours], [reference], module.MEASURES, tmp_path, batch=7, rounds=50)
     a, b = extractor(ours.images).pooled, extractor(theirs.images).pooled
     other = mean_and_covariance(b)
     around = bootstrap_deviation(lambda x: frechet_distance(*mean_and_covariance(x), *other), a, rounds=50)
@@ -128,7 +131,7 @@ def test_intervals_are_the_bootstraps_of_the_rows(tmp_path: Path) -> None:
         wanted |= {
             name: bootstrap(lambda x: float(x.mean()), some, rounds=50) for name, some in zip(names, rows, strict=True)
         }
-    found, figures = row["metrics"], plain["metrics"]
+    found, figures = row.metrics, plain.metrics
     assert {name: found[name] for name in figures} == figures
     for name, (value, low, high) in wanted.items():
         assert [found[f"{name}{end}"] for end in ("", " low", " high")] == pytest.approx([value, low, high], rel=1e-4)
@@ -151,9 +154,9 @@ def test_the_command_shows_intervals(tiny_features: Extractor, tmp_path: Path, c
 def test_samples_equal_to_the_reference_are_at_no_distance(tmp_path: Path) -> None:
     extractor = tiny_extractor()
     reference = open_reference(str(write_pictures(tmp_path / "a", pictures(40))), extractor, (SIDE, SIDE))
-    (row,) = evaluate([Candidate(Images("same", pictures(40)))], reference, extractor, ["fd", "memorisation"], tmp_path)
-    assert row["metrics"]["FD"] == pytest.approx(0, abs=1e-9)
-    assert row["metrics"]["copies"] == 1.0
+    (row,) = evaluate([Images("same", pictures(40))], [reference], ["fd", "memorisation"], tmp_path)
+    assert row.metrics["FD"] == pytest.approx(0, abs=1e-9)
+    assert row.metrics["copies"] == 1.0
 
 
 def test_statistics_from_a_file_give_what_the_images_give(tmp_path: Path) -> None:
@@ -170,8 +173,8 @@ def test_statistics_from_a_file_give_what_the_images_give(tmp_path: Path) -> Non
     for name in ("theirs.npz", "theirs-images.npz", "adm.npz"):
         reference = open_reference(str(tmp_path / name), extractor, (SIDE, SIDE))
         measures = ["fd"] if name == "theirs.npz" else ["fd", "pr"]
-        (row,) = evaluate([Candidate(Images("ours", pictures(50)))], reference, extractor, measures, tmp_path / "out")
-        found[name] = row["metrics"]
+        (row,) = evaluate([Images("ours", pictures(50))], [reference], measures, tmp_path / "out")
+        found[name] = row.metrics
     assert found["theirs.npz"]["FID"] == found["theirs-images.npz"]["FID"]
     assert found["adm.npz"]["FID"] != found["theirs.npz"]["FID"]
     assert found["adm.npz"]["recall"] == found["theirs-images.npz"]["recall"]
@@ -255,7 +258,7 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
         assert process.returncode == 0, error.decode()
     one, two = ((tmp_path / name / "rows.json").read_text() for name in ("one", "two"))
     assert one == two
-    assert len(json.loads(one)) == 3
+    assert len(json.loads(one)) == 5
     assert (tmp_path / "one" / "s.npz").read_bytes() == (tmp_path / "two" / "s.npz").read_bytes()
 
 
@@ -344,7 +347,7 @@ def test_the_inception_score_needs_logits(tmp_path: Path) -> None:
     extractor = tiny_extractor()
     reference = open_reference(str(write_pictures(tmp_path / "a", pictures(12))), extractor, (SIDE, SIDE))
     with pytest.raises(ValueError, match="needs logits, which tiny has not; give --features inception"):
-        evaluate([Candidate(Images("a", pictures(12)))], reference, extractor, ["is"], tmp_path)
+        evaluate([Images("a", pictures(12))], [reference], ["is"], tmp_path)
 
 
 def test_features_that_are_not_finite_name_their_image(tmp_path: Path) -> None:
@@ -373,9 +376,132 @@ def test_what_was_done_to_the_images_is_told(tmp_path: Path, capsys: pytest.Capt
     resized = open_images(str(folder), square=4)
     resized.read(0, 12)
     assert resized.notes() == ["2 images grey or of a palette were made RGB, transparency on white"]
-    (row,) = evaluate([Candidate(open_images(str(folder)))], reference, extractor, ["fd"], tmp_path / "out")
-    assert row["notes"] == ["2 images grey or of a palette were made RGB, transparency on white"]
+    (row,) = evaluate([open_images(str(folder))], [reference], ["fd"], tmp_path / "out")
+    assert row.notes == ("2 images grey or of a palette were made RGB, transparency on white",)
     assert "2 images grey" in capsys.readouterr().err
     file = write_results([row], tmp_path / "out")
     assert write_results([row], tmp_path / "out") == file
     assert len((tmp_path / "out" / "results.jsonl").read_text().splitlines()) == 2
+
+
+def test_several_networks_look_at_samples_made_once(
+    tmp_path: Path, tiny: DiT, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two networks' figures are those of each alone; each tile is sampled once, and what one of them lacks is left out."""
+    extractors = [tiny_extractor(logits=True), tiny_extractor("other", "other FD")]
+    references = open_references(str(write_pictures(tmp_path / "a", pictures(12))), extractors, (SIDE, SIDE))
+    recipe, labels, made = Recipe(steps=2, tile=4), LabelRule("uniform", 7), []
+    source = Sampled("model", tiny, recipe, labels, PixelCodec(), 10)
+
+    def counting(*arguments: Any) -> Tensor:
+        made.append(arguments[-1])
+        return tile_images(*arguments)
+
+    monkeypatch.setattr("elit.evaluation.sources.tile_images", counting)
+    both = evaluate([source], references, ["fd", "kid", "is"], tmp_path / "both", batch=4)
+    assert made == [0, 1, 2]
+    assert [row.features for row in both] == ["tiny", "other"]
+    assert "IS" in both[0].metrics and "IS" not in both[1].metrics
+    for row, reference, measures in zip(both, references, (["fd", "kid", "is"], ["fd", "kid"]), strict=True):
+        (alone,) = evaluate([source], [reference], measures, tmp_path / row.features, batch=4)
+        assert alone.metrics == row.metrics
+    made.clear()
+    third = open_references(str(tmp_path / "a"), [*extractors, tiny_extractor("third", "third FD")], (SIDE, SIDE))
+    again = evaluate([source], third, ["fd", "kid", "is"], tmp_path / "both", batch=4)
+    assert made == [0, 1, 2] and again[:2] == both and again[2].features == "third"
+    assert capsys.readouterr().err.count("measured before") == 2
+    assert evaluate([source], third, ["fd", "kid", "is"], tmp_path / "both", batch=4) == again and len(made) == 3
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+def test_the_command_takes_several_features(
+    tiny_features: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With commas or repeated; a table for each; and one file of statistics is of one network."""
+    monkeypatch.setattr(
+        "elit.evaluation.extractors.load_extractor",
+        lambda name, *_: replace(tiny_features, name=name, distance=f"FD of {name}", fingerprint=name),
+    )
+    folder, out = write_pictures(tmp_path / "a", pictures(12)), tmp_path / "out"
+    assert main(arguments(folder, folder, out, "--features=one,two", "--features", "three")) == 0
+    lines = [json.loads(line) for line in (out / "results.jsonl").read_text().splitlines()]
+    assert [line["features"] for line in lines] == ["one", "two", "three"]
+    assert capsys.readouterr().out.count("Beside the reference") == 3
+    said = refused(capsys, "stats", folder, "--out", tmp_path / "s.npz", "--features", "one,two")
+    assert "of one network, not of 2" in said
+
+
+def test_a_reference_batch_serves_other_features_by_its_images(tmp_path: Path) -> None:
+    """ADM's holds Inception's statistics and the images: these are looked at by any network."""
+    images = Images("theirs", pictures(20, seed=1))
+    array = images.images.permute(0, 2, 3, 1).numpy()
+    np.savez(tmp_path / "batch.npz", arr_0=array, mu=np.zeros(6), sigma=np.eye(6))
+    extractors = [tiny_extractor("inception", "FID"), tiny_extractor()]
+    references = open_references(str(tmp_path / "batch.npz"), extractors, (SIDE, SIDE))
+    assert [reference.statistics is None for reference in references] == [False, True]
+    rows = evaluate([Images("ours", pictures(20))], references, ["fd"], tmp_path / "out")
+    (alone,) = evaluate([Images("ours", pictures(20))], [Reference("t", extractors[1], None, images)], ["fd"], tmp_path)
+    assert rows[1].metrics == alone.metrics and rows[0].metrics["FID"] != rows[1].metrics["FD"]
+
+
+def test_figures_are_shown_before_they_are_written(
+    tiny_features: Extractor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A disk that fills up costs no figure; a place that cannot be written is told before the work."""
+    folder, out = write_pictures(tmp_path / "a", pictures(12)), tmp_path / "out"
+
+    def full(*_: Any) -> None:
+        raise WriteError(errno.ENOSPC, f"{out} could not be written (No space left on device); make room")
+
+    monkeypatch.setattr(module, "write_whole", full)
+    assert main(arguments(folder, folder, out)) == 2
+    said = capsys.readouterr()
+    assert "0.000" in said.out and "make room" in said.err
+    monkeypatch.setattr(module, "measure_all", lambda *_: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    assert "could not be written" in refused(capsys, folder, "--reference", folder, "--out", tmp_path / "file" / "out")
+
+
+def test_lines_are_appended_whole(tmp_path: Path) -> None:
+    """A line that a kill cut short is ended, and is one of its own."""
+    file = tmp_path / "results.jsonl"
+    append_lines(file, ["one"])
+    with file.open("a") as stream:
+        stream.write("half")
+    append_lines(file, ["two", "three"])
+    assert file.read_text().splitlines() == ["one", "half", "two", "three"]
+
+
+def test_a_folder_of_samples_tells_its_settings(tiny: DiT, tmp_path: Path) -> None:
+    """Whether it, or the folder above it, is named; its name is the one that its maker gave."""
+    recipe = Recipe(steps=2, budget=0.5, guidance=Guidance(2.0, weak_budget=0.25), seed=3, tile=4)
+    folder = generate(tiny, recipe, LabelRule("list", 7, (1, 2)), 8, tmp_path / "mine")
+    reference = Reference("theirs", tiny_extractor(), None, Images("theirs", pictures(20)))
+    for name in (folder, tmp_path / "mine"):
+        (row,) = evaluate([open_images(str(name))], [reference], ["fd"], tmp_path / "out")
+        assert (row.called, row.budget, row.steps, row.seed, row.labels) == ("mine", 0.5, 2, 3, "1,2")
+        assert (row.guidance, row.weak_budget, row.precision) == (2.0, 0.25, "fp32")
+    (folder / "settings.json").write_text("[]")
+    (row,) = evaluate([open_images(str(folder))], [reference], ["fd"], tmp_path / "out")
+    assert row.called is None and row.steps is None
+
+
+def test_a_kept_row_that_is_damaged_is_measured_anew(tiny: DiT, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = Sampled("m", tiny, Recipe(steps=2, tile=4), LabelRule("uniform", 7), PixelCodec(), 4)
+    reference = Reference("theirs", tiny_extractor(), None, Images("theirs", pictures(20)))
+    whole = evaluate([source], [reference], ["fd"], tmp_path)
+    (kept,) = (tmp_path / "kept").iterdir()
+    for text in ("[" * 100_000, "{}", json.dumps({**json.loads(kept.read_text()), "count": "many"})):
+        kept.write_text(text)
+        assert evaluate([source], [reference], ["fd"], tmp_path) == whole
+        assert "measured anew" in capsys.readouterr().err
+
+
+def test_classes_go_by_name_where_the_card_names_them(
+    tiny_features: Extractor, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_card(Card(label_names=tuple("abcdefg")), model_folder)
+    reference, more = write_pictures(tmp_path / "a", pictures(12)), ["--steps", "2", "--count", "4", "--labels"]
+    assert main(arguments(model_folder, reference, tmp_path / "out", *more, "c,a")) == 0
+    assert json.loads((tmp_path / "out" / "results.jsonl").read_text())["labels"] == "2,0"
+    assert "there is no label 'z'" in refused(capsys, model_folder, "--reference", reference, *more, "z")

@@ -1,7 +1,7 @@
 """`elit evaluate`: the worth of images, or of a model's samples at several budgets, beside a reference."""
 
 import argparse
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,8 +11,9 @@ from elit.console import say, show
 from elit.errors import UserError
 
 if TYPE_CHECKING:
-    from elit.evaluation.evaluate import Candidate
     from elit.evaluation.extractors import Extractor
+    from elit.evaluation.results import ResultRow
+    from elit.evaluation.sources import Sampled, Source
 
 WORTHWHILE = 50_000  # samples that published figures stand on
 
@@ -41,7 +42,11 @@ def add_evaluate(command: Parser) -> None:
         help="a folder, an .npz of images or statistics (ours, ADM's, EDM's), EDM2's .pkl, or emoji",
     )
     command.add_argument(
-        "--features", type=place, default="efficientnet-lite0", help="or inception, dinov2, or a transformers model"
+        "--features",
+        type=place,
+        action="append",
+        help="efficientnet-lite0 if not given, or inception, dinov2, or a transformers model; several in one pass, with"
+        " commas between them or the option repeated",
     )
     command.add_argument("--weights", type=folder, help="file of the Inception weights; torch hub's cache if none is given")
     command.add_argument("--features-dtype", choices=DTYPES, default="fp32", help="of their products")
@@ -72,51 +77,72 @@ def add_evaluate(command: Parser) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    from elit.distributed import is_main, local_device, process_group
-    from elit.evaluation.evaluate import evaluate, open_reference, write_results
-    from elit.evaluation.extractors import load_extractor
+    from elit.distributed import is_main, process_group
+    from elit.evaluation.evaluate import evaluate, open_references, write_results
 
     makes_statistics = options.samples[0] == "stats" and len(options.samples) == 2
     if not makes_statistics and len(options.samples) > 1:
         raise UserError(f"one set of samples is evaluated at a time, not {len(options.samples)}; give {options.samples[0]}")
     if not makes_statistics and options.reference is None:
         raise UserError("elit evaluate compares with something: give --reference, such as --reference emoji")
-    device = local_device(options.device)
-    extractor = load_extractor(options.features, device, torch_dtype(options.features_dtype), options.weights)
+    measures = [name.strip() for name in options.metrics.split(",") if name.strip()]
+    extractors = load_extractors(options)
     with process_group():
         if makes_statistics:
-            make_statistics(options, extractor)
+            make_statistics(options, extractors)
             return
-        candidates = open_candidates(options)
-        reference = open_reference(options.reference, extractor, candidates[0].source.size, options.size)
-        candidates = counted(candidates, options.count, reference.count)
+        sources = open_sources(options)
+        references = open_references(options.reference, extractors, sources[0].size, options.size)
+        sources = counted(sources, options.count, references[0].count)
         out = options.out or Path("evaluations")
-        measures = [name.strip() for name in options.metrics.split(",") if name.strip()]
-        rows = evaluate(candidates, reference, extractor, measures, out, options.batch, options.bootstrap)
+        rows = evaluate(sources, references, measures, out, options.batch, options.bootstrap)
     if is_main():
-        from elit.evaluation.results import result_row
-        from elit.reports.report import print_table
-        from elit.reports.results import results_table
-
+        for extractor in extractors:  # shown before they are written: a full disk loses no figure
+            show_rows([row for row in rows if row.fingerprint == extractor.fingerprint])
         file = write_results(rows, out)
-        print_table(results_table([result_row(row, row["samples"]) for row in rows]))
         say(f"the figures are in {file} and {file.with_suffix('.csv').name}, and appended to {out / 'results.jsonl'}")
 
 
-def make_statistics(options: argparse.Namespace, extractor: "Extractor") -> None:
+def show_rows(rows: "list[ResultRow]") -> None:
+    """Prints the table of some rows."""
+    from elit.reports.report import print_table
+    from elit.reports.results import results_table
+
+    print_table(results_table(rows))
+
+
+def load_extractors(options: argparse.Namespace) -> "list[Extractor]":
+    """The networks that --features names, each once. Raises UserError for --weights without inception among them."""
+    from elit.distributed import local_device
+    from elit.evaluation.extractors import load_extractor
+
+    device, dtype = local_device(options.device), torch_dtype(options.features_dtype)
+    listed = [name.strip() for text in options.features or ["efficientnet-lite0"] for name in text.split(",")]
+    names = list(dict.fromkeys(name for name in listed if name))
+    if not names:
+        raise UserError("no features are named; give --features inception or another")
+    with_weights = "inception" if "inception" in names else names[0]
+    return [load_extractor(name, device, dtype, options.weights if name == with_weights else None) for name in names]
+
+
+def make_statistics(options: argparse.Namespace, extractors: "list[Extractor]") -> None:
     """Writes reference statistics of images. Raises UserError where no file, or one that is there, is named for them."""
-    from elit.distributed import is_main
+    from elit.distributed import from_main, is_main
     from elit.evaluation.measure import measure_features
     from elit.evaluation.sources import open_images
     from elit.evaluation.statistics import save_statistics
+    from elit.files import check_writable
 
-    data = options.samples[1]
+    data, (extractor, *others) = options.samples[1], extractors
+    if others:
+        raise UserError(f"a file of statistics is of one network, not of {len(extractors)}; give one of --features")
     if options.out is None or options.out.suffix != ".npz":
         raise UserError("statistics are written to an .npz: give --out STATS.npz")
     out = options.out
     if out.exists():
         raise UserError(f"{out} is there already; remove it, or give another --out")
     source = open_images(data, options.size, options.count)
+    from_main(lambda: check_writable(out.parent))
     statistics = measure_features(source, extractor, options.batch, out, text=f"{extractor.name} of {data}").statistics
     notes = source.notes()
     if is_main():
@@ -126,61 +152,48 @@ def make_statistics(options: argparse.Namespace, extractor: "Extractor") -> None
         show(f"{out}: {statistics.provenance}")
 
 
-def open_candidates(options: argparse.Namespace) -> "list[Candidate]":
+def open_sources(options: argparse.Namespace) -> "list[Source]":
     """The set that was named; of a model, one for each budget and seed (their counts are settled later)."""
     from elit.bundled import FOLDER
-    from elit.evaluation.evaluate import Candidate
     from elit.evaluation.sources import open_images
     from elit.hub import model_folder
     from elit.weights import CONFIG_FILE
 
     name = options.samples[0]
-    folder = FOLDER if name == "bundled" else Path(name)
-    if not folder.exists() and name != "emoji":
-        folder = model_folder(name)
-    if folder.is_dir() and (folder / CONFIG_FILE).is_file():
-        return model_candidates(options, folder)
-    return [Candidate(open_images(name, options.size, options.count))]
+    found = FOLDER if name == "bundled" else Path(name)
+    if not found.exists() and name != "emoji":
+        found = model_folder(name)
+    if found.is_dir() and (found / CONFIG_FILE).is_file():
+        return list(model_samples(options, found))
+    return [open_images(name, options.size, options.count)]
 
 
-def model_candidates(options: argparse.Namespace, folder: Path) -> "list[Candidate]":
+def model_samples(options: argparse.Namespace, folder: Path) -> "list[Sampled]":
+    """What a model makes at each budget from each seed."""
     from elit.card import load_card
     from elit.codec import load_codec
-    from elit.cost import count_flops
     from elit.distributed import local_device
-    from elit.evaluation.evaluate import Candidate
     from elit.evaluation.sources import Sampled
     from elit.labels import parse_labels
-    from elit.weights import fingerprint, load_model
+    from elit.weights import load_model
 
     device = local_device(options.device)
     model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
     card = load_card(folder)
     codec = load_codec(options.codec, model.input.channels, device, card.encoding)
     recipe, labels = make_recipe(options, card), parse_labels(options.labels, model.null_class, card.label_names)
-    weights = fingerprint(model)
-    candidates = []
-    for budget in dict.fromkeys(parse_budgets(options.budgets)):
-        told = {"model": weights, "budget": budget, "gflops": count_flops(model, budget) / 1e9}
-        told |= {"sampler": recipe.sampler, "steps": recipe.steps, "guidance": recipe.guidance.scale, "codec": codec.name}
-        told |= {name: value for name, value in asdict(recipe.guidance).items() if name != "scale"}
-        told |= {"labels": options.labels, "precision": options.dtype}
-        for seed in range(options.seed, options.seed + options.seeds):
-            source = Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), labels, codec, 1)
-            candidates.append(Candidate(source, {**told, "seed": seed}))
-    return candidates
+    return [
+        Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), labels, codec, 2)
+        for budget in dict.fromkeys(parse_budgets(options.budgets))
+        for seed in range(options.seed, options.seed + options.seeds)
+    ]
 
 
-def counted(candidates: "list[Candidate]", count: int | None, reference: int | None) -> "list[Candidate]":
-    """The candidates with the count of samples of models settled."""
+def counted(sources: "list[Source]", count: int | None, reference: int | None) -> "list[Source]":
+    """The sets, those of models with their counts settled: as many as asked for, or as there are in the reference."""
     from elit.evaluation.sources import Sampled
 
     wanted = min(reference or WORTHWHILE, WORTHWHILE) if count is None else count
-    out = []
-    for candidate in candidates:
-        if isinstance(candidate.source, Sampled):
-            if wanted < 2:
-                raise UserError(f"{wanted} samples are too few; give --count 2 or more")
-            candidate = replace(candidate, source=replace(candidate.source, count=wanted))
-        out.append(candidate)
-    return out
+    if wanted < 2 and any(isinstance(source, Sampled) for source in sources):
+        raise UserError(f"{wanted} samples are too few; give --count 2 or more")
+    return [replace(source, count=wanted) if isinstance(source, Sampled) else source for source in sources]

@@ -11,11 +11,11 @@
 """
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,14 @@ from typing import Any
 import torch
 
 from elit.console import say
-from elit.distributed import anywhere, barrier, is_main, together
+from elit.cost import count_flops
+from elit.distributed import barrier, from_main, is_main
+from elit.elastic.schedule import Schedule
 from elit.errors import UserError
 from elit.evaluation.arrays import array_names
 from elit.evaluation.extractors import Extractor
 from elit.evaluation.intervals import bootstrap, check_rounds
-from elit.evaluation.measure import Measured, Rows, measure_features
+from elit.evaluation.measure import Measured, Rows, Wanted, measure_all
 from elit.evaluation.metrics import (
     density_coverage_rows,
     frechet_distance,
@@ -38,20 +40,29 @@ from elit.evaluation.metrics import (
     memorisation,
     precision_recall_rows,
 )
-from elit.evaluation.sources import Sampled, Source, open_images
+from elit.evaluation.results import ResultRow
+from elit.evaluation.sources import Pictures, Sampled, Source, open_images
 from elit.evaluation.statistics import OtherFeaturesError, Statistics, load_statistics
-from elit.files import write_whole
-from elit.generation import settings_of
+from elit.files import check_writable, digest, told, write_whole
+from elit.generation import SETTINGS_FILE, folder_of, settings_of
+from elit.labels import LabelRule
+from elit.records import read_json
+from elit.target import parse_fraction
+from elit.weights import fingerprint
 
 MEASURES = ("fd", "kid", "is", "pr", "dc", "memorisation")
 OF_ROWS = ("kid", "pr", "dc", "memorisation")  # these compare images one by one, and need those of the reference
+PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+Facts = dict[str, Any]  # fields of ResultRow
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What samples are compared with: statistics from a file, images, or both (ADM's reference batches)."""
+    """What samples are compared with in the features of a network: statistics from a file, images, or both (ADM's
+    reference batches)."""
 
     name: str
+    extractor: Extractor
     statistics: Statistics | None
     images: Source | None
 
@@ -63,136 +74,238 @@ class Reference:
         return None if self.images is None else self.images.count
 
 
-@dataclass(frozen=True)
-class Candidate:
-    """A set to measure. about: what it is, such as {"budget": 0.25, "seed": 0}, as results name it."""
-
-    source: Source
-    about: dict[str, Any] = field(default_factory=dict)
-
-
-def open_reference(name: str, extractor: Extractor, size: tuple[int, int], square: int | None = None) -> Reference:
-    """ "emoji", a folder, an .npz of images or statistics, or a .pkl of EDM2. size: (height, width) of the samples.
+def open_references(
+    name: str, extractors: Sequence[Extractor], size: tuple[int, int], square: int | None = None
+) -> list[Reference]:
+    """The reference of a name for every network: "emoji", a folder of pictures or one that `elit prepare` wrote, an .npz of
+    images or statistics, or a .pkl of EDM2. size: (height, width) of the samples. square: to resize pictures to.
 
     Raises UserError for one that cannot be read, of other features, or of images of another size.
     """
-    file = Path(name)
-    statistics = images = None
+    file = Path(name).expanduser()
     held = array_names(file) if file.suffix == ".npz" else []
+    read: list[Statistics | None] = [None for _ in extractors]
     if file.suffix == ".pkl" or "mu" in held:
-        try:
-            statistics = load_statistics(file, extractor)
-        except OtherFeaturesError:
-            if "arr_0" not in held:  # as ADM's reference batches have it, whose images have any features
-                raise
-    if statistics is None or "arr_0" in held:
-        images = open_images(name, square, like=size)
-    known = images.size if images is not None else statistics and statistics.provenance.size
-    if known and known != size:
-        raise UserError(
-            f"the samples are {size[1]} x {size[0]} and those of {name} {known[1]} x {known[0]}: distances between sizes"
-            " mean nothing; give a reference of the samples' size, such as with --size"
-        )
-    return Reference(name, statistics, images)
+        for i, extractor in enumerate(extractors):
+            try:
+                read[i] = load_statistics(file, extractor)
+            except OtherFeaturesError:
+                if "arr_0" not in held:  # as ADM's reference batches have it, whose images have any features
+                    raise
+    images = open_images(name, square, like=size) if None in read or "arr_0" in held else None
+    for known in [images.size if images is not None else one and one.provenance.size for one in read]:
+        if known and known != size:
+            raise UserError(
+                f"the samples are {size[1]} x {size[0]} and those of {name} {known[1]} x {known[0]}: distances between sizes"
+                " mean nothing; give a reference of the samples' size, such as with --size"
+            )
+    return [Reference(name, extractor, one, images) for extractor, one in zip(extractors, read, strict=True)]
 
 
-def check_measures(measures: Sequence[str], reference: Reference, extractor: Extractor) -> None:
-    """Raises UserError for a measure that is unknown, or that the reference or the features do not allow."""
+def open_reference(name: str, extractor: Extractor, size: tuple[int, int], square: int | None = None) -> Reference:
+    """The reference of a name for one network, as `open_references` has it."""
+    return open_references(name, [extractor], size, square)[0]
+
+
+def check_measures(measures: Sequence[str], references: Sequence[Reference]) -> None:
+    """Raises UserError for a measure that is unknown, or that the reference or all of the features do not allow."""
     if not measures:
         raise UserError(f"no metric was asked for; give --metrics with some of {', '.join(MEASURES)}")
     for measure in measures:
         if measure not in MEASURES:
             raise UserError(f"there is no metric {measure!r}; known: {', '.join(MEASURES)}")
-        if measure == "is" and not extractor.logits_width:
-            raise UserError(f"the inception score needs logits, which {extractor.name} has not; give --features inception")
-        if measure in OF_ROWS and reference.images is None:
-            raise UserError(
-                f"{measure} compares single images, and {reference.name} holds statistics alone; give the images as the"
-                " --reference, or leave it out of --metrics"
-            )
+        if measure == "is" and not any(reference.extractor.logits_width for reference in references):
+            names = " and ".join(reference.extractor.name for reference in references)
+            raise UserError(f"the inception score needs logits, which {names} has not; give --features inception")
+        for reference in references:
+            if measure in OF_ROWS and reference.images is None:
+                raise UserError(
+                    f"{measure} compares single images, and {reference.name} holds statistics alone; give the images as the"
+                    " --reference, or leave it out of --metrics"
+                )
 
 
 def evaluate(
-    candidates: Sequence[Candidate],
-    reference: Reference,
-    extractor: Extractor,
+    sources: Sequence[Source],
+    references: Sequence[Reference],
     measures: Sequence[str],
     out: Path,
     batch: int = 16,
     rounds: int = 0,
-) -> list[dict[str, Any]]:
-    """A row of results for each candidate, in the main process; none in the others of a torchrun.
+) -> list[ResultRow]:
+    """A row of results for each set of images and each network, in the main process; none in the others of a torchrun.
 
-    rounds: of a bootstrap, for 95 % intervals (see `compute`); 0 for none. Rows of models, which take long, are kept in
-    `out`/kept, so that the same call goes on after an interruption. Raises UserError as `open_reference`, `check_measures`
-    and `measure_features` do.
+    Each image is read, or sampled, once for all networks. rounds: of a bootstrap, for 95 % intervals (see `compute`); 0 for
+    none. Rows of models, which take long, are kept in `out`/kept, so that the same call goes on after an interruption.
+    Raises UserError as `open_references`, `check_measures` and `measure_all` do, and OSError where `out` cannot be written,
+    before the work.
     """
-    check_measures(measures, reference, extractor)
+    check_measures(measures, references)
     if rounds:
         check_rounds(rounds)
-    rows_needed = any(measure in OF_ROWS for measure in measures)
+    from_main(lambda: check_writable(out))
     results = []
-    with _reference(reference, extractor, batch, out, rows_needed) as against:
-        statistics = against.statistics if reference.statistics is None else reference.statistics
-        for note in [] if reference.images is None else reference.images.notes():
-            _say(f"{reference.name}: {note}")
-        for candidate in candidates:
-            key = _key(candidate, statistics, extractor, measures, batch, rounds)
-            kept = out / "kept" / f"{key}.json"
-            if anywhere([is_main() and isinstance(candidate.source, Sampled) and kept.is_file()])[0]:
-                row = json.loads(kept.read_text(encoding="utf8"))
-                _say(f"{_named(candidate)}: taken from {kept}, measured before")
-            else:
-                row = _row(candidate, against, statistics, extractor, measures, out / f".{key}", batch, rounds)
-                if is_main() and isinstance(candidate.source, Sampled):
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    write_whole(kept, json.dumps(row, indent=2) + "\n")
-            results.append(row)
+    with ExitStack() as stack:
+        sides = _sides(references, measures, batch, out, stack)
+        for source in sources:
+            results += _rows_of(source, sides, measures, out, batch, rounds)
         barrier()
     return results if is_main() else []
 
 
-def _reference(reference: Reference, extractor: Extractor, batch: int, out: Path, rows: bool) -> Measured:
-    """The reference's features; nothing is computed where statistics from a file are enough."""
-    if reference.statistics is not None and not rows:
-        return Measured(reference.statistics)
-    assert reference.images is not None
-    text = f"{extractor.name} of {reference.name}"
-    key = hashlib.sha256(f"{reference.name} {extractor.fingerprint}".encode()).hexdigest()[:12]
-    return measure_features(reference.images, extractor, batch, out / f".reference-{key}", rows, text=text)
+@dataclass(frozen=True)
+class _Side:
+    """One network's side of a comparison: the reference's statistics, and its rows where they are needed."""
+
+    extractor: Extractor
+    statistics: Statistics
+    measured: Measured
+
+    def wanted(self, measures: Sequence[str], rounds: int) -> Wanted:
+        """What is to be measured of the samples."""
+        rows = self.measured.pooled is not None or ("fd" in measures and rounds > 0)
+        return Wanted(self.extractor, rows, "is" in measures)
+
+
+def _sides(references: Sequence[Reference], measures: Sequence[str], batch: int, out: Path, stack: ExitStack) -> list[_Side]:
+    """The references' features, in one pass over their images; none where statistics from a file are enough."""
+    rows = any(measure in OF_ROWS for measure in measures)
+    looked_at = [reference for reference in references if reference.statistics is None or rows]
+    found: dict[int, Measured] = {}
+    if looked_at:
+        images, name = looked_at[0].images, looked_at[0].name
+        assert images is not None
+        text = f"{_names([reference.extractor for reference in looked_at])} of {name}"
+        wanted = [Wanted(reference.extractor, rows) for reference in looked_at]
+        measured = measure_all(images, wanted, batch, out / f".reference-{digest(name.encode())}", text)
+        found = {id(reference): stack.enter_context(one) for reference, one in zip(looked_at, measured, strict=True)}
+        for note in images.notes():
+            _say(f"{name}: {note}")
+    sides = []
+    for reference in references:
+        against = found.get(id(reference)) or Measured(_known(reference.statistics))
+        sides.append(_Side(reference.extractor, reference.statistics or against.statistics, against))
+    return sides
+
+
+def _known(statistics: Statistics | None) -> Statistics:
+    assert statistics is not None
+    return statistics
+
+
+def _rows_of(
+    source: Source, sides: Sequence[_Side], measures: Sequence[str], out: Path, batch: int, rounds: int
+) -> list[ResultRow]:
+    """A row for each network; the measures themselves are computed in the main process alone."""
+    facts, sampled = facts_of(source), isinstance(source, Sampled)
+    keys = [_key(source, facts, side, measures, batch, rounds) for side in sides]
+    files = [out / "kept" / f"{key}.json" for key in keys]
+    rows = from_main(lambda: [_kept(file) if sampled else None for file in files])
+    for row, file in zip(rows, files, strict=True):
+        if row is not None:
+            _say(f"{_named(row)}: taken from {file}, measured before")
+    left = [i for i, row in enumerate(rows) if row is None]
+    if not left:
+        return [row for row in rows if row is not None]
+    text = f"{_names([sides[i].extractor for i in left])} of {source.name}{_at(facts)}"
+    wanted = [sides[i].wanted(measures, rounds) for i in left]
+    with ExitStack() as stack:
+        found = [stack.enter_context(one) for one in measure_all(source, wanted, batch, out / f".{keys[left[0]]}", text)]
+        notes = source.notes()
+        for note in notes:
+            _say(f"{source.name}{_at(facts)}: {note}")
+        for i, one in zip(left, found, strict=True):
+            row = from_main(lambda i=i, one=one: _row(source, facts, one, sides[i], measures, rounds, notes))
+            rows[i] = row
+            if sampled:
+                from_main(lambda i=i, row=row: _keep(row, files[i]))
+    return [row for row in rows if row is not None]
 
 
 def _row(
-    candidate: Candidate,
-    against: Measured,
-    statistics: Statistics,
-    extractor: Extractor,
+    source: Source,
+    facts: Facts,
+    found: Measured,
+    side: _Side,
     measures: Sequence[str],
-    work: Path,
-    batch: int,
     rounds: int,
-) -> dict[str, Any]:
-    """One row of results; the measures themselves are computed in the main process alone."""
-    source = candidate.source
-    rows, logits = against.pooled is not None or ("fd" in measures and rounds > 0), "is" in measures
-    with measure_features(source, extractor, batch, work, rows, logits, f"{extractor.name} of {_named(candidate)}") as found:
-        values = together(lambda: compute(found, against, statistics, extractor, measures, rounds) if is_main() else {})
-    notes = [*source.notes(), *few_samples(source.count, statistics, measures)]
-    for note in notes:
-        _say(f"{_named(candidate)}: {note}")
-    return {
-        "samples": source.name,
-        **candidate.about,
-        "count": source.count,
-        "features": extractor.name,
-        "fingerprint": extractor.fingerprint,
-        "resize": extractor.resize,
-        "dtype": str(extractor.dtype).removeprefix("torch."),
-        "reference": str(statistics.provenance),
-        "reference_hash": statistics.hash,
-        "metrics": values,
-        "notes": notes,
-    }
+    notes: Sequence[str],
+) -> ResultRow:
+    values = compute(found, side.measured, side.statistics, side.extractor, measures, rounds)
+    few = few_samples(source.count, side.statistics, measures)
+    for note in few:
+        _say(f"{source.name}{_at(facts)}, {side.extractor.name}: {note}")
+    return ResultRow(
+        samples=source.name,
+        count=source.count,
+        features=side.extractor.name,
+        fingerprint=side.extractor.fingerprint,
+        resize=side.extractor.resize,
+        dtype=str(side.extractor.dtype).removeprefix("torch."),
+        reference=str(side.statistics.provenance),
+        reference_hash=side.statistics.hash,
+        metrics=values,
+        notes=(*notes, *few),
+        **facts,
+    )
+
+
+def _kept(file: Path) -> ResultRow | None:
+    """A row that was measured before; none where it is not there, or is no row."""
+    if not file.is_file():
+        return None
+    try:
+        return read_json(file, ResultRow)
+    except UserError as error:
+        _say(f"{error}: measured anew")
+        return None
+
+
+def _keep(row: ResultRow, file: Path) -> None:
+    with told(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(file, json.dumps(row.told(), indent=2) + "\n")
+
+
+def facts_of(source: Source) -> Facts:
+    """What is known of how a set of images was made, as fields of `ResultRow`: of a model's samples, and of a folder of
+    `elit sample`, whose settings.json says it."""
+    if isinstance(source, Sampled):
+        recipe, parameter = source.recipe, next(source.model.parameters())
+        facts: Facts = {"model": fingerprint(source.model), "sampler": recipe.sampler, "steps": recipe.steps}
+        if not isinstance(recipe.budget, Schedule):
+            facts |= {"budget": recipe.budget, "gflops": count_flops(source.model, recipe.budget) / 1e9}
+        guidance = recipe.guidance
+        facts |= {"guidance": guidance.scale, "interval": guidance.interval, "weak_budget": guidance.weak_budget}
+        facts |= {"weak_label": guidance.weak_label, "codec": source.codec.name, "labels": _labels_text(source.labels)}
+        return {**facts, "precision": PRECISIONS[str(parameter.dtype).removeprefix("torch.")], "seed": recipe.seed}
+    return _facts_of_folder(Path(source.name)) if isinstance(source, Pictures) else {}
+
+
+def _facts_of_folder(folder: Path) -> Facts:
+    """What the settings.json of a folder of `elit sample`, or of the one sample in it, says."""
+    places = [folder] if (folder / SETTINGS_FILE).is_file() else sorted(f.parent for f in folder.glob(f"*/{SETTINGS_FILE}"))
+    if len(places) != 1:
+        return {}
+    try:
+        settings = read_json(places[0] / SETTINGS_FILE, dict[str, Any])
+        guidance = settings["guidance"]
+        facts: Facts = {"sampler": settings["sampler"], "steps": settings["steps"], "seed": settings["seed"]}
+        facts |= {"guidance": guidance["scale"], "interval": tuple(guidance["interval"]), "model": settings["model"]}
+        facts |= {"weak_label": guidance["weak_label"], "codec": settings["codec"]}
+        facts |= {"labels": _labels_text(LabelRule(**settings["labels"])), "precision": PRECISIONS[settings["dtype"]]}
+        if guidance["weak_budget"] is not None:
+            facts["weak_budget"] = parse_fraction(guidance["weak_budget"])
+        if len(settings["budget"]) == 1:
+            facts["budget"] = parse_fraction(settings["budget"][0])
+        own = places[0].name == folder_of(Path(), settings).name  # a hash says nothing to people; the folder above does
+        return {**facts, "called": (places[0].absolute().parent if own else places[0].absolute()).name}
+    except (UserError, KeyError, TypeError, AttributeError, ValueError):  # settings of another program
+        return {}
+
+
+def _labels_text(labels: LabelRule) -> str:
+    return ",".join(map(str, labels.values)) if labels.kind == "list" else labels.kind
 
 
 def compute(
@@ -265,9 +378,18 @@ def few_samples(count: int, statistics: Statistics, measures: Sequence[str]) -> 
     ]
 
 
-def _named(candidate: Candidate) -> str:
-    told = ", ".join(f"{key} {value:g}" for key, value in candidate.about.items() if key in ("budget", "seed"))
-    return f"{candidate.source.name} ({told})" if told else candidate.source.name
+def _names(extractors: Sequence[Extractor]) -> str:
+    return ", ".join(extractor.name for extractor in extractors)
+
+
+def _at(facts: Facts) -> str:
+    """ " (budget 0.25, seed 0)", where these are known."""
+    known = ", ".join(f"{name} {facts[name]:g}" for name in ("budget", "seed") if facts.get(name) is not None)
+    return f" ({known})" if known else ""
+
+
+def _named(row: ResultRow) -> str:
+    return f"{row.samples}{_at({'budget': row.budget, 'seed': row.seed})}"
 
 
 def _say(text: str) -> None:
@@ -275,36 +397,53 @@ def _say(text: str) -> None:
         say(text)
 
 
-def _key(
-    candidate: Candidate, statistics: Statistics, extractor: Extractor, measures: Sequence[str], batch: int, rounds: int
-) -> str:
+def _key(source: Source, facts: Facts, side: _Side, measures: Sequence[str], batch: int, rounds: int) -> str:
     """A hash of all that a row of results depends on, but for the content of files of images."""
-    source = candidate.source
     settings = None
     if isinstance(source, Sampled):
         settings = settings_of(source.model, source.recipe, source.labels, source.codec)
-    parts = [source.name, source.count, candidate.about, settings, statistics.hash, sorted(measures), batch, rounds]
-    text = json.dumps([*parts, extractor.fingerprint, str(extractor.dtype)], sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    parts = [source.name, source.count, facts, settings, side.statistics.hash, sorted(measures), batch, rounds]
+    text = json.dumps([*parts, side.extractor.fingerprint, str(side.extractor.dtype)], sort_keys=True)
+    return digest(text.encode())
 
 
-def write_results(rows: Sequence[dict[str, Any]], out: Path) -> Path:
+def write_results(rows: Sequence[ResultRow], out: Path) -> Path:
     """Writes OUT/KEY.json and OUT/KEY.csv, and appends a line for each row to OUT/results.jsonl; returns the .json.
 
-    KEY is a hash of what was measured, measures and settings but not figures: the same evaluation keeps its name.
+    KEY is a hash of what was measured, measures and settings but not figures: the same evaluation keeps its name. A line is
+    written whole or not at all.
     """
-    identity = [{key: value for key, value in row.items() if key not in ("metrics", "notes")} for row in rows]
-    text = json.dumps([identity, [sorted(row["metrics"]) for row in rows]], sort_keys=True)
-    file = out / f"{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
-    out.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(list(rows), indent=2) + "\n")
+    flat = [row.told() for row in rows]
+    identity = [{key: value for key, value in row.items() if key not in ("metrics", "notes")} for row in flat]
+    text = json.dumps([identity, [sorted(row.metrics) for row in rows]], sort_keys=True)
+    with told(out):
+        out.mkdir(parents=True, exist_ok=True)
+    file = out / f"{digest(text.encode())}.json"
+    write_whole(file, json.dumps(flat, indent=2) + "\n")
     table = io.StringIO()
-    flat = [{**{k: v for k, v in row.items() if k not in ("metrics", "notes")}, **row["metrics"]} for row in rows]
-    writer = csv.DictWriter(table, list(dict.fromkeys(key for row in flat for key in row)), lineterminator="\n")
+    lines = [{**told_of, **row.metrics} for told_of, row in zip(identity, rows, strict=True)]
+    order = [field.name for field in fields(ResultRow)]
+    columns = sorted({name for line in lines for name in line if name in order}, key=order.index)
+    columns += dict.fromkeys(name for row in rows for name in row.metrics)
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(flat)
+    writer.writerows(lines)
     write_whole(file.with_suffix(".csv"), table.getvalue())
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    with (out / "results.jsonl").open("a", encoding="utf8") as stream:
-        stream.writelines(json.dumps({"time": when, **row}) + "\n" for row in rows)
+    append_lines(out / "results.jsonl", [json.dumps({"time": when, **row}) for row in flat])
     return file
+
+
+def append_lines(file: Path, lines: Sequence[str]) -> None:
+    """Appends lines to a text file, all or none; one that a kill cut short is ended before. Raises WriteError."""
+    with told(file), file.open("ab+") as stream:
+        size = stream.seek(0, io.SEEK_END)
+        if size:
+            stream.seek(size - 1)
+        begun = bool(size) and stream.read(1) != b"\n"
+        try:
+            stream.write(("\n" * begun + "".join(f"{line}\n" for line in lines)).encode())
+            stream.flush()
+        except OSError:
+            stream.truncate(size)
+            raise

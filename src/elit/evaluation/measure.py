@@ -4,6 +4,7 @@ Image i of a set is in run i // R whatever the number of processes, and a run go
 are the same bits in one process and in many (on the same kind of device, with the same threads); so are the moments.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ import torch
 from torch import Tensor
 
 from elit.console import progress_bar
-from elit.distributed import barrier, is_main, named_rank, rank, world_size
+from elit.distributed import from_main, is_main, rank, together, world_size
 from elit.errors import UserError
 from elit.evaluation.extractors import Extractor, Outputs
 from elit.evaluation.moments import MomentSums
 from elit.evaluation.sources import Source, prefetched
 from elit.evaluation.statistics import Provenance, Statistics
+from elit.files import digest, told
+
+LARGEST_BATCH = 65_536
 
 
 class Rows:
@@ -29,11 +33,7 @@ class Rows:
 
     def __init__(self, file: Path, count: int, width: int) -> None:
         self.file = file
-        if is_main():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.unlink(missing_ok=True)  # another command's of the same name keeps what it has mapped
-            np.lib.format.open_memmap(file, "w+", np.float32, (count, width)).flush()
-        barrier()
+        from_main(lambda: _make_array(file, count, width))
         self.array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r+", allow_pickle=False)
 
     def write(self, first: int, rows_ND: Tensor) -> None:
@@ -43,6 +43,17 @@ class Rows:
         """Removes the file, in the main process; what is mapped of it stays readable until then let go."""
         if is_main():
             self.file.unlink(missing_ok=True)
+
+
+def _make_array(file: Path, count: int, width: int) -> None:
+    """An .npy file of zeros, all of whose room on the disk is taken now: later a full disk would end the process."""
+    with told(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)  # another command's of the same name keeps what it has mapped
+        np.lib.format.open_memmap(file, "w+", np.float32, (count, width)).flush()
+        if hasattr(os, "posix_fallocate"):
+            with file.open("r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
 
 
 @dataclass
@@ -57,60 +68,121 @@ class Measured:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        remove_all((self.pooled, self.logits))
+        self.remove()
+
+    def remove(self) -> None:
+        """Removes the files of rows."""
+        for store in (self.pooled, self.logits):
+            if store is not None:
+                store.remove()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is measured of a set: features of a network, and whether their rows, and those of its logits, are kept."""
+
+    extractor: Extractor
+    rows: bool = False
+    logits: bool = False
+
+
+class _Pass:
+    """One network's part of a pass over images: the sums and rows of its features so far."""
+
+    def __init__(self, wanted: Wanted, count: int, work: Path) -> None:
+        extractor = self.extractor = wanted.extractor
+        device = extractor.device if extractor.device.type == "cuda" else "cpu"
+        self.pooled, self.spatial = MomentSums(extractor.width, device), MomentSums(extractor.spatial_width, device)
+        self.rows: list[Rows | None] = []
+        for kept, suffix, width in (
+            (wanted.rows, "pooled", extractor.width),
+            (wanted.logits, "logits", extractor.logits_width),
+        ):
+            file = work.with_name(f"{work.name}.{digest(extractor.fingerprint.encode())}.{suffix}.npy")
+            self.rows.append(Rows(file, count, width) if kept and width else None)
+
+    def add(self, source: Source, first: int, pixels_NCHW: Tensor) -> None:
+        """Takes a run of images in."""
+        out = self.extractor(pixels_NCHW)
+        check_finite(out, source, first)
+        self.pooled.add(out.pooled)
+        if out.spatial is not None:
+            self.spatial.add(out.spatial)
+        for store, values in zip(self.rows, (out.pooled, out.logits), strict=True):
+            if store is not None and values is not None:
+                store.write(first, values)
+
+    def merge(self) -> None:
+        """Adds up the sums of all processes, each of which has then written its rows."""
+        self.pooled.merge_processes()
+        if self.extractor.spatial_width:
+            self.spatial.merge_processes()
+
+    def measured(self, source: Source) -> Measured:
+        """What came of it."""
+        network = self.extractor
+        told_of = Provenance(source.name, network.name, source.count, source.size, network.fingerprint, network.resize)
+        spatial = self.spatial.moments() if network.spatial_width else None
+        return Measured(Statistics(self.pooled.moments(), told_of, spatial), *self.rows)
+
+    def remove(self) -> None:
+        """Removes the files of rows."""
+        for store in self.rows:
+            if store is not None:
+                store.remove()
 
 
 def measure_features(
-    source: Source,
-    extractor: Extractor,
-    batch: int,
-    work: Path,
-    rows: bool = False,
-    logits: bool = False,
-    text: str | None = None,
+    source: Source, extractor: Extractor, batch: int, work: Path, rows: bool = False, text: str | None = None
 ) -> Measured:
-    """The statistics of all images of a source, and if asked for their rows, in files `work` + a suffix.
+    """The statistics of all images of a source, and if asked for their rows: `measure_all` of one network."""
+    return measure_all(source, [Wanted(extractor, rows)], batch, work, text)[0]
 
-    text: what a progress bar says; none is shown without. batch: images in one call of the network, rounded up to the
-    source's grain; it changes last bits. Every process of a torchrun calls this with the same arguments and gets the same
-    statistics. Raises UserError for features that are not finite, naming the image.
+
+def measure_all(source: Source, wanted: Sequence[Wanted], batch: int, work: Path, text: str | None = None) -> list[Measured]:
+    """The statistics of all images of a source in the features of several networks, each image being read or made once.
+
+    Rows are in files `work` + a suffix. text: what a progress bar says; none is shown without. batch: images in one call
+    of a network, rounded up to the source's grain; it changes last bits. Every process of a torchrun calls this with the
+    same arguments and gets the same statistics; what one of them meets, all raise. Raises UserError for features that are
+    not finite, naming the image, and OSError where rows have no room.
     """
-    if batch < 1:
-        raise UserError(f"a batch holds at least 1 image, not {batch}")
+    if not 1 <= batch <= LARGEST_BATCH:
+        raise UserError(f"a batch holds at least 1 image, and at most {LARGEST_BATCH:,}, not {batch:,}; give --batch 16")
+    found = None
+    while found is None:  # read again without the images that turned out to be broken
+        found = _one_pass(source, wanted, batch, work, text)
+    return found
+
+
+def _one_pass(
+    source: Source, wanted: Sequence[Wanted], batch: int, work: Path, text: str | None
+) -> list[Measured] | None:
+    """What `measure_all` gives; None where there were broken images, which are then out of the source."""
+    passes: list[_Pass] = []
+    with ExitStack() as on_error:
+        for one in wanted:
+            passes.append(_Pass(one, source.count, work))
+            on_error.callback(passes[-1].remove)
+        together(lambda: _read_all(source, passes, batch, text))
+        for each in passes:
+            each.merge()
+        if source.leave_out_broken():
+            return None
+        found = [each.measured(source) for each in passes]
+        on_error.pop_all()
+    return found
+
+
+def _read_all(source: Source, passes: Sequence[_Pass], batch: int, text: str | None) -> None:
+    """Takes this process's share of the images through every network."""
     run = -(-batch // source.grain) * source.grain
     runs = [(i, min(i + run, source.count)) for i in range(rank() * run, source.count, world_size() * run)]
-    device = extractor.device if extractor.device.type == "cuda" else "cpu"
-    pooled_sums = MomentSums(extractor.width, device)
-    spatial_sums = MomentSums(extractor.spatial_width, device)
-    with ExitStack() as on_error:
-        stores = []
-        for wanted, suffix, width in ((rows, "pooled", extractor.width), (logits, "logits", extractor.logits_width)):
-            file = work.with_name(f"{work.name}.{suffix}.npy")
-            stores.append(Rows(file, source.count, width) if wanted else None)
-            on_error.callback(remove_all, stores)
-        with told_progress(text, sum(last - first for first, last in runs)) as done, named_rank():
-            for first, pixels in prefetched(source.read, runs, source.in_memory):
-                out = extractor(pixels)
-                check_finite(out, source, first)
-                pooled_sums.add(out.pooled)
-                if out.spatial is not None:
-                    spatial_sums.add(out.spatial)
-                for store, values in zip(stores, (out.pooled, out.logits), strict=True):
-                    if store is not None and values is not None:
-                        store.write(first, values)
-                done(len(pixels))
-        pooled_sums.merge_processes()  # and so every process has written its rows
-        if extractor.spatial_width:
-            spatial_sums.merge_processes()
-        if source.leave_out_broken():
-            remove_all(stores)
-            on_error.pop_all()
-            return measure_features(source, extractor, batch, work, rows, logits, text)
-        told = Provenance(source.name, extractor.name, source.count, source.size, extractor.fingerprint, extractor.resize)
-        spatial = spatial_sums.moments() if extractor.spatial_width else None
-        statistics = Statistics(pooled_sums.moments(), told, spatial)
-        on_error.pop_all()
-    return Measured(statistics, *stores)
+    with told_progress(text, sum(last - first for first, last in runs)) as done:
+        for first, pixels in prefetched(source.read, runs, source.in_memory):
+            for one in passes:
+                one.add(source, first, pixels)
+            done(len(pixels))
 
 
 @contextmanager
@@ -122,13 +194,6 @@ def told_progress(text: str | None, total: int) -> Iterator[Callable[[int], None
     with progress_bar() as bar:
         task = bar.add_task(text, total=total, unit="images")
         yield lambda n: bar.advance(task, n)
-
-
-def remove_all(stores: Sequence[Rows | None]) -> None:
-    """Removes the files of rows."""
-    for store in stores:
-        if store is not None:
-            store.remove()
 
 
 def check_finite(out: Outputs, source: Source, first: int) -> None:

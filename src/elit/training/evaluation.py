@@ -79,7 +79,7 @@ def reference_statistics(config: TrainConfig, data: Data, extractor: Extractor, 
     kept = Path(config.out) / f"reference-{key}.npz"
     if anywhere([is_main() and kept.is_file()])[0]:
         return load_statistics(kept, extractor)
-    reference = Reference(name, None, images) if name == "data" else open_reference(name, extractor, images.size)
+    reference = Reference(name, extractor, None, images) if name == "data" else open_reference(name, extractor, images.size)
     if reference.statistics is not None:
         return reference.statistics
     assert reference.images is not None
