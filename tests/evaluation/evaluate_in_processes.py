@@ -18,7 +18,7 @@ from conftest import TINY  # noqa: E402
 from elit import DiT  # noqa: E402
 from elit.codec import PixelCodec  # noqa: E402
 from elit.distributed import is_main, process_group  # noqa: E402
-from elit.evaluation.evaluate import evaluate  # noqa: E402
+from elit.evaluation.evaluate import evaluate, open_references  # noqa: E402
 from elit.evaluation.measure import measure_features  # noqa: E402
 from elit.evaluation.sources import Sampled, open_images  # noqa: E402
 from elit.evaluation.statistics import save_statistics  # noqa: E402

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,10 +216,10 @@ def _rows_of(
         for note in notes:
             _say(f"{source.name}{_at(facts)}: {note}")
         for i, one in zip(left, found, strict=True):
-            row = from_main(lambda i=i, one=one: _row(source, facts, one, sides[i], measures, rounds, notes))
+            row = from_main(partial(_row, source, facts, one, sides[i], measures, rounds, notes))
             rows[i] = row
             if sampled:
-                from_main(lambda i=i, row=row: _keep(row, files[i]))
+                from_main(partial(_keep, row, files[i]))
     return [row for row in rows if row is not None]
 
 

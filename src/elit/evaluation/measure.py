@@ -155,9 +155,7 @@ def measure_all(source: Source, wanted: Sequence[Wanted], batch: int, work: Path
     return found
 
 
-def _one_pass(
-    source: Source, wanted: Sequence[Wanted], batch: int, work: Path, text: str | None
-) -> list[Measured] | None:
+def _one_pass(source: Source, wanted: Sequence[Wanted], batch: int, work: Path, text: str | None) -> list[Measured] | None:
     """What `measure_all` gives; None where there were broken images, which are then out of the source."""
     passes: list[_Pass] = []
     with ExitStack() as on_error:
