@@ -1,6 +1,6 @@
 """What a backbone is made of: its configuration, without torch."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le
 
@@ -28,6 +28,7 @@ class DiTConfig:
     group_size: the window's (height, width) in tokens, or one side. head_depth, tail_depth: blocks before Read and
     after Write. read_depth, write_depth, interface_mlp_ratio: of Read and Write. write_sees_dropped: see `LatentCore`.
     latent_table: rows of the learned table of latent positions, which a `rope` model has not; 4096 in the published models.
+    anchor: "none", the paper's interface; "sharp" or "pyramid", one that starts from the tokens (see `elastic.anchors`).
     """
 
     input_size: Side | tuple[Side, Side] = 32
@@ -48,6 +49,7 @@ class DiTConfig:
     interface_mlp_ratio: Ratio = 1.0
     write_sees_dropped: bool = False
     latent_table: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 4096
+    anchor: Literal["none", "sharp", "pyramid"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("input_size", "group_size"):  # a pair read from JSON is a list
@@ -71,9 +73,10 @@ class DiTConfig:
             self._check_elastic(self.window)
 
     def _check_elastic(self, window: Window) -> None:
-        window.groups(self.grid)
         if window.size > MOST_LATENTS:
             raise UserError(f"a group of {window} tokens is too large; group_size gives {MOST_LATENTS} latents at most")
+        if self.anchor != "none" and self.write_sees_dropped:
+            raise UserError("an anchored interface writes what the core changes, so write_sees_dropped has no meaning there")
         if self.head_depth + self.tail_depth >= self.depth:
             raise UserError(
                 f"head_depth {self.head_depth} + tail_depth {self.tail_depth} leave no core in a depth of {self.depth}"

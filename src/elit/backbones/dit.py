@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from elit.backbones.config import DiTConfig, pair
 from elit.backbones.layers import Block, FinalLayer, TimestepEmbedding, patchify, sincos_table, unpatchify
 from elit.condition import Condition, Labels
+from elit.elastic.anchors import Anchors
 from elit.elastic.core import LatentCore, Layout, Trunk
 from elit.elastic.grid import Extent, Grid, Window
 from elit.elastic.interface import Read, Write, init_interface
@@ -54,6 +55,7 @@ class DiT(ElasticModel):
             window,
             head_width=config.width // config.heads if config.rope else None,
             write_sees_dropped=config.write_sees_dropped,
+            anchors=None if config.anchor == "none" else Anchors(window, config.anchor),
         )
         return [*blocks[:head], core, *blocks[tail:]]
 
@@ -70,7 +72,7 @@ class DiT(ElasticModel):
                 nn.init.zeros_(module.modulation.weight)
         nn.init.zeros_(self.final.linear.weight)
         if self.core is not None:
-            init_interface(self.core.read, self.core.write)
+            init_interface(self.core.read, self.core.write, self.core.anchors)
 
     def reset_positions(self) -> None:
         """(Re)computes the fixed sin-cos table of the tokens, which no file holds."""

@@ -6,17 +6,19 @@ replaced: `[*head, LatentCore(read, trunk, write), *tail]`.
 Shapes: B batch, N tokens, G groups, S tokens in a group, J latents in a group, K latents kept, C width.
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from elit.elastic.grid import Grid, Window
-from elit.elastic.grouping import group, token_index, ungroup
+from elit.elastic.anchors import Anchors, anchor_order, anchor_places
+from elit.elastic.grid import Grid, Region, Window, regions
+from elit.elastic.grouping import cut, group, joined, token_index, ungroup
 from elit.elastic.interface import Read, Write
 from elit.elastic.levels import Level, Levels, PerSample
-from elit.elastic.rope import latent_rope
+from elit.elastic.rope import places, rope_table
 
 
 class Layout(NamedTuple):
@@ -54,8 +56,33 @@ class Trunk(nn.ModuleList):
         return x_BNC
 
 
+class Seats(NamedTuple):
+    """Who is there in the windows of a region, which may be cut short: numbers of tokens and latents of the whole window.
+
+    Where the window is whole these are slices, and nothing is gathered.
+    """
+
+    tokens: slice | Tensor  # of the whole window, in row-major order
+    latents: slice | Tensor  # those made
+    kept: int  # of these, how many the core processes
+    places: slice | Tensor  # which of the region's tokens those latents sit on
+
+
+class Part(NamedTuple):
+    """A region of the grid between Read and Write."""
+
+    region: Region
+    seats: Seats
+    tokens_BGSC: Tensor
+    latents_BGJC: Tensor
+
+
 class LatentCore(nn.Module):
     """Read, the host's own middle on the latents, and Write (figure 2 of the paper).
+
+    The grid may be of any size. Where the window does not divide it, groups at the edges are smaller: tokens that are not
+    there are never read, and a latent that sits on such a token does not exist. Latent j sits on the j-th token of its
+    group, or anchored on the j-th of the anchors' order.
 
     Args:
         read, write: the interface.
@@ -65,6 +92,7 @@ class LatentCore(nn.Module):
         write_sees_dropped: False: dropped latents do not exist. True: Read makes all J, and Write attends to the K
             processed ones and to the J - K unprocessed, as the published weights were trained.
         step: of the levels that the trunk can run, which are its multiples.
+        anchors: latents that start from tokens (see `elit.elastic.anchors`); None for the paper's interface.
     """
 
     def __init__(
@@ -76,9 +104,11 @@ class LatentCore(nn.Module):
         head_width: int | None = None,
         write_sees_dropped: bool = False,
         step: int = 1,
+        anchors: Anchors | None = None,
     ) -> None:
         super().__init__()
         self.read, self.blocks, self.write = read, trunk, write
+        self.anchors = anchors
         self.window, self.head_width, self.write_sees_dropped = window, head_width, write_sees_dropped
         self.levels = Levels(window.size, step)
 
@@ -96,24 +126,82 @@ class LatentCore(nn.Module):
 
     def at_level(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid, keep: int) -> Tensor:
         """The whole batch with the first `keep` latents of each group."""
-        tokens_BGSC = group(x_BNC, grid, self.window) + self.read.token_positions  # kept: Write starts from here
-        made = self.levels.latents if self.write_sees_dropped else keep
-        latents_BGJC = self.read(tokens_BGSC, c_BC, made)
+        parts = [self.read_region(x_BNC, c_BC, grid, region, keep) for region in regions(grid, self.window)]
+        before = [part.latents_BGJC[:, :, : part.seats.kept].flatten(1, 2) for part in parts]
+        core_BNC = joined(before)
+        layout = Layout(Grid(core_BNC.shape[1] // keep, keep) if len(parts) == 1 else Grid(1, core_BNC.shape[1]))
+        core_BNC = self.blocks(core_BNC, c_BC, layout._replace(rope=self.rope(parts, grid)))
+        after = core_BNC.split([latents.shape[1] for latents in before], dim=1)
+        written = [self.write_region(part, made) for part, made in zip(parts, after, strict=True)]
+        return joined(written, grid, [part.region for part in parts])
+
+    def read_region(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid, region: Region, keep: int) -> Part:
+        """A region's tokens in their groups, and the latents that exist there."""
+        seats = self.seats(region.window, keep, x_BNC.device)
+        tokens_BGSC = group(cut(x_BNC, grid, region), region.grid, region.window)
+        tokens_BGSC = tokens_BGSC + self.read.token_positions[seats.tokens]  # kept: Write starts from here
+        start = None if self.anchors is None else self.anchors.start(tokens_BGSC, seats.latents, seats.tokens)
+        latents_BGJC = self.read(tokens_BGSC, c_BC, seats.latents, start)
         if self.read.latent_positions is not None:
-            where_GJ = token_index(grid, self.window, x_BNC.device)[:, :made]
-            latents_BGJC = latents_BGJC + self.read.latent_positions[where_GJ]
+            where_GS = token_index(grid, region, x_BNC.device)
+            latents_BGJC = latents_BGJC + self.read.latent_positions[where_GS[:, seats.places]]
+        return Part(region, seats, tokens_BGSC, latents_BGJC)
 
-        groups = latents_BGJC.shape[1]
-        core_BNC = latents_BGJC[:, :, :keep].flatten(1, 2)
-        core_BNC = self.blocks(core_BNC, c_BC, Layout(Grid(groups, keep), self.rope(grid, keep, x_BNC.device)))
-        latents_BGKC = core_BNC.unflatten(1, (groups, keep))
+    def write_region(self, part: Part, core_BNC: Tensor) -> Tensor:
+        """A region's tokens (B, N, C), with what the core made of its latents written into them."""
+        region, seats, tokens_BGSC, latents_BGJC = part
+        latents_BGKC = core_BNC.unflatten(1, (latents_BGJC.shape[1], seats.kept))
+        if self.anchors is not None:
+            change_BGKC = latents_BGKC - latents_BGJC[:, :, : seats.kept]
+            tokens_BGSC = tokens_BGSC + self.anchors.spread(change_BGKC, seats.latents, seats.tokens)
+        if seats.kept < latents_BGJC.shape[2]:
+            latents_BGKC = torch.cat([latents_BGKC, latents_BGJC[:, :, seats.kept :]], dim=2)
+        return ungroup(self.write(tokens_BGSC, latents_BGKC, seats.tokens), region.grid, region.window)
 
-        if keep < made:
-            latents_BGKC = torch.cat([latents_BGKC, latents_BGJC[:, :, keep:]], dim=2)
-        return ungroup(self.write(tokens_BGSC, latents_BGKC), grid, self.window)
+    def seats(self, window: Window, keep: int, device: torch.device) -> Seats:
+        """Who is there in a window, the whole one or one cut short, at a level."""
+        made = self.levels.latents if self.write_sees_dropped else keep
+        anchored = self.anchors is not None
+        if window == self.window and not (anchored and self.read.latent_positions is not None):
+            return Seats(slice(None), slice(made), keep, slice(made))
+        return _seats(self.window, window, anchored, made, keep, device)
 
-    def rope(self, grid: Grid, keep: int, device: torch.device) -> Tensor | None:
-        """The latents' rotations (2, G K, D / 2), or None where a table holds their positions."""
+    def rope(self, parts: list[Part], grid: Grid) -> Tensor | None:
+        """The kept latents' rotations (2, G K, D / 2), or None where a table holds their positions.
+
+        Those of a latent are turned by (its number, its group's row, its group's column); anchored, by the place of what
+        it stands for among all tokens, so that at the full budget it turns as its token does.
+        """
         if self.head_width is None:
             return None
-        return latent_rope(self.window.groups(grid), keep, self.head_width, device)
+        at = [self.latent_places(part, grid.frames > 1) for part in parts]
+        return rope_table(joined([place[None] for place in at])[0], self.head_width)
+
+    def latent_places(self, part: Part, video: bool) -> Tensor:
+        """(G K, A) coordinates of the kept latents of a region, group by group."""
+        region, seats = part.region, part.seats
+        device = part.latents_BGJC.device
+        used = slice(None) if video else slice(1, None)
+        counts, corner = region.window.groups(region.grid)[used], torch.tensor(region.corner[used], device=device)
+        groups_GA = places(counts, device)
+        numbers = torch.arange(self.levels.latents, device=device)[seats.latents][: seats.kept]
+        if self.anchors is None:
+            groups_GA = groups_GA + corner // torch.tensor(self.window.axes[used], device=device)
+            shape = (len(groups_GA), len(numbers))
+            each_GK1 = numbers[None, :, None].expand(*shape, 1)
+            return torch.cat([each_GK1, groups_GA[:, None].expand(*shape, -1)], -1).flatten(0, 1)
+        first_GA = groups_GA * torch.tensor(region.window.axes[used], device=device) + corner
+        inside_KA = anchor_places(self.window, self.anchors.anchor).to(device)[numbers][:, used]
+        return (first_GA[:, None] + inside_KA).flatten(0, 1)
+
+
+@cache
+def _seats(whole: Window, window: Window, anchored: bool, made: int, keep: int, device: torch.device) -> Seats:
+    inside = Region((0, 0, 0), Grid(window.height, window.width, window.frames), window).inside(whole)
+    order = anchor_order(whole) if anchored else tuple(range(whole.size))
+    there = {token: place for place, token in enumerate(inside)}
+    latents = [j for j in range(made) if order[j] in there]
+    kept = sum(j < keep for j in latents)
+    tensors = (torch.tensor(values, device=device) for values in (inside, latents, [there[order[j]] for j in latents]))
+    tokens, made_latents, seated = tensors
+    return Seats(tokens, made_latents, kept, seated)

@@ -65,3 +65,46 @@ def nearest_windows(grid: Grid, window: Window) -> list[Window]:
     below = build([max(d for d in divisors(n) if d <= w) if w <= n else n for n, w in axes])
     above = build([min((d for d in divisors(n) if d >= w), default=n) for n, w in axes])
     return [below] if below == above else [below, above]
+
+
+@dataclass(frozen=True)
+class Region:
+    """A part of a grid that a window, or a smaller one at the grid's edge, tiles without rest.
+
+    corner: the region's first token in the grid, (frame, row, column). grid: the region's own. window: of its groups.
+    """
+
+    corner: tuple[int, int, int]
+    grid: Grid
+    window: Window
+
+    def inside(self, whole: Window) -> list[int]:
+        """The row-major numbers, in the whole window, of the tokens that this region's window has."""
+        (frames, height, width), (_, rows, columns) = self.window.axes, whole.axes
+        return [
+            (frame * rows + row) * columns + column
+            for frame in range(frames)
+            for row in range(height)
+            for column in range(width)
+        ]
+
+
+def regions(grid: Grid, window: Window) -> list[Region]:
+    """The parts of a grid: where the window divides it the whole, else what it tiles and the edges with what is left.
+
+    A grid of 5 x 5 under a window of 2 x 2 has 4 x 4 tokens of it, 4 x 1 and 1 x 4 of windows cut short, and the corner.
+    """
+    axes = []
+    for n, w in zip(grid.axes, window.axes, strict=True):
+        rest = n % w
+        axes.append([piece for piece in ((0, n - rest, w), (n - rest, rest, rest)) if piece[1]])
+    return [
+        Region(
+            (t[0], y[0], x[0]),
+            Grid(frames=t[1], height=y[1], width=x[1]),
+            Window(frames=t[2], height=y[2], width=x[2]),
+        )
+        for t in axes[0]
+        for y in axes[1]
+        for x in axes[2]
+    ]

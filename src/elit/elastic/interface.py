@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elit.elastic.anchors import Anchors
 from elit.elastic.attention import attention
 
 
@@ -99,10 +100,17 @@ class Read(nn.Module):
         self.latent_positions = nn.Parameter(torch.empty(table, width)) if table else None
         self.layers = nn.ModuleList(ReadLayer(width, heads, mlp_ratio) for _ in range(depth))
 
-    def forward(self, tokens_BGSC: Tensor, c_BC: Tensor, keep: int) -> Tensor:
-        """The first `keep` latents (B, G, K, C) of every group. Each latent reads on its own: K read alone equal K of J."""
+    def forward(
+        self, tokens_BGSC: Tensor, c_BC: Tensor, which: slice | Tensor, start_BGKC: Tensor | None = None
+    ) -> Tensor:
+        """The latents of these numbers (B, G, K, C) of every group. Each reads on its own: K read alone equal K of J.
+
+        start: what they start from beside their queries (see `elit.elastic.anchors`).
+        """
         batch, groups = tokens_BGSC.shape[:2]
-        latents = self.queries[:keep].expand(batch, groups, -1, -1)
+        latents = self.queries[which].expand(batch, groups, -1, -1)
+        if start_BGKC is not None:
+            latents = latents + start_BGKC
         for layer in self.layers:
             latents = layer(latents, tokens_BGSC, c_BC)
         return latents
@@ -129,15 +137,19 @@ class Write(nn.Module):
         self.token_positions = nn.Parameter(torch.empty(tokens, width))
         self.layers = nn.ModuleList(WriteLayer(width, heads, mlp_ratio) for _ in range(depth))
 
-    def forward(self, tokens_BGSC: Tensor, latents_BGKC: Tensor) -> Tensor:
-        tokens = tokens_BGSC + self.token_positions
+    def forward(self, tokens_BGSC: Tensor, latents_BGKC: Tensor, which: slice | Tensor = slice(None)) -> Tensor:
+        """Tokens (B, G, S, C) of these numbers of the window, with what their group's latents (B, G, K, C) tell them."""
+        tokens = tokens_BGSC + self.token_positions[which]
         for layer in self.layers:
             tokens = layer(tokens, latents_BGKC)
         return tokens
 
 
-def init_interface(read: Read, write: Write) -> None:
-    """Initial weights: Xavier-uniform linears, N(0, 0.02) queries and tables, zero modulation and zero Write branches."""
+def init_interface(read: Read, write: Write, anchors: Anchors | None = None) -> None:
+    """Initial weights: Xavier-uniform linears, N(0, 0.02) queries and tables, zero modulation and zero Write branches.
+
+    Anchored, queries and tables of positions are zero too, so that latents are at first what they stand for.
+    """
     for module in (*read.modules(), *write.modules()):
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
@@ -145,7 +157,9 @@ def init_interface(read: Read, write: Write) -> None:
                 nn.init.zeros_(module.bias)
     for table in (read.queries, read.token_positions, read.latent_positions, write.token_positions):
         if table is not None:
-            nn.init.normal_(table, std=0.02)
+            nn.init.normal_(table, std=0.02) if anchors is None else nn.init.zeros_(table)
+    if anchors is not None:
+        anchors.reset()
     for layer in read.layers:
         assert isinstance(layer, ReadLayer)
         nn.init.zeros_(layer.modulation.weight)

@@ -141,7 +141,7 @@ class ElasticModel(nn.Module):
     def _interface_prefixes(self) -> tuple[str, ...]:
         """How the names of Read's and Write's parameters begin."""
         core = next((name for name, module in self.named_modules() if isinstance(module, LatentCore)), None)
-        return () if core is None else (f"{core}.read.", f"{core}.write.")
+        return () if core is None else tuple(f"{core}.{part}." for part in ("read", "write", "anchors"))
 
     def interface_parameters(self) -> dict[str, nn.Parameter]:
         """Read's and Write's parameters, by name; none in a dense model."""

@@ -35,13 +35,6 @@ def token_rope(grid: Grid, head_width: int, device: torch.device) -> Tensor:
     return rope_table(places(grid.axes[1:] if grid.frames == 1 else grid.axes, device), head_width)
 
 
-def latent_rope(groups: tuple[int, int, int], keep: int, head_width: int, device: torch.device) -> Tensor:
-    """Rotations (2, G K, D / 2) of the latents: (index in the group, group's row, group's column), group by group."""
-    axes = groups[1:] if groups[0] == 1 else groups
-    place = places((*axes, keep), device)
-    return rope_table(place.roll(1, dims=1), head_width)
-
-
 def places(sides: tuple[int, ...], device: torch.device) -> Tensor:
     """(N, A) coordinates of a grid in row-major order."""
     return torch.cartesian_prod(*(torch.arange(n, device=device) for n in sides)).view(-1, len(sides))

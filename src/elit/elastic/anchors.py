@@ -1,0 +1,149 @@
+"""Anchors: an interface whose latents start from the tokens they stand for, and whose core's change is written back.
+
+The paper's interface starts from learned queries with closed gates and a zero Write, so at first the core sees nothing of
+the image and changes nothing. Anchored, latent j starts from a mean of its group's tokens,
+
+    l0_j = query_j + sum over s of P[j, s] token_s,        P = softmax over s of a learned (J, S) table,
+
+and what the core makes of the kept latents is added to the tokens,
+
+    token_s <- token_s + sum over k < K of W[s, k] (l_k after - l_k before),   W = softmax over the kept k of a learned table,
+
+before the paper's Write, zero as ever, comes on top. Where every latent starts as one token ("sharp"), the full budget
+of a fresh model computes the dense model; where the first ones are means of whole regions ("pyramid"), low budgets are
+better from the start.
+
+Shapes: B batch, G groups, S tokens in a group, J latents in a group, K latents kept, C width.
+"""
+
+from functools import cache
+from itertools import product
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from elit.elastic.grid import Window
+
+Anchor = Literal["none", "sharp", "pyramid"]
+NEAR = 12.0  # W's logits fall by so much per squared distance: at the full budget a token hears its own latent alone
+FAR = 8.0  # and P's and W's are so far apart for what a latent does not stand for
+FINER = 4.0  # and so much higher for the finer of two latents that cover a token
+
+
+class Cell(NamedTuple):
+    """A box of tokens in a window: the first of each axis (frame, row, column), and the one behind the last."""
+
+    first: tuple[int, int, int]
+    end: tuple[int, int, int]
+
+    @property
+    def size(self) -> int:
+        """Tokens inside."""
+        return len(self.places())
+
+    def places(self) -> list[tuple[int, int, int]]:
+        """(frame, row, column) of every token inside, in row-major order."""
+        return list(product(*(range(a, b) for a, b in zip(self.first, self.end, strict=True))))
+
+    def halves(self) -> list["Cell"]:
+        """The box cut in two along each axis that is longer than one; next to each other in the list lie opposite ones."""
+        cut = [(a, (a + b + 1) // 2, b) for a, b in zip(self.first, self.end, strict=True)]
+        long = [axis for axis, (a, _, b) in enumerate(cut) if b - a > 1]
+        cells = []
+        for bits in product((0, 1), repeat=max(0, len(long) - 1)):
+            for sides in ((0, *bits), (1, *(1 - bit for bit in bits))):
+                upper = dict(zip(long, sides, strict=True))
+                first = tuple(m if upper.get(axis) else a for axis, (a, m, _) in enumerate(cut))
+                end = tuple(m if upper.get(axis) == 0 else b for axis, (_, m, b) in enumerate(cut))
+                cells.append(Cell(first, end))  # type: ignore[arg-type]
+        return cells
+
+
+@cache
+def anchor_order(window: Window) -> tuple[int, ...]:
+    """The tokens of a window, as row-major numbers, so that every prefix is spread evenly over it.
+
+    The window is halved along every axis again and again, and the parts take turns: of 4 x 4 tokens the first four are one
+    of each quadrant. The first is the first of the window, which every smaller window at a grid's edge has too.
+    """
+    numbers = {place: number for number, place in enumerate(_whole(window).places())}
+    return tuple(numbers[place] for place in _ordered(_whole(window)))
+
+
+def _whole(window: Window) -> Cell:
+    return Cell((0, 0, 0), window.axes)
+
+
+def _ordered(cell: Cell) -> list[tuple[int, int, int]]:
+    if cell.size == 1:
+        return [cell.first]
+    parts = [_ordered(half) for half in cell.halves()]
+    return [part[turn] for turn in range(max(map(len, parts))) for part in parts if turn < len(part)]
+
+
+@cache
+def covered_cells(window: Window, anchor: Anchor) -> tuple[Cell, ...]:
+    """What each latent stands for: a token where it is sharp; in a pyramid the whole window, then halves, then tokens.
+
+    Latent j of a pyramid covers the cell around its place in the order, at the first depth that has more than j cells.
+    """
+    places = [place for place in _ordered(_whole(window))]
+    depths = [[_whole(window)]]
+    while any(cell.size > 1 for cell in depths[-1]):
+        depths.append([half for cell in depths[-1] for half in (cell.halves() if cell.size > 1 else [cell])])
+    if anchor == "sharp":
+        depths = depths[-1:]
+    cells = []
+    for j, place in enumerate(places):
+        around = next(level for level in depths if len(level) > j)
+        cells.append(next(cell for cell in around if place in cell.places()))
+    return tuple(cells)
+
+
+def anchor_places(window: Window, anchor: Anchor) -> Tensor:
+    """(J, 3) float32: frame, row and column, within the window, of the middle of what each latent stands for."""
+    middles = [
+        [(a + b - 1) / 2 for a, b in zip(cell.first, cell.end, strict=True)] for cell in covered_cells(window, anchor)
+    ]
+    return torch.tensor(middles)
+
+
+class Anchors(nn.Module):
+    """The two learned tables of an anchored interface.
+
+    Args:
+        window: of a group: S tokens and as many latents. anchor: how they start, "sharp" or "pyramid".
+    """
+
+    def __init__(self, window: Window, anchor: Anchor) -> None:
+        super().__init__()
+        self.window, self.anchor = window, anchor
+        self.read_logits = nn.Parameter(torch.empty(window.size, window.size))  # (J, S)
+        self.write_logits = nn.Parameter(torch.empty(window.size, window.size))  # (S, J)
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """The tables as a fresh model has them."""
+        cells = covered_cells(self.window, self.anchor)
+        places = _whole(self.window).places()
+        covers_JS = torch.tensor([[place in cell.places() for place in places] for cell in cells])
+        self.read_logits.copy_(torch.where(covers_JS, FAR, -FAR))
+        if self.anchor == "sharp":
+            at_S3 = torch.tensor(places, dtype=torch.float32)
+            to_J3 = anchor_places(self.window, self.anchor)
+            self.write_logits.copy_(-NEAR * torch.cdist(at_S3, to_J3).square())
+        else:
+            sizes = sorted({cell.size for cell in cells}, reverse=True)
+            finer_J = torch.tensor([FINER * sizes.index(cell.size) for cell in cells])
+            self.write_logits.copy_(torch.where(covers_JS, finer_J[:, None], -FAR).T)
+
+    def start(self, tokens_BGSC: Tensor, latents: slice | Tensor, tokens: slice | Tensor = slice(None)) -> Tensor:
+        """What some latents of every group start from (B, G, K, C), of the window's tokens of these numbers."""
+        weights_KS = self.read_logits[latents][:, tokens].softmax(-1)
+        return weights_KS.to(tokens_BGSC.dtype) @ tokens_BGSC
+
+    def spread(self, change_BGKC: Tensor, latents: slice | Tensor, tokens: slice | Tensor = slice(None)) -> Tensor:
+        """What the change of the kept latents, of these numbers, adds to every token of these (B, G, S, C)."""
+        weights_SK = self.write_logits[tokens][:, latents].softmax(-1)
+        return weights_SK.to(change_BGKC.dtype) @ change_BGKC
