@@ -69,42 +69,71 @@ def cross_attention(weights: Weights, heads: int, x: Tensor, source: Tensor) -> 
     return linear(weights, "out", multi_head(q, k, kv[:, width:], heads))
 
 
+def read_group(weights: Weights, heads: int, depth: int, tokens_SC: Tensor, c_C: Tensor, latents_KC: Tensor) -> Tensor:
+    """l = l + gate_a CA(l, mod(LN(s))); l = l + gate_m MLP(mod(LN(l))), in every layer, for the latents of one group."""
+    width = tokens_SC.shape[-1]
+    for i in range(depth):
+        layer = below(weights, f"layers.{i}")
+        shift_kv, scale_kv, gate_a, shift_m, scale_m, gate_m, _ = linear(layer, "modulation", silu(c_C)).split(width)
+        source = layer_norm(tokens_SC, 1e-6) * (1 + scale_kv) + shift_kv
+        latents_KC = latents_KC + gate_a * cross_attention(below(layer, "attention"), heads, latents_KC, source)
+        latents_KC = latents_KC + gate_m * mlp(below(layer, "mlp"), layer_norm(latents_KC, 1e-6) * (1 + scale_m) + shift_m)
+    return latents_KC
+
+
 def read(weights: Weights, heads: int, depth: int, tokens_BGSC: Tensor, c_BC: Tensor, keep: int) -> Tensor:
-    """l = l + gate_a CA(l, mod(LN(s))); l = l + gate_m MLP(mod(LN(l))), in every layer, group by group."""
-    width = tokens_BGSC.shape[-1]
-
-    def one_group(tokens: Tensor, c: Tensor) -> Tensor:
-        latents = weights["queries"][:keep]
-        for i in range(depth):
-            layer = below(weights, f"layers.{i}")
-            shift_kv, scale_kv, gate_a, shift_m, scale_m, gate_m, _ = linear(layer, "modulation", silu(c)).split(width)
-            source = layer_norm(tokens, 1e-6) * (1 + scale_kv) + shift_kv
-            latents = latents + gate_a * cross_attention(below(layer, "attention"), heads, latents, source)
-            latents = latents + gate_m * mlp(below(layer, "mlp"), layer_norm(latents, 1e-6) * (1 + scale_m) + shift_m)
-        return latents
-
+    """The first latents of every group, which start as the learned queries."""
+    queries = weights["queries"][:keep]
     return torch.stack(
-        [torch.stack([one_group(tokens, c) for tokens in groups]) for groups, c in zip(tokens_BGSC, c_BC, strict=True)]
+        [
+            torch.stack([read_group(weights, heads, depth, tokens, c, queries) for tokens in groups])
+            for groups, c in zip(tokens_BGSC, c_BC, strict=True)
+        ]
     )
+
+
+def write_group(weights: Weights, heads: int, depth: int, tokens_SC: Tensor, latents_KC: Tensor) -> Tensor:
+    """s = s + CA(s, l); s = s + MLP(s) in every layer, for the tokens of one group, which have their table added."""
+    for i in range(depth):
+        layer = below(weights, f"layers.{i}")
+        tokens_SC = tokens_SC + cross_attention(below(layer, "attention"), heads, tokens_SC, latents_KC)
+        tokens_SC = tokens_SC + mlp(below(layer, "mlp"), tokens_SC)
+    return tokens_SC
 
 
 def write(weights: Weights, heads: int, depth: int, tokens_BGSC: Tensor, latents_BGKC: Tensor) -> Tensor:
-    """s = s + table; then s = s + CA(s, l); s = s + MLP(s) in every layer, group by group."""
-
-    def one_group(tokens: Tensor, latents: Tensor) -> Tensor:
-        tokens = tokens + weights["token_positions"]
-        for i in range(depth):
-            layer = below(weights, f"layers.{i}")
-            tokens = tokens + cross_attention(below(layer, "attention"), heads, tokens, latents)
-            tokens = tokens + mlp(below(layer, "mlp"), tokens)
-        return tokens
-
+    """s = s + table; then the layers, group by group."""
+    table = weights["token_positions"]
     return torch.stack(
         [
-            torch.stack([one_group(s, z) for s, z in zip(tokens, latents, strict=True)])
+            torch.stack([write_group(weights, heads, depth, s + table, z) for s, z in zip(tokens, latents, strict=True)])
             for tokens, latents in zip(tokens_BGSC, latents_BGKC, strict=True)
         ]
     )
+
+
+def softmax(row: list[float]) -> list[float]:
+    top = max(row)
+    powers = [math.exp(value - top) for value in row]
+    return [power / sum(powers) for power in powers]
+
+
+def window_seats(grid: tuple[int, int, int], window: tuple[int, int, int]) -> list[dict[int, int]]:
+    """For every window, also those that stick out of the grid: {number in the window: row-major index in the grid}."""
+    T, H, W = grid
+    t, h, w = window
+    return [
+        {
+            (f * h + r) * w + c: ((f0 + f) * H + r0 + r) * W + c0 + c
+            for f in range(t)
+            for r in range(h)
+            for c in range(w)
+            if f0 + f < T and r0 + r < H and c0 + c < W
+        }
+        for f0 in range(0, T, t)
+        for r0 in range(0, H, h)
+        for c0 in range(0, W, w)
+    ]
 
 
 def angles(place: tuple[int, ...], pairs: int) -> Tensor:

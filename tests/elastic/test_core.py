@@ -8,6 +8,7 @@ from torch import Tensor
 
 import reference
 from elit.backbones.layers import Block
+from elit.elastic.anchors import Anchor, Anchors, anchor_order, covered_cells
 from elit.elastic.core import LatentCore, Layout, Trunk
 from elit.elastic.grid import Grid, Window
 from elit.elastic.interface import Read, Write
@@ -26,6 +27,7 @@ class Case:
     window: Window
     rope: bool = False
     sees_dropped: bool = False
+    anchor: Anchor = "none"
 
     def core(self) -> LatentCore:
         size = self.window.size
@@ -37,8 +39,13 @@ class Case:
                 self.window,
                 C // H if self.rope else None,
                 self.sees_dropped,
+                anchors=None if self.anchor == "none" else Anchors(self.window, self.anchor),
             )
         )
+
+    def seat(self, latent: int) -> int:
+        """The number, in the window, of the token that a latent sits on."""
+        return latent if self.anchor == "none" else anchor_order(self.window)[latent]
 
     def inputs(self, batch: int = 2) -> tuple[Tensor, Tensor]:
         generator = torch.Generator().manual_seed(1)
@@ -61,40 +68,84 @@ CASES = {
     "rope, oblong, sees dropped": Case(*OBLONG, rope=True, sees_dropped=True),
     "rope, video": Case(Grid(2, 4, frames=4), Window(2, 2, frames=2), rope=True),
     "table, one group": Case(Grid(2, 3), Window(2, 3)),
+    "table, ragged": Case(Grid(3, 5), Window(2, 2)),
+    "table, ragged, sees dropped": Case(Grid(5, 4), Window(2, 3), sees_dropped=True),
+    "rope, ragged": Case(Grid(3, 5), Window(2, 2), rope=True),
+    "rope, ragged video": Case(Grid(3, 3, frames=3), Window(2, 2, frames=2), rope=True),
+    "table, smaller than the window": Case(Grid(1, 2), Window(2, 2)),
+    "sharp": Case(*SQUARE, anchor="sharp"),
+    "pyramid": Case(*OBLONG, anchor="pyramid"),
+    "sharp, rope": Case(*SQUARE, rope=True, anchor="sharp"),
+    "pyramid, rope": Case(*SQUARE, rope=True, anchor="pyramid"),
+    "sharp, rope, ragged video": Case(Grid(3, 3, frames=3), Window(2, 2, frames=2), rope=True, anchor="sharp"),
+    "sharp, ragged": Case(Grid(5, 4), Window(2, 3), anchor="sharp"),
+    "pyramid, rope, ragged": Case(Grid(5, 4), Window(2, 3), rope=True, anchor="pyramid"),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
-def group_places(case: Case) -> list[tuple[int, ...]]:
-    """(row, column) of every group, or (frame, row, column) of a video."""
-    frames, rows, columns = (n // w for n, w in zip(case.grid.axes, case.window.axes, strict=True))
-    if frames == 1:
-        return [(r, c) for r in range(rows) for c in range(columns)]
-    return [(f, r, c) for f in range(frames) for r in range(rows) for c in range(columns)]
+def middle(case: Case, latent: int) -> list[float]:
+    """(frame, row, column), within the window, of the middle of what an anchored latent stands for."""
+    _, rows, columns = case.window.axes
+    first, end = covered_cells(case.window, case.anchor)[latent]
+    every = [place(number, rows, columns) for number in range(case.window.size)]
+    places = [p for p in every if all(a <= i < b for a, i, b in zip(first, p, end, strict=True))]
+    return [sum(axis) / len(places) for axis in zip(*places, strict=True)]
+
+
+def place(number: int, rows: int, columns: int) -> tuple[int, int, int]:
+    return number // (rows * columns), number // columns % rows, number % columns
+
+
+def latent_place(case: Case, window: int, latent: int) -> tuple[float, ...]:
+    """Where RoPE has a latent: its number and its group's place, or the middle of what it stands for in the whole grid."""
+    counts = [-(-n // w) for n, w in zip(case.grid.axes, case.window.axes, strict=True)]
+    at = place(window, *counts[1:])
+    if case.anchor == "none":
+        where: list[float] = [latent, *at] if case.grid.frames > 1 else [latent, *at[1:]]
+        return tuple(where)
+    where = [g * w + m for g, w, m in zip(at, case.window.axes, middle(case, latent), strict=True)]
+    return tuple(where if case.grid.frames > 1 else where[1:])
 
 
 def one_sample(case: Case, weights: reference.Weights, x_NC: Tensor, c_C: Tensor, keep: int) -> Tensor:
-    """Read, core and Write as the paper tells them, window by window."""
-    windows = reference.window_tokens(case.grid.axes, case.window.axes)
-    tokens_GSC = torch.stack([x_NC[inside] + weights["read.token_positions"] for inside in windows])
+    """Read, core and Write as the paper tells them, window by window, with what an anchored interface adds."""
+    windows = reference.window_seats(case.grid.axes, case.window.axes)
     made = case.window.size if case.sees_dropped else keep
-    latents_GJC = reference.read(below(weights, "read"), H, 1, tokens_GSC[None], c_C[None], made)[0]
-    if not case.rope:  # latent j of a group sits where the group's j-th token does
-        table = weights["read.latent_positions"]
-        latents_GJC = latents_GJC + torch.stack([table[inside[:made]] for inside in windows])
+    tokens = [
+        torch.stack([x_NC[index] + weights["read.token_positions"][number] for number, index in seats.items()])
+        for seats in windows
+    ]
+    there = [[j for j in range(made) if case.seat(j) in seats] for seats in windows]
+    latents = []
+    for seats, group, some in zip(windows, tokens, there, strict=True):
+        start = torch.stack([weights["read.queries"][j] for j in some])
+        if case.anchor != "none":
+            logits = weights["anchors.read_logits"]
+            share = torch.tensor([reference.softmax([float(logits[j, s]) for s in seats]) for j in some]).double()
+            start = start + share @ group
+        made_here = reference.read_group(below(weights, "read"), H, 1, group, c_C, start)
+        if not case.rope:
+            rows = [seats[case.seat(j)] for j in some]
+            made_here = made_here + weights["read.latent_positions"][rows]
+        latents.append(made_here)
 
-    core_NC = torch.cat([latents[:keep] for latents in latents_GJC])
-    places = [(j, *group) for group in group_places(case) for j in range(keep)] if case.rope else None
+    kept = [[j for j in some if j < keep] for some in there]
+    core_NC = torch.cat([group[: len(some)] for group, some in zip(latents, kept, strict=True)])
+    places = [latent_place(case, g, j) for g, some in enumerate(kept) for j in some] if case.rope else None
     for i in range(2):
         core_NC = reference.block(below(weights, f"blocks.{i}"), H, core_NC, c_C, places)
-    sources = [
-        torch.cat([core_NC[g * keep : (g + 1) * keep], latents_GJC[g, keep:]]) for g in range(len(windows))
-    ]  # beyond `keep` there are latents only where Write sees the dropped
 
-    written_GSC = reference.write(below(weights, "write"), H, 1, tokens_GSC[None], torch.stack(sources)[None])[0]
     out_NC = torch.empty_like(x_NC)
-    for inside, written in zip(windows, written_GSC, strict=True):
-        out_NC[inside] = written
+    after = core_NC.split([len(some) for some in kept])
+    for seats, group, before, made_there, some in zip(windows, tokens, latents, after, kept, strict=True):
+        if case.anchor != "none":
+            logits = weights["anchors.write_logits"]
+            share = torch.tensor([reference.softmax([float(logits[s, j]) for j in some]) for s in seats]).double()
+            group = group + share @ (made_there - before[: len(some)])
+        table = torch.stack([weights["write.token_positions"][number] for number in seats])
+        source = torch.cat([made_there, before[len(some) :]])  # beyond `keep` only where Write sees the dropped
+        out_NC[list(seats.values())] = reference.write_group(below(weights, "write"), H, 1, group + table, source)
     return out_NC
 
 
@@ -147,13 +198,16 @@ def test_gradients_reach_the_latents_that_take_part(case, keep):
 
     taking_part = case.window.size if case.sees_dropped else keep
     learns = core.read.queries.grad.abs().sum(1) > 1e-4
-    assert learns.tolist() == [j < taking_part for j in range(case.window.size)]
+    windows = reference.window_seats(case.grid.axes, case.window.axes)
+    there = [any(case.seat(j) in seats for seats in windows) for j in range(case.window.size)]
+    assert learns.tolist() == [j < taking_part and there[j] for j in range(case.window.size)]
     if not case.rope:
         rows = core.read.latent_positions.grad.abs().sum(1) > 1e-4
-        used = {i for inside in reference.window_tokens(case.grid.axes, case.window.axes) for i in inside[:taking_part]}
+        used = {seats[case.seat(j)] for seats in windows for j in range(taking_part) if case.seat(j) in seats}
         assert set(rows.nonzero().flatten().tolist()) == used
+    seen = [any(number in seats for seats in windows) for number in range(case.window.size)]
     for parameter in (core.read.token_positions, core.write.token_positions):
-        assert (parameter.grad.abs().sum(1) > 1e-4).all()
+        assert (parameter.grad.abs().sum(1) > 1e-4).tolist() == seen
 
 
 def test_dropped_latents_do_not_exist_unless_write_sees_them():

@@ -129,8 +129,8 @@ class LatentCore(nn.Module):
         parts = [self.read_region(x_BNC, c_BC, grid, region, keep) for region in regions(grid, self.window)]
         before = [part.latents_BGJC[:, :, : part.seats.kept].flatten(1, 2) for part in parts]
         core_BNC = joined(before)
-        layout = Layout(Grid(core_BNC.shape[1] // keep, keep) if len(parts) == 1 else Grid(1, core_BNC.shape[1]))
-        core_BNC = self.blocks(core_BNC, c_BC, layout._replace(rope=self.rope(parts, grid)))
+        shape = (parts[0].latents_BGJC.shape[1], parts[0].seats.kept) if len(parts) == 1 else (1, core_BNC.shape[1])
+        core_BNC = self.blocks(core_BNC, c_BC, Layout(Grid(*shape), self.rope(parts, grid)))
         after = core_BNC.split([latents.shape[1] for latents in before], dim=1)
         written = [self.write_region(part, made) for part, made in zip(parts, after, strict=True)]
         return joined(written, grid, [part.region for part in parts])
