@@ -101,6 +101,56 @@ class DiTConfig:
         return None if self.group_size is None else Window(*pair(self.group_size))
 
 
+@record
+class UViTConfig(DiTConfig):
+    """A U-ViT: a DiT with long skips. Its elastic form has as many blocks before Read as after Write."""
+
+    def _check_elastic(self, window: Window) -> None:
+        super()._check_elastic(window)
+        if self.head_depth != self.tail_depth:
+            raise UserError(
+                f"head_depth {self.head_depth} and tail_depth {self.tail_depth} differ, and a U-ViT's skips join the i-th"
+                " block to the i-th from the end: give both the same"
+            )
+
+
+@record
+class HDiTConfig(DiTConfig):
+    """An HDiT: a DiT whose middle blocks run on a quarter of the tokens, twice as wide.
+
+    fold: the blocks before the tokens are folded, and those before they are unfolded again.
+    """
+
+    fold: tuple[LayersOrNone, LayersOrNone] = (4, 8)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.fold, list):
+            object.__setattr__(self, "fold", tuple(self.fold))
+        super().__post_init__()
+        start, end = self.fold
+        if not 0 <= start < end <= self.depth:
+            raise UserError(
+                f"fold {self.fold} is no run of blocks in a depth of {self.depth}; give (start, end), such as (4, 8)"
+            )
+        if self.grid.height % 2 or self.grid.width % 2:
+            raise UserError(f"a grid of {self.grid} tokens cannot be folded by 2 x 2; give another input_size")
+
+    def _check_elastic(self, window: Window) -> None:
+        super()._check_elastic(window)
+        if window.height % 2 or window.width % 2:
+            raise UserError(f"a window of {window} tokens cannot be folded by 2 x 2; give an even group_size")
+        window.groups(self.grid)  # whole windows alone
+        if not self.head_depth <= self.fold[0] < self.fold[1] <= self.depth - self.tail_depth:
+            raise UserError(
+                f"fold {self.fold} does not lie within the core, blocks {self.head_depth} to {self.depth - self.tail_depth}"
+            )
+
+    @property
+    def levels(self) -> Levels:
+        """Latents are folded by fours."""
+        return Levels(1) if self.window is None else Levels(self.window.size, 4)
+
+
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as a pair or as one side."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

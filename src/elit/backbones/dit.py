@@ -10,7 +10,7 @@ from elit.backbones.layers import Block, FinalLayer, TimestepEmbedding, patchify
 from elit.condition import Condition, Labels
 from elit.elastic.anchors import Anchors
 from elit.elastic.core import LatentCore, Layout, Trunk
-from elit.elastic.grid import Extent, Grid, Window
+from elit.elastic.grid import Extent, Grid
 from elit.elastic.interface import Read, Write, init_interface
 from elit.elastic.levels import Level
 from elit.elastic.model import ElasticModel, Input
@@ -32,32 +32,45 @@ class DiT(ElasticModel):
         self.patch_embedding = nn.Linear(patch_values, width)
         self.time_embedding = TimestepEmbedding(width)
         self.label_embedding = nn.Embedding(config.num_classes + 1, width)
-        blocks = [Block(width, config.heads, config.mlp_ratio, config.qk_norm) for _ in range(config.depth)]
-        self.blocks = nn.ModuleList(blocks if config.window is None else self._make_elastic(blocks, config.window))
+        self.blocks = nn.ModuleList(self.make_stack(self.make_blocks()))
         self.final = FinalLayer(width, patch_values)
         self.reset_positions()
         self.init_weights()
 
-    def _make_elastic(self, blocks: list[Block], window: Window) -> list[nn.Module]:
+    def make_blocks(self) -> list[Block]:
+        """The host's own blocks, first to last."""
         config = self.config
+        return [Block(config.width, config.heads, config.mlp_ratio, config.qk_norm) for _ in range(config.depth)]
+
+    def make_trunk(self, blocks: list[Block]) -> nn.Module:
+        """The host's middle, of these blocks, as it runs on latents."""
+        return Trunk(blocks)
+
+    def make_stack(self, blocks: list[Block]) -> list[nn.Module]:
+        """What runs one after another: the blocks, in an elastic model with a latent core in place of the middle ones."""
+        config, window = self.config, self.config.window
+        if window is None:
+            return list(blocks)
         head, tail = config.head_depth, config.depth - config.tail_depth
+        step = config.levels.step
+        table = 0 if config.rope else config.latent_table
         core = LatentCore(
-            Read(
-                config.width,
-                config.heads,
-                window.size,
-                config.read_depth,
-                config.interface_mlp_ratio,
-                table=0 if config.rope else config.latent_table,
-            ),
-            Trunk(blocks[head:tail]),
+            Read(config.width, config.heads, window.size, config.read_depth, config.interface_mlp_ratio, table),
+            self.make_trunk(blocks[head:tail]),
             Write(config.width, config.heads, window.size, config.write_depth, config.interface_mlp_ratio),
             window,
             head_width=config.width // config.heads if config.rope else None,
             write_sees_dropped=config.write_sees_dropped,
-            anchors=None if config.anchor == "none" else Anchors(window, config.anchor),
+            step=step,
+            anchors=None if config.anchor == "none" else Anchors(window, config.anchor, step),
         )
         return [*blocks[:head], core, *blocks[tail:]]
+
+    def run_stack(self, x_BNC: Tensor, c_BC: Tensor, layout: Layout) -> Tensor:
+        """Tokens (B, N, C) through the whole stack."""
+        for block in self.blocks:
+            x_BNC = block(x_BNC, c_BC, layout)
+        return x_BNC
 
     def init_weights(self) -> None:
         """Xavier-uniform linears with zero bias; N(0, 0.02) tables and time MLP; zero modulation and output."""
@@ -91,9 +104,7 @@ class DiT(ElasticModel):
             h = h + (self.positions if grid == self.config.grid else sincos_table(grid, self.config.width).to(h))
         assert isinstance(condition, Labels)
         c = self.time_embedding(t) + self.label_embedding(condition.y)
-        layout = Layout(grid, rope, level)
-        for block in self.blocks:
-            h = block(h, c, layout)
+        h = self.run_stack(h, c, Layout(grid, rope, level))
         return unpatchify(self.final(h, c), grid, self.config.patch_size)
 
     def check(self, x: Tensor, t: Tensor, condition: Condition) -> Grid:

@@ -80,14 +80,17 @@ class SelfAttention(nn.Module):
 
 
 class Block(HostBlock):
-    """The adaLN-Zero transformer block of DiT (Peebles and Xie, 2023): six chunks of modulation from c."""
+    """The adaLN-Zero transformer block of DiT (Peebles and Xie, 2023): six chunks of modulation from c.
 
-    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool) -> None:
+    told: the width of c; the block's own where none is given.
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: float, qk_norm: bool, told: int | None = None) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.attention = SelfAttention(width, heads, qk_norm)
         self.mlp = MLP(width, mlp_ratio)
-        self.modulation = nn.Linear(width, 6 * width)
+        self.modulation = nn.Linear(told or width, 6 * width)
 
     def compute(self, x_BNC: Tensor, c_BC: Tensor, rope: Tensor | None) -> Tensor:
         chunks = self.modulation(F.silu(c_BC))[:, None].chunk(6, dim=-1)

@@ -4,8 +4,10 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from elit.backbones.config import DiTConfig
+from elit.backbones.config import DiTConfig, HDiTConfig, UViTConfig
 from elit.backbones.dit import DiT
+from elit.backbones.hdit import HDiT
+from elit.backbones.uvit import UViT
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.words import suggest
@@ -35,18 +37,28 @@ class Backbone:
     presets: dict[str, dict[str, Any]]
 
 
-def _sit_presets() -> dict[str, dict[str, Any]]:
+# size: blocks before the fold of an HDiT, and before its end
+FOLDS = {"S": (4, 8), "B": (4, 8), "L": (7, 17), "XL": (8, 20)}
+
+
+def _presets(family: str, patches: tuple[int, ...] = PATCHES) -> dict[str, dict[str, Any]]:
+    """The presets of a family of models, dense and elastic, in every size and patch."""
     presets: dict[str, dict[str, Any]] = {}
     for kind in ("", "ELIT-"):
         for size, (depth, width, heads, (head, _, tail)) in SIZES.items():
             split = {"group_size": GROUP_SIZE, "head_depth": head, "tail_depth": tail} if kind else {}
-            for patch in PATCHES:
-                fields = {"patch_size": patch, "depth": depth, "width": width, "heads": heads, **split}
-                presets[f"{kind}SiT-{size}/{patch}"] = fields
+            fold = {"fold": FOLDS[size]} if family == "HDiT" else {}
+            for patch in patches:
+                fields = {"patch_size": patch, "depth": depth, "width": width, "heads": heads, **split, **fold}
+                presets[f"{kind}{family}-{size}/{patch}"] = fields
     return presets
 
 
-BACKBONES = (Backbone("DiT", DiTConfig, DiT, _sit_presets()),)
+BACKBONES = (
+    Backbone("DiT", DiTConfig, DiT, _presets("SiT")),
+    Backbone("UViT", UViTConfig, UViT, _presets("UViT", patches=(2,))),
+    Backbone("HDiT", HDiTConfig, HDiT, _presets("HDiT", patches=(2,))),
+)
 
 
 def preset_names() -> list[str]:

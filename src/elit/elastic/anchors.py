@@ -7,7 +7,7 @@ the image and changes nothing. Anchored, latent j starts from a mean of its grou
 
 and what the core makes of the kept latents is added to the tokens,
 
-    token_s <- token_s + sum over k < K of W[s, k] (l_k after - l_k before),   W = softmax over the kept k of a learned table,
+    token_s <- token_s + sum over k < K of W[s, k] (l_k after - l_k before),   W = softmax over the kept k of another,
 
 before the paper's Write, zero as ever, comes on top. Where every latent starts as one token ("sharp"), the full budget
 of a fresh model computes the dense model; where the first ones are means of whole regions ("pyramid"), low budgets are
@@ -61,14 +61,15 @@ class Cell(NamedTuple):
 
 
 @cache
-def anchor_order(window: Window) -> tuple[int, ...]:
+def anchor_order(window: Window, step: int = 1) -> tuple[int, ...]:
     """The tokens of a window, as row-major numbers, so that every prefix is spread evenly over it.
 
     The window is halved along every axis again and again, and the parts take turns: of 4 x 4 tokens the first four are one
-    of each quadrant. The first is the first of the window, which every smaller window at a grid's edge has too.
+    of each quadrant. The first is the first of the window, which every smaller window at a grid's edge has too. With a
+    `step` of 4 it is 2 x 2 neighbours that take turns, row by row within each.
     """
     numbers = {place: number for number, place in enumerate(_whole(window).places())}
-    return tuple(numbers[place] for place in _ordered(_whole(window)))
+    return tuple(numbers[cell.first] for cell in covered_cells(window, "sharp", step))
 
 
 def _whole(window: Window) -> Cell:
@@ -83,30 +84,39 @@ def _ordered(cell: Cell) -> list[tuple[int, int, int]]:
 
 
 @cache
-def covered_cells(window: Window, anchor: Anchor) -> tuple[Cell, ...]:
+def covered_cells(window: Window, anchor: Anchor, step: int = 1) -> tuple[Cell, ...]:
     """What each latent stands for: a token where it is sharp; in a pyramid the whole window, then halves, then tokens.
 
     Latent j of a pyramid covers the cell around its place in the order, at the first depth that has more than j cells.
+    With a `step` of 4 latents come in fours, which share such a cell among them as its quarters, row by row.
     """
-    places = [place for place in _ordered(_whole(window))]
+    if step == 4:
+        half = Window(window.height // 2, window.width // 2, window.frames)
+        return tuple(quarter for cell in covered_cells(half, anchor) for quarter in _quarters(cell))
     depths = [[_whole(window)]]
     while any(cell.size > 1 for cell in depths[-1]):
         depths.append([half for cell in depths[-1] for half in (cell.halves() if cell.size > 1 else [cell])])
     if anchor == "sharp":
         depths = depths[-1:]
     cells = []
-    for j, place in enumerate(places):
+    for j, place in enumerate(_ordered(_whole(window))):
         around = next(level for level in depths if len(level) > j)
         cells.append(next(cell for cell in around if place in cell.places()))
     return tuple(cells)
 
 
-def anchor_places(window: Window, anchor: Anchor) -> Tensor:
+def _quarters(cell: Cell) -> list[Cell]:
+    """The four boxes, row by row, of a cell of half the rows and columns, as tokens of the whole."""
+    (t, y, x), (t_end, y_end, x_end) = cell
+    high, wide = y_end - y, x_end - x
+    corners = [(2 * y + row * high, 2 * x + column * wide) for row in (0, 1) for column in (0, 1)]
+    return [Cell((t, top, left), (t_end, top + high, left + wide)) for top, left in corners]
+
+
+def anchor_places(window: Window, anchor: Anchor, step: int = 1) -> Tensor:
     """(J, 3) float32: frame, row and column, within the window, of the middle of what each latent stands for."""
-    middles = [
-        [(a + b - 1) / 2 for a, b in zip(cell.first, cell.end, strict=True)] for cell in covered_cells(window, anchor)
-    ]
-    return torch.tensor(middles)
+    cells = covered_cells(window, anchor, step)
+    return torch.tensor([[(a + b - 1) / 2 for a, b in zip(cell.first, cell.end, strict=True)] for cell in cells])
 
 
 class Anchors(nn.Module):
@@ -114,24 +124,34 @@ class Anchors(nn.Module):
 
     Args:
         window: of a group: S tokens and as many latents. anchor: how they start, "sharp" or "pyramid".
+        step: how many latents go together; 4 where the core folds 2 x 2 of them into one.
     """
 
-    def __init__(self, window: Window, anchor: Anchor) -> None:
+    def __init__(self, window: Window, anchor: Anchor, step: int = 1) -> None:
         super().__init__()
-        self.window, self.anchor = window, anchor
+        self.window, self.anchor, self.step = window, anchor, step
         self.read_logits = nn.Parameter(torch.empty(window.size, window.size))  # (J, S)
         self.write_logits = nn.Parameter(torch.empty(window.size, window.size))  # (S, J)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The token that each latent sits on."""
+        return anchor_order(self.window, self.step)
+
+    def places(self) -> Tensor:
+        """(J, 3) the middle of what each latent stands for, within the window."""
+        return anchor_places(self.window, self.anchor, self.step)
 
     @torch.no_grad()
     def reset(self) -> None:
         """The tables as a fresh model has them."""
-        cells = covered_cells(self.window, self.anchor)
+        cells = covered_cells(self.window, self.anchor, self.step)
         places = _whole(self.window).places()
         covers_JS = torch.tensor([[place in cell.places() for place in places] for cell in cells])
         self.read_logits.copy_(torch.where(covers_JS, FAR, -FAR))
         if self.anchor == "sharp":
             at_S3 = torch.tensor(places, dtype=torch.float32)
-            to_J3 = anchor_places(self.window, self.anchor)
+            to_J3 = self.places()
             self.write_logits.copy_(-NEAR * torch.cdist(at_S3, to_J3).square())
         else:
             sizes = sorted({cell.size for cell in cells}, reverse=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from elit.elastic.anchors import Anchors, anchor_order, anchor_places
+from elit.elastic.anchors import Anchors
 from elit.elastic.grid import Grid, Region, Window, regions
 from elit.elastic.grouping import cut, group, joined, token_index, ungroup
 from elit.elastic.interface import Read, Write
@@ -47,6 +47,15 @@ class HostBlock(nn.Module):
         raise NotImplementedError
 
 
+class HostPart(nn.Module):
+    """A part of a host that is no block, such as a long skip.
+
+    canonical: its name whatever the split, as `ElasticModel.canonical_names` has it.
+    """
+
+    canonical: str
+
+
 class Trunk(nn.ModuleList):
     """A host's middle as a plain stack: trunk(x_BNC, c_BC, layout) runs its blocks one after another."""
 
@@ -73,8 +82,8 @@ class Part(NamedTuple):
 
     region: Region
     seats: Seats
-    tokens_BGSC: Tensor
-    latents_BGJC: Tensor
+    tokens_BGSC: Tensor  # noqa: N815
+    latents_BGJC: Tensor  # noqa: N815
 
 
 class LatentCore(nn.Module):
@@ -164,7 +173,8 @@ class LatentCore(nn.Module):
         anchored = self.anchors is not None
         if window == self.window and not (anchored and self.read.latent_positions is not None):
             return Seats(slice(None), slice(made), keep, slice(made))
-        return _seats(self.window, window, anchored, made, keep, device)
+        order = self.anchors.order if self.anchors is not None else tuple(range(self.window.size))
+        return _seats(self.window, window, order, made, keep, device)
 
     def rope(self, parts: list[Part], grid: Grid) -> Tensor | None:
         """The kept latents' rotations (2, G K, D / 2), or None where a table holds their positions.
@@ -191,14 +201,13 @@ class LatentCore(nn.Module):
             each_GK1 = numbers[None, :, None].expand(*shape, 1)
             return torch.cat([each_GK1, groups_GA[:, None].expand(*shape, -1)], -1).flatten(0, 1)
         first_GA = groups_GA * torch.tensor(region.window.axes[used], device=device) + corner
-        inside_KA = anchor_places(self.window, self.anchors.anchor).to(device)[numbers][:, used]
+        inside_KA = self.anchors.places().to(device)[numbers][:, used]
         return (first_GA[:, None] + inside_KA).flatten(0, 1)
 
 
 @cache
-def _seats(whole: Window, window: Window, anchored: bool, made: int, keep: int, device: torch.device) -> Seats:
+def _seats(whole: Window, window: Window, order: tuple[int, ...], made: int, keep: int, device: torch.device) -> Seats:
     inside = Region((0, 0, 0), Grid(window.height, window.width, window.frames), window).inside(whole)
-    order = anchor_order(whole) if anchored else tuple(range(whole.size))
     there = {token: place for place, token in enumerate(inside)}
     latents = [j for j in range(made) if order[j] in there]
     kept = sum(j < keep for j in latents)

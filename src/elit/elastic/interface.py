@@ -100,9 +100,7 @@ class Read(nn.Module):
         self.latent_positions = nn.Parameter(torch.empty(table, width)) if table else None
         self.layers = nn.ModuleList(ReadLayer(width, heads, mlp_ratio) for _ in range(depth))
 
-    def forward(
-        self, tokens_BGSC: Tensor, c_BC: Tensor, which: slice | Tensor, start_BGKC: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, tokens_BGSC: Tensor, c_BC: Tensor, which: slice | Tensor, start_BGKC: Tensor | None = None) -> Tensor:
         """The latents of these numbers (B, G, K, C) of every group. Each reads on its own: K read alone equal K of J.
 
         start: what they start from beside their queries (see `elit.elastic.anchors`).

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from elit.condition import Condition, Labels
-from elit.elastic.core import HostBlock, LatentCore
+from elit.elastic.core import HostBlock, HostPart, LatentCore
 from elit.elastic.grid import Extent
 from elit.elastic.interface import ReadLayer, WriteLayer
 from elit.elastic.levels import Budget, Level, Levels
@@ -121,7 +121,7 @@ class ElasticModel(nn.Module):
 
         Each is compiled, sharded and recomputed as one.
         """
-        return [module for module in self.modules() if isinstance(module, HostBlock | ReadLayer | WriteLayer)]
+        return [module for module in self.modules() if isinstance(module, HostBlock | HostPart | ReadLayer | WriteLayer)]
 
     def compile_blocks(self, **options: Any) -> None:
         """torch.compile unit by unit: quicker to compile than the whole, and one graph serves every block and budget.
@@ -149,16 +149,18 @@ class ElasticModel(nn.Module):
         return {name: p for name, p in self.named_parameters() if prefixes and name.startswith(prefixes)}
 
     def hidden_matrices(self) -> list[Tensor]:
-        """The weights of the linears inside the blocks, Read and Write among them, without the modulations."""
+        """The weights of the linears inside the units, Read's and Write's among them, without the modulations."""
         return [
             module.weight
-            for name, module in self.blocks.named_modules()
-            if isinstance(module, nn.Linear) and not name.endswith(".modulation")
+            for unit in self.units()
+            for name, module in unit.named_modules()
+            if isinstance(module, nn.Linear) and name != "modulation"
         ]
 
     def canonical_names(self) -> dict[str, str]:
         """A name for every tensor that does not depend on the split (host.3.mlp.fc1.weight), with the model's own name."""
         moved = {f"{name}.": f"host.{i}." for i, name in enumerate(self.host_blocks())}
+        moved |= {f"{name}.": f"{part.canonical}." for name, part in self.named_modules() if isinstance(part, HostPart)}
         moved |= {prefix: f"{prefix.split('.')[-2]}." for prefix in self._interface_prefixes()}
         out = {}
         for name in self.state_dict():
