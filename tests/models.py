@@ -5,7 +5,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from elit import DiT, DiTConfig
+from elit import DiTConfig
+from elit.backbones.table import BACKBONES, build_model
+from elit.elastic.model import ElasticModel
 from randomised import randomised
 
 DENSE = DiTConfig(input_size=8, num_classes=3, width=32, depth=4, heads=2, head_depth=1, tail_depth=1)
@@ -34,12 +36,25 @@ CONFIGS = {
     "interface MLP of 4": elastic(interface_mlp_ratio=4.0),
     "patch of 1, three channels": elastic(input_size=4, patch_size=1, in_channels=3),
     "no head, no tail": elastic(depth=2, head_depth=0, tail_depth=0),
+    "ragged": elastic(group_size=3),
+    "ragged, sharp, rope": elastic(group_size=3, rope=True, anchor="sharp"),
+    "sharp": elastic(anchor="sharp"),
+    "pyramid, rope": elastic(anchor="pyramid", rope=True),
 }
+# what a row of the table needs beside the fields that all share, and where its levels differ the window
+OF_ITS_OWN: dict[str, dict[str, object]] = {"HDiT": {"fold": (1, 3), "group_size": 4}}
+for backbone in BACKBONES:
+    if backbone.config is not DiTConfig:
+        fields = {field.name: getattr(ELASTIC, field.name) for field in dataclasses.fields(DiTConfig)}
+        own = OF_ITS_OWN.get(backbone.architecture, {})
+        CONFIGS[backbone.architecture] = backbone.config(**(fields | own))
+        CONFIGS[f"{backbone.architecture}, rope"] = backbone.config(**(fields | own | {"rope": True}))
+        CONFIGS[f"{backbone.architecture}, dense"] = backbone.config(**(fields | own | {"group_size": None}))
 
 
-def made(config: DiTConfig) -> DiT:
+def made(config: DiTConfig) -> ElasticModel:
     """A model whose every weight counts, in eval mode."""
-    return randomised(DiT(config)).eval()
+    return randomised(build_model(config)).eval()
 
 
 def inputs_of(config: DiTConfig, batch: int = 4) -> tuple[Tensor, Tensor, Tensor]:

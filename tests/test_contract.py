@@ -10,10 +10,14 @@ import torch
 from torch import Tensor
 
 from elit import DiT, DiTConfig, load_model
+from elit.backbones.config import HDiTConfig
 from elit.backbones.layers import Block, SelfAttention
+from elit.backbones.table import build_model
+from elit.elastic.grid import regions
 from elit.elastic.grouping import token_index
+from elit.elastic.model import ElasticModel
 from elit.weights import save_weights
-from models import CONFIGS, ELASTIC, elastic, inputs_of, made
+from models import CONFIGS, ELASTIC, inputs_of, made
 
 every_model = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 elastic_configs = {name: config for name, config in CONFIGS.items() if config.group_size is not None}
@@ -21,14 +25,16 @@ every_elastic_model = pytest.mark.parametrize("config", elastic_configs.values()
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}
 
 
-def fractions(model: DiT) -> list[float]:
-    return [k / model.latents for k in range(1, model.latents + 1)]
+def fractions(model: ElasticModel) -> list[float]:
+    """Every valid budget: k/J for each step of the levels, which are fours in an HDiT."""
+    step = 4 if isinstance(model.config, HDiTConfig) and model.core is not None else 1
+    return [k / model.latents for k in range(step, model.latents + 1, step)]
 
 
 @every_model
 def test_a_fresh_model_predicts_zero(config):
     """adaLN-Zero and the zero output layer: at init the velocity is exactly zero at every budget."""
-    model = DiT(config)
+    model = build_model(config)
     for budget in fractions(model):
         v = model(*inputs_of(config), budget)
         assert torch.equal(v, torch.zeros_like(inputs_of(config)[0]))
@@ -92,11 +98,11 @@ def test_a_budget_per_sample_is_each_sample_alone(config, as_tensor):
 def test_fixed_is_the_forward_at_that_budget(config):
     """A count of latents (int) or a fraction (float), bit for bit, and with the model's own weights."""
     model = made(config)
-    for k, budget in enumerate(fractions(model), start=1):
+    for budget in fractions(model):
         expected = model(*inputs_of(config), budget)
-        assert torch.equal(model.fixed(level=k)(*inputs_of(config)), expected)
+        assert torch.equal(model.fixed(level=round(budget * model.latents))(*inputs_of(config)), expected)
         assert torch.equal(model.fixed(budget=budget)(*inputs_of(config)), expected)
-    assert {id(p) for p in model.fixed(level=1).parameters()} == {id(p) for p in model.parameters()}
+    assert {id(p) for p in model.fixed(budget=1.0).parameters()} == {id(p) for p in model.parameters()}
 
 
 @every_model
@@ -104,14 +110,14 @@ def test_fixed_refuses_what_the_model_has_not(config):
     """Counts from 1 to J and fractions in (0, 1]."""
     model = made(config)
     for k in (0, -1, model.latents + 1):
-        with pytest.raises(ValueError, match=f"{k} latents .* has 1 to {model.latents}"):
+        with pytest.raises(ValueError, match=rf"{k} latents .* has \d to {model.latents}"):
             model.fixed(level=k)
     for budget in (0.0, 1.5, float("nan")):
         with pytest.raises(ValueError, match=f"{model.latents}/{model.latents}"):
             model.fixed(budget=budget)
 
 
-def idle_rows(model: DiT, name: str, grad: Tensor) -> Tensor:
+def idle_rows(model: ElasticModel, name: str, grad: Tensor) -> Tensor:
     """Rows that are documented never to learn: Read's unused chunk, and those of the table beyond the grid."""
     idle = torch.zeros(len(grad), dtype=torch.bool)
     if ".read.layers." in name and ".modulation." in name:
@@ -141,14 +147,14 @@ def test_every_parameter_learns(config):
             assert parameter.grad.abs().max() > 1e-6, name
 
 
-def loss_and_gradients(model: DiT, config: DiTConfig, budget: float | list[float]) -> tuple[Tensor, list[Tensor]]:
+def loss_and_gradients(model: ElasticModel, config: DiTConfig, budget: float | list[float]) -> tuple[Tensor, list[Tensor]]:
     loss = model(*inputs_of(config), budget).square().mean()
     gradients = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
     return loss, [torch.zeros(()) if g is None else g for g in gradients]
 
 
 @contextmanager
-def counted_calls(model: DiT) -> Iterator[list[SelfAttention]]:
+def counted_calls(model: ElasticModel) -> Iterator[list[SelfAttention]]:
     """Every entry into a block's self-attention, first time or again."""
     calls: list[SelfAttention] = []
     handles = [
@@ -226,7 +232,7 @@ def test_another_grid_runs_where_positions_allow_it(config):
         with pytest.raises(ValueError, match=r"learned positions .* rope=True"):
             model(x, t, y)
         return
-    made_for_it = DiT(wider)
+    made_for_it = build_model(wider)
     made_for_it.load_state_dict(model.state_dict())
     for budget in fractions(model):
         torch.testing.assert_close(model(x, t, y, budget), made_for_it(x, t, y, budget))
@@ -241,7 +247,8 @@ def test_a_grid_of_as_many_tokens_is_another_grid_still():
 
 
 def test_a_grid_that_windows_do_not_tile_is_refused_with_windows_that_do():
-    model = made(elastic(rope=True, input_size=16, group_size=4))
+    """An HDiT's latents are folded by fours, so its windows are whole; other models have smaller windows at the edges."""
+    model = made(dataclasses.replace(CONFIGS["HDiT, rope"], input_size=16))
     with pytest.raises(ValueError, match=r"window of 4x4 does not divide a grid of 6x8 tokens; .*: 3x4 or 6x4"):
         model(torch.zeros(1, 4, 12, 16), torch.zeros(1), torch.zeros(1, dtype=torch.long))
 
@@ -286,7 +293,7 @@ def test_the_latent_table_is_indexed_by_place_in_the_grid():
     """A latent takes the row of its token: a 4 x 4 grid counts them row by row, not window by window."""
     model = made(ELASTIC)
     assert model.core is not None
-    where = token_index(model.config.grid, model.core.window)
+    where = token_index(model.config.grid, regions(model.config.grid, model.core.window)[0])
     first_latents_only = model(*inputs_of(ELASTIC), 0.25)
     with torch.no_grad():
         model.core.read.latent_positions[6] += 1.0  # the first token of no window: (row 1, column 2)

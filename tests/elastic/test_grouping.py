@@ -7,9 +7,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from elit.elastic.grid import Grid, Window
-from elit.elastic.grouping import group, token_index, ungroup
-from reference import window_tokens
+from elit.elastic.grid import Grid, Window, regions
+from elit.elastic.grouping import cut, group, joined, token_index, ungroup
+from reference import window_seats, window_tokens
 
 side = st.integers(1, 4)
 sides = st.tuples(side, side, side)  # (frames, height, width)
@@ -46,7 +46,7 @@ def test_group_gathers_each_window_in_row_major_order(window, counts):
     assert grouped[0, :, :, 0].tolist() == expected
     assert torch.equal(grouped[1], -grouped[0])
     assert torch.equal(grouped[..., 2], 100 * grouped[..., 0])
-    assert token_index(grid_of(grid), window_of(window)).tolist() == expected
+    assert token_index(grid_of(grid), regions(grid_of(grid), window_of(window))[0]).tolist() == expected
 
 
 @given(window=sides, counts=sides)
@@ -63,7 +63,10 @@ def test_ungroup_is_the_inverse_of_group(window, counts):
 
 def test_group_on_a_drawn_example():
     """A 2 x 6 grid under windows of 2 x 3, numbered by hand."""
-    assert token_index(Grid(2, 6), Window(2, 3)).tolist() == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
+    assert token_index(Grid(2, 6), regions(Grid(2, 6), Window(2, 3))[0]).tolist() == [
+        [0, 1, 2, 6, 7, 8],
+        [3, 4, 5, 9, 10, 11],
+    ]
 
 
 @given(window=sides, counts=sides)
@@ -100,7 +103,6 @@ def test_a_window_that_does_not_divide_is_refused_with_the_nearest_that_do(grid,
         lambda: window_of(window).groups(grid_of(grid)),
         lambda: group(x_BNC, grid_of(grid), window_of(window)),
         lambda: ungroup(x_BNC[:, None], grid_of(grid), window_of(window)),
-        lambda: token_index(grid_of(grid), window_of(window)),
     ):
         with pytest.raises(ValueError) as error:
             call()
@@ -109,6 +111,28 @@ def test_a_window_that_does_not_divide_is_refused_with_the_nearest_that_do(grid,
         assert all(divides(proposal, grid) for proposal in proposals)
         nearest = [nearest_by_search(n, w) for n, w in zip(grid, window, strict=True)]
         assert set(proposals) == {tuple(below for below, _ in nearest), tuple(above for _, above in nearest)}
+
+
+@given(grid=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)), window=sides)
+def test_regions_cover_every_token_once_window_by_window(grid, window):
+    """Against a loop over windows that may stick out of the grid: each one's tokens, in their order, in one region."""
+    expected = [list(seats.items()) for seats in window_seats(grid, window)]
+    found = []
+    for region in regions(grid_of(grid), window_of(window)):
+        inside = region.inside(window_of(window))
+        for tokens in token_index(grid_of(grid), region).tolist():
+            found.append(list(zip(inside, tokens, strict=True)))
+    assert sorted(found) == sorted(expected)
+
+
+@given(grid=st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 9)), window=sides)
+def test_joined_is_the_inverse_of_cut(grid, window):
+    size, where = grid[0] * grid[1] * grid[2], grid_of(grid)
+    x_BNC = torch.arange(2 * size * 3).reshape(2, size, 3)
+    parts = regions(where, window_of(window))
+    assert torch.equal(joined([cut(x_BNC, where, region) for region in parts], where, parts), x_BNC)
+    if divides(window, grid):
+        assert [(region.grid, region.window) for region in parts] == [(where, window_of(window))]
 
 
 def test_the_refusal_is_a_sentence_with_both_sizes():

@@ -9,6 +9,7 @@ from tiny_models import EMOJI, LATENT, subject_of
 from torch import Tensor
 
 import elit
+from elit.elastic.grid import regions
 from elit.elastic.grouping import token_index
 from elit.elastic.interface import CrossAttention
 from elit.reports.attention import correlation_rows, images_of, report_attention
@@ -55,7 +56,7 @@ def test_every_weight_lands_on_its_own_token(make_dit: Callable[..., elit.DiT]) 
     config = model.config
     assert config.window is not None
     maps = read_maps(model, *some_images(model), 0.5, elit.FlowPath.LINEAR, seed=0)
-    where_GS = token_index(config.grid, config.window)
+    where_GS = token_index(config.grid, regions(config.grid, config.window)[0])
     for j in range(4):
         assert torch.equal(latent_map(maps, j, model)[:, where_GS], maps.attention[:, :, j])
     torch.testing.assert_close(maps.token_attention[:, where_GS], maps.attention.sum(2))

@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from elit.backbones.config import HDiTConfig
 from elit.backbones.dit import DiT
 from elit.backbones.layers import Block
+from elit.condition import Condition
 from elit.elastic.core import HostPart, Layout
 from elit.elastic.grid import Grid, Window
 from elit.elastic.grouping import group, ungroup
+from elit.errors import UserError
 
 SQUARE = Window(2, 2)
 
@@ -92,3 +94,11 @@ class HDiT(DiT):
 
     def make_stack(self, blocks: list[Block]) -> list[nn.Module]:
         return super().make_stack(blocks) if self.config.window is not None else [self.make_trunk(blocks)]
+
+    def check(self, x: Tensor, t: Tensor, condition: Condition) -> Grid:
+        grid = super().check(x, t, condition)
+        if grid.height % 2 or grid.width % 2:
+            raise UserError(f"an HDiT folds 2 x 2 tokens, and a grid of {grid} has an odd side; give another size")
+        if self.config.window is not None:
+            self.config.window.groups(grid)  # whole windows alone, whose latents come in fours
+        return grid
