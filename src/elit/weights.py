@@ -25,9 +25,14 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FLOATS_TEXT = "float32, float16, bfloat16 or float64"
 
 
+# Fields younger than the first models, left out at these values: so a model's file and its fingerprint stay what they were.
+LATER = {"anchor": "none"}
+
+
 def config_to_dict(config: DiTConfig) -> dict[str, object]:
     """What config.json holds."""
-    return {"architecture": backbone_of(config).architecture, **dataclasses.asdict(config)}
+    values = {"architecture": backbone_of(config).architecture, **dataclasses.asdict(config)}
+    return {name: value for name, value in values.items() if name not in LATER or value != LATER[name]}
 
 
 def config_from_dict(values: object, origin: str) -> DiTConfig:
