@@ -102,7 +102,7 @@ def test_saved_and_loaded_it_is_the_same(pipe: ElitPipeline, tmp_path: Path) -> 
     pipe.save_pretrained(folder)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="holds something else"):
+    with pytest.raises(ValueError, match=r"holds other files, such as thesis\.txt"):
         pipe.save_pretrained(tmp_path / "other")
     assert [p.name for p in (tmp_path / "other").iterdir()] == ["thesis.txt"]
 

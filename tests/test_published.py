@@ -18,6 +18,7 @@ from elit import DiT, create_model, load_model, load_published
 from elit.card import Card, SamplingDefaults, load_card, save_card
 from elit.cli import main
 from elit.published import FILES, LICENCE, published_names, read_published, wanted_tensors
+from elit.weights import config_to_dict
 from published_weights import DATA, SHAPES, args_of, drawn_inputs, drawn_state, light_state, save_checkpoint, with_positions
 
 EXPECTED = load_file(DATA / "expected.safetensors")
@@ -311,8 +312,10 @@ def test_folders_that_hold_something_are_kept(light, capsys):
     folder = light.parent / "new" / "model"
     folder.mkdir(parents=True)
     (folder / "config.json").write_text("{}")
-    assert "--overwrite" in refused(capsys, light)
+    assert "no model of this library" in refused(capsys, light, "--overwrite")
     assert (folder / "config.json").read_text() == "{}"
+    (folder / "config.json").write_text(json.dumps(config_to_dict(create_model("SiT-S/8").config)))
+    assert "--overwrite" in refused(capsys, light)
     (folder / "notes.txt").write_text("mine")
     assert "notes.txt" in refused(capsys, light, "--overwrite")
     (folder / "notes.txt").unlink()

@@ -15,9 +15,10 @@ from elit.flow import FlowPath
 from elit.guidance import Guidance
 from elit.recipe import Recipe
 from elit.records import Count, Whole, checked, read_json, record
+from elit.sampling import MOST_STEPS
 
 CARD_FILE = "card.json"
-Steps = Annotated[int, Ge(1), Le(100_000)]  # of a sampler
+Steps = Annotated[int, Ge(1), Le(MOST_STEPS)]  # of a sampler
 
 
 class Quality(TypedDict):

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,11 +45,14 @@ def check_writable(folder: Path) -> None:
     """Makes the folder where it is missing and tries it, before the work. Raises WriteError where it cannot be written."""
     with told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        trial = folder / f".trial.{os.getpid()}.part"
-        try:
-            trial.touch()
-        finally:
-            trial.unlink(missing_ok=True)
+        with tempfile.TemporaryFile(dir=folder):  # without a name, so that a kill leaves nothing
+            pass
+
+
+def check_makeable(folder: Path) -> None:
+    """Tries, before the work, that a folder can be made or replaced, and leaves nothing behind. Raises WriteError."""
+    with told(folder):
+        check_writable(next(place for place in folder.absolute().parents if place.exists()))
 
 
 @contextmanager
@@ -79,8 +83,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     with told(folder):
         shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
+        remove_dead_beside(folder)
         try:
+            beside.mkdir(parents=True)
             yield beside
             replace_folder(beside, folder)
         finally:
@@ -94,11 +99,11 @@ def replace_folder(new: Path, folder: Path) -> None:
         new.rename(folder)
         return
     shutil.rmtree(aside, ignore_errors=True)
-    folder.rename(aside)
     try:
+        folder.rename(aside)
         new.rename(folder)
     except BaseException:
-        if not folder.exists():
+        if aside.exists() and not folder.exists():
             aside.rename(folder)
         raise
     shutil.rmtree(aside, ignore_errors=True)
@@ -114,11 +119,27 @@ def remove_folder(folder: Path) -> None:
 def found(folder: Path) -> Path:
     """The folder; where a kill came between setting it aside and replacing it, it is given its name again."""
     if not folder.exists():
-        for aside in sorted(folder.parent.glob(f".{_literal(folder.name)}.*.old")):
-            if not _alive(aside.name.split(".")[-2]):
-                aside.rename(folder)
-                break
+        for aside in _of_the_dead(folder, "old"):
+            aside.rename(folder)
+            break
     return folder
+
+
+def remove_dead_beside(folder: Path) -> None:
+    """Removes what killed processes left beside a folder; where one of them set it aside, it has its name again first."""
+    found(folder)
+    for left in [*_of_the_dead(folder, "old"), *_of_the_dead(folder, "part"), *_of_the_dead(folder, "gone")]:
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _of_the_dead(folder: Path, kind: str) -> list[Path]:
+    """The folders beside one, `.NAME.PID.kind`, of processes that are no more."""
+    beside = sorted(folder.parent.glob(f".{_literal(folder.name)}.*.{kind}"))
+    return [place for place in beside if place.name.count(".") == folder.name.count(".") + 3 and not _alive(_pid(place))]
+
+
+def _pid(place: Path) -> str:
+    return place.name.split(".")[-2]
 
 
 def _literal(name: str) -> str:

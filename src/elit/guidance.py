@@ -15,6 +15,7 @@ from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import OverTime
 from elit.errors import UserError
 from elit.samplers import Velocity
+from elit.words import shown
 
 APART = 4  # images; as many on a CPU run faster in two passes, whose activations stay in the caches, than in one of 2 B
 
@@ -38,6 +39,14 @@ class Guidance:
     weak_label: Literal["null", "same"] = "null"
 
     def __post_init__(self) -> None:
+        try:
+            self._check()
+        except TypeError as error:
+            raise UserError(
+                f"guidance is made of numbers, as Guidance(scale=2.0, weak_budget=1/16), not {shown(vars(self))}"
+            ) from error
+
+    def _check(self) -> None:
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise UserError(f"guidance interval {self.interval} is not low <= high within [0, 1]")

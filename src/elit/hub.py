@@ -1,11 +1,15 @@
-"""Files from the Hugging Face hub."""
+"""Where a model is: bundled, in a folder, in a run, or on the Hugging Face hub."""
 
 import re
 from pathlib import Path
 
+from elit.bundled import FOLDER
 from elit.card import CARD_FILE
 from elit.errors import UserError
-from elit.weights import CONFIG_FILE, WEIGHTS_FILE
+from elit.files import found
+from elit.weights import CONFIG_FILE, WEIGHTS_FILE, model_in
+
+BUNDLED = "bundled"  # what commands call the bundled model
 
 
 def from_hub(repository: str, files: list[str], remedy: str) -> Path:
@@ -25,13 +29,30 @@ def from_hub(repository: str, files: list[str], remedy: str) -> Path:
     raise UserError(f"could not fetch {files[0]} of {repository} from the hub ({why}); {remedy}")
 
 
-def model_folder(name: str | Path) -> Path:
-    """A folder of that name, or that of the hub's model of that id ("user/model").
+def find_model(name: str | Path | None = None) -> Path:
+    """The model folder that a name stands for, in every command and in the library.
 
-    Raises UserError where there is neither, or the hub cannot be reached.
+    None or "bundled": the bundled model (a folder of that name is ./bundled). A model folder: itself. The folder of a
+    training run: its last checkpoint. "user/name", where there is no such folder: the hub's model of that id. Raises
+    UserError for any other name, and where the hub cannot be reached.
     """
-    folder = Path(name)
-    if folder.is_dir() or not re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)):
-        return folder
+    if name is None or str(name) == BUNDLED:
+        return FOLDER
+    folder = found(Path(name).expanduser())
+    if folder.exists() or not is_hub_id(str(name)):
+        return model_in(folder)
     remedy = f"there is no folder {name} either: give a model folder, or fetch it where there is a network"
     return from_hub(str(name), [WEIGHTS_FILE, CONFIG_FILE, CARD_FILE], remedy)
+
+
+def names_model(name: str) -> bool:
+    """Whether a name, which may be that of pictures too, is meant for a model: see `find_model`."""
+    folder = found(Path(name).expanduser())
+    if name == BUNDLED or not folder.exists():
+        return name == BUNDLED or is_hub_id(name)
+    return (folder / CONFIG_FILE).is_file() or any((folder / "checkpoints").glob("step_*"))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name is written as the hub writes its own: "user/name"."""
+    return re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name) is not None

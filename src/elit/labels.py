@@ -9,8 +9,11 @@ from typing import Literal
 import torch
 
 from elit.errors import UserError
+from elit.files import read_bytes
 from elit.seeding import generator_for
-from elit.words import suggest
+from elit.words import shown, suggest
+
+FILE_BYTES = 64 * 2**20  # of a file of labels
 
 
 @dataclass(frozen=True)
@@ -34,24 +37,37 @@ class LabelRule:
 
 
 def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> LabelRule:
-    """ "uniform", "balanced", a list of numbers or names ("3,heart"), ranges ("0-9"), or a file with one label per line.
+    """ "uniform", "balanced", a list of names or numbers ("3,heart"), ranges ("0-9"), or a file of them, "@labels.txt".
 
+    A file has one label per line. A path without the @ is taken for a file where it is no label, and looks like a path.
     Raises UserError for a label that the model does not have; a file's error names the line.
     """
     if text == "uniform":
         return LabelRule("uniform", classes)
     if text == "balanced":
         return LabelRule("balanced", classes)
-    file = Path(text)
-    if file.is_file():
-        return LabelRule("list", classes, tuple(_file_labels(file, classes, names)))
-    values = [value for part in text.split(",") for value in _one_part(part.strip(), classes, names)]
-    return LabelRule("list", classes, tuple(values))
+    if text.startswith("@") and text not in names:
+        return LabelRule("list", classes, tuple(_file_labels(Path(text[1:]), classes, names)))
+    parts = [text] if text in names else [part.strip() for part in text.split(",")]
+    try:
+        return LabelRule("list", classes, tuple(label_indices(parts, classes, names, ranges=True)))
+    except UserError:
+        if not _is_file(text):
+            raise
+    return LabelRule("list", classes, tuple(_file_labels(Path(text), classes, names)))
+
+
+def _is_file(text: str) -> bool:
+    """Whether a text looks like a path and names a file; a long list of labels is no path at all."""
+    try:
+        return ("/" in text or Path(text).suffix != "") and Path(text).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _file_labels(file: Path, classes: int, names: Sequence[str]) -> list[int]:
     try:
-        lines = file.read_text(encoding="utf8").splitlines()
+        lines = read_bytes(file, FILE_BYTES).decode("utf8").splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not a text file ({error}); write one label per line") from error
     values = []
@@ -59,30 +75,61 @@ def _file_labels(file: Path, classes: int, names: Sequence[str]) -> list[int]:
         if line.strip():
             try:
                 values.append(label_index(line.strip(), classes, names))
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(f"line {number} of {file}: {error}") from error
     if not values:
         raise UserError(f"{file} holds no labels; write one per line")
+    label_indices([line.strip() for line in lines if line.strip()], classes, names)  # names and numbers are not mixed
     return values
 
 
-def _one_part(text: str, classes: int, names: Sequence[str]) -> list[int]:
-    ends = re.fullmatch(r"(\d+)-(\d+)", text)
-    if ends is None or text in names:
-        return [label_index(text, classes, names)]
-    first, last = (label_index(end, classes, names) for end in ends.groups())
+def label_indices(texts: Sequence[str], classes: int, names: Sequence[str] = (), ranges: bool = False) -> list[int]:
+    """The indices of labels given by name or number, or, with `ranges`, by ranges of numbers.
+
+    Where classes are named by numbers, a number is a name in all of the list or an index in all of it. Raises UserError
+    for a list that mixes the two, a range that means different classes by one and by the other, and unknown labels.
+    """
+    values: list[int] = []
+    numbers: list[str] = []
+    for text in texts:
+        ends = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", text) if ranges and text not in names else None
+        if ends is None:
+            values.append(label_index(text, classes, names))
+            numbers += [text] if re.fullmatch("[0-9]{1,9}", text) else []
+        else:
+            values += _range(int(ends[1]), int(ends[2]), text, classes, names)
+            numbers.append(str(int(ends[1])))
+    elsewhere = [number for number in numbers if number in names and list(names).index(number) != int(number)]
+    indices = [number for number in numbers if number not in names]
+    if elsewhere and indices:
+        number = list(names).index(elsewhere[0])
+        raise UserError(f"{elsewhere[0]} is the name of class {number}, and {indices[0]} is no name; give names alone")
+    return values
+
+
+def _range(first: int, last: int, text: str, classes: int, names: Sequence[str]) -> range:
+    """The indices of a range. Raises UserError where it runs backwards or beyond, or means other classes by their names."""
+    for end in (first, last):
+        if end >= classes:
+            raise UserError(f"there is no label {str(end)!r}; labels are 0 to {classes - 1}")
     if last < first:
         raise UserError(f"the range {text} runs backwards; write {last}-{first}")
-    return list(range(first, last + 1))
+    for i in range(first, last + 1):
+        if str(i) in names and list(names).index(str(i)) != i:
+            raise UserError(
+                f"the range {text} may mean names or indices: the class named {i} is number {list(names).index(str(i))};"
+                f" list the names, as in {first},{last}"
+            )
+    return range(first, last + 1)
 
 
 def label_index(text: str, classes: int, names: Sequence[str] = ()) -> int:
     """The index of a label given by name or number. Raises UserError, naming close ones, for one that is not there."""
     if text in names:
         return list(names).index(text)
-    if text.isascii() and text.isdigit() and int(text) < classes:
+    if re.fullmatch("[0-9]{1,9}", text) and int(text) < classes:
         return int(text)
     numeric = text.lstrip("-").isdigit()
     known = f"labels are 0 to {classes - 1}" if numeric or not names else suggest(text, list(names))
     file = " (and no such file)" if "/" in text or text.endswith(".txt") else ""
-    raise UserError(f"there is no label {text!r}{file}; {known}")
+    raise UserError(f"there is no label {shown(text)}{file}; {known}")

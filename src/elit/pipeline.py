@@ -1,29 +1,33 @@
 """`ElitPipeline`: labels to pictures, with the argument names that users of diffusers expect."""
 
+import operator
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from rich.progress import Progress
+from torch import Tensor, nn
 
-from elit.bundled import FOLDER
 from elit.card import Card, load_card, save_card
 from elit.codec import Codec, load_codec, makes_pixels
-from elit.cost import flops_by_level
+from elit.console import progress_bar
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
-from elit.files import whole_folder
+from elit.files import write_whole
 from elit.guidance import Guidance
-from elit.hub import model_folder
-from elit.labels import label_index
+from elit.hub import find_model
+from elit.labels import label_indices
+from elit.model_card import model_card
 from elit.pictures import to_image
 from elit.samplers import Callback
-from elit.sampling import sample
-from elit.target import Budget
-from elit.weights import load_model, save_weights
+from elit.sampling import sample, whole_labels
+from elit.target import Budget, parse_fraction
+from elit.weights import README_FILE, load_model, new_model_folder, save_weights
+from elit.words import shown
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,14 @@ class ElitPipeline:
     """A model with its card and codec: `ElitPipeline.from_pretrained(FOLDER)(labels=[207], budget=0.25).images`."""
 
     def __init__(self, model: ElasticModel, card: Card | None = None, codec: Codec | None = None) -> None:
+        if not isinstance(model, nn.Module):
+            raise UserError(f"model is one that create_model or load_model makes, not {shown(model)}")
         self.model, self.card, self.codec = model.eval(), card or Card(), codec
+        self._shows_progress = True
+
+    def set_progress_bar_config(self, disable: bool = False) -> None:
+        """Whether a bar shows the sampler's steps. It never does where the error stream is no terminal."""
+        self._shows_progress = not disable
 
     @classmethod
     def from_pretrained(cls, name: str | Path | None = None, codec: str | None = None) -> "ElitPipeline":
@@ -48,7 +59,7 @@ class ElitPipeline:
         codec: for latent models, an AutoencoderKL by folder or hub id ("ema", "mse"); it may be given later, as `.codec`.
         Raises UserError for what cannot be found, fetched or read.
         """
-        folder = FOLDER if name is None else model_folder(name)
+        folder = find_model(name)
         model = load_model(folder)
         channels, card = model.input.channels, load_card(folder)
         later = codec is None and not makes_pixels(card.encoding, channels)
@@ -72,18 +83,19 @@ class ElitPipeline:
         labels: int | str | Sequence[int | str] | Tensor,
         budget: float | str | Schedule = 1.0,
         guidance_scale: float | None = None,
-        guidance_budget: float | None = None,
+        guidance_budget: float | str | None = None,
         autoguidance: bool = False,
         num_inference_steps: int | None = None,
         sampler: str = "euler",
         seed: int = 0,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
         steps: int | None = None,
         guidance: Guidance | None = None,
         callback_on_step_end: Callback | None = None,
+        num_images_per_prompt: int = 1,
     ) -> PipelineOutput:
-        """One picture for each label.
+        """Pictures of the labels: `num_images_per_prompt` of each, one after another.
 
         Args:
             labels: class indices or names; one may stand alone.
@@ -91,46 +103,78 @@ class ElitPipeline:
             guidance_scale: 1 is none; the model's own default if not given. guidance_budget: of the weak path, such as
                 1/16 for cheap CFG. autoguidance: the weak path has the label too. guidance: all of it at once instead.
             num_inference_steps, or steps: the model's own default if not given.
-            seed: image i's noise comes from (seed, i). generator: draws the noise instead.
+            seed: image i's noise comes from (seed, i). generator: draws the noise instead, or one for each image does.
             output_type: "pil" images, "np" (B, H, W, 3) in [0, 1], "pt" (B, 3, H, W) in [0, 1], or the model's own "latent".
+            callback_on_step_end: see `elit.samplers`.
 
-        Raises UserError for a label, budget or count of steps that cannot be.
+        Raises UserError, naming the argument, for a value that cannot be, and for two that say the same thing.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise UserError(f"unknown output_type {output_type!r}; known: pil, np, pt, latent")
         if self.codec is None and output_type != "latent":
             raise UserError("the model makes latents; give from_pretrained a codec, or ask for output_type='latent'")
-        listed = [labels] if isinstance(labels, int | str) else list(labels)
-        chosen = [self.label(label) for label in listed]
+        if type(num_images_per_prompt) is not int or num_images_per_prompt < 1:
+            raise UserError(f"num_images_per_prompt is a whole number of at least 1, not {num_images_per_prompt!r}")
+        if generator is not None and seed != 0:
+            raise UserError(f"seed {seed!r} and a generator were given; the noise comes from one of them")
+        chosen = [label for label in self.label_indices(labels) for _ in range(num_images_per_prompt)]
         run = Budget.parse(budget, self.model, len(chosen)) if isinstance(budget, str) else budget
-        count = num_inference_steps if num_inference_steps is not None else steps
-        if guidance is None:
-            scale = self.card.sampling.guidance_scale if guidance_scale is None else guidance_scale
-            guidance = Guidance(scale, weak_budget=guidance_budget, weak_label="same" if autoguidance else "null")
-        x = sample(
-            self.model,
-            chosen,
-            sampler,
-            self.card.sampling.steps if count is None else count,
-            run,
-            guidance,
-            seed,
-            noise=None if generator is None else self.noise(len(chosen), generator),
-            path=self.card.path,
-            callback_on_step_end=callback_on_step_end,
-        )
+        strength = self._guidance(guidance, guidance_scale, guidance_budget, autoguidance)
+        count = self._steps(num_inference_steps, steps)
+        noise = None if generator is None else self.noise(len(chosen), generator)
+        with progress_bar() if self._shows_progress else nullcontext() as bar:
+            callback = callback_on_step_end if bar is None else _advancing(bar, count, callback_on_step_end)
+            x = sample(
+                *(self.model, chosen, sampler, count, run, strength, seed),
+                noise=noise,
+                path=self.card.path,
+                callback_on_step_end=callback,
+            )
         return PipelineOutput(self.finish(x, output_type), chosen, run)
 
-    def label(self, label: int | str | Tensor) -> int:
-        """The index of a label given by name or number."""
-        if isinstance(label, str):
-            return label_index(label, self.model.null_class, self.card.label_names)
-        return int(label)
+    def _steps(self, num_inference_steps: int | None, steps: int | None) -> int:
+        if num_inference_steps is not None and steps is not None:
+            raise UserError("num_inference_steps and steps are two names of one thing; give one of them")
+        if num_inference_steps is None and steps is None:
+            return self.card.sampling.steps
+        return steps if num_inference_steps is None else num_inference_steps  # type: ignore[return-value]
 
-    def noise(self, count: int, generator: torch.Generator) -> Tensor:
-        """Standard normal (count, C, H, W) from the generator, on its own device."""
-        shape = (count, *self.model.input.shape)
-        return torch.randn(shape, generator=generator, device=generator.device)
+    def _guidance(
+        self, whole: Guidance | None, scale: float | None, weak_budget: float | str | None, autoguidance: bool
+    ) -> Guidance:
+        if whole is not None:
+            if scale is not None or weak_budget is not None or autoguidance:
+                raise UserError("guidance says all of it; leave guidance_scale, guidance_budget and autoguidance out")
+            return whole
+        weak = parse_fraction(weak_budget) if isinstance(weak_budget, str) else weak_budget
+        default = self.card.sampling.guidance_scale
+        return Guidance(default if scale is None else scale, weak_budget=weak, weak_label="same" if autoguidance else "null")
+
+    def label_indices(self, labels: int | str | Sequence[int | str] | Tensor) -> list[int]:
+        """The class indices of labels given by name or number. Raises UserError for what is neither."""
+        if isinstance(labels, Tensor):
+            labels = whole_labels(labels.reshape(-1) if labels.ndim == 0 else labels, self.model.null_class).tolist()
+        try:
+            listed = [labels] if isinstance(labels, int | str) else list(labels)
+            if any(isinstance(label, bool) for label in listed):
+                raise TypeError
+            numbers = [None if isinstance(label, str) else operator.index(label) for label in listed]
+        except TypeError as error:
+            raise UserError(f"labels are class indices or names, or a list of them, not {shown(labels)}") from error
+        names = [label for label in listed if isinstance(label, str)]
+        named = iter(label_indices(names, self.model.null_class, self.card.label_names))
+        return [next(named) if number is None else number for number in numbers]
+
+    def noise(self, count: int, generator: torch.Generator | Sequence[torch.Generator]) -> Tensor:
+        """Standard normal (count, C, H, W) from one generator, on its own device, or from one for each image."""
+        shape = self.model.input.shape
+        if isinstance(generator, torch.Generator):
+            return torch.randn((count, *shape), generator=generator, device=generator.device)
+        if not isinstance(generator, Sequence) or not all(isinstance(one, torch.Generator) for one in generator):
+            raise UserError(f"generator is a torch.Generator, or a list of one for each image, not {shown(generator)}")
+        if len(generator) != count:
+            raise UserError(f"generator is a list of {len(generator)}, and {count} images are made; give one for each")
+        return torch.stack([torch.randn(shape, generator=one, device=one.device).to(self.device) for one in generator])
 
     def finish(self, x: Tensor, output_type: str) -> Any:
         """The sampler's result as what was asked for."""
@@ -143,50 +187,43 @@ class ElitPipeline:
         unit = (images / 2 + 0.5).clamp(0, 1)
         return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
 
-    def save_pretrained(self, folder: str | Path) -> Path:
+    def save_pretrained(self, folder: str | Path, overwrite: bool = True) -> Path:
         """Writes config.json, model.safetensors, card.json and README.md, a model card with the table of budgets.
 
-        Raises UserError where the folder exists and holds something else than a model.
+        A model of this library that is there already is replaced, unless `overwrite` is false. Raises UserError where the
+        folder holds anything else, and WriteError where it cannot be written.
         """
         folder = Path(folder)
-        if folder.exists() and any(folder.iterdir()) and not (folder / "model.safetensors").is_file():
-            raise UserError(f"{folder} holds something else; give a new folder")
-        with whole_folder(folder) as part:
+        with new_model_folder(folder, overwrite) as part:
             save_weights(self.model, part)
             save_card(self.card, part)
-            (part / "README.md").write_text(self.model_card(), encoding="utf8")
+            write_whole(part / README_FILE, self.model_card(str(folder)))
         return folder
 
     def push_to_hub(self, repo_id: str, private: bool = False, token: str | None = None) -> str:
-        """Uploads what `save_pretrained` writes to the Hugging Face hub; returns the address."""
+        """Uploads what `save_pretrained` writes to the Hugging Face hub, with the id in README.md; returns the address."""
         import tempfile
 
         from huggingface_hub import HfApi
 
         api = HfApi(token=token)
         api.create_repo(repo_id, private=private, exist_ok=True)
-        with tempfile.TemporaryDirectory() as folder:
-            return str(api.upload_folder(repo_id=repo_id, folder_path=self.save_pretrained(Path(folder) / "model")))
+        with tempfile.TemporaryDirectory() as parent:
+            folder = self.save_pretrained(Path(parent) / "model")
+            write_whole(folder / README_FILE, self.model_card(repo_id))
+            return str(api.upload_folder(repo_id=repo_id, folder_path=folder))
 
-    def model_card(self) -> str:
-        """Markdown: what the model is, its budgets with their GFLOPs and, where known, quality, and how to use it."""
-        config, quality = self.model.config, {row["budget"]: row for row in (self.card.quality or {}).get("budgets", [])}
-        lines = ["---", "library_name: elit", "tags: [diffusion, elit]", "---", "# An elastic diffusion transformer", ""]
-        lines += [f"{sum(p.numel() for p in self.model.parameters()) / 1e6:.1f} M parameters, {config.num_classes} classes,"]
-        lines += [
-            f"inputs of {config.in_channels} x {self.model.input.shape[1]} x {self.model.input.shape[2]}. Sampled with"
-        ]
-        lines += [
-            f"{self.card.sampling.steps} steps and guidance {self.card.sampling.guidance_scale:g} unless asked otherwise.",
-            "",
-        ]
-        lines += ["| budget | GFLOPs | Fréchet distance | in the asked category |", "|---|---|---|---|"]
-        for level, flops in flops_by_level(self.model).items():
-            row = quality.get(level / self.model.latents, {})
-            figures = [
-                f"{row[name]:.{digits}f}" if name in row else "" for name, digits in (("frechet", 1), ("accuracy", 3))
-            ]
-            lines += [f"| {self.model.levels.name(level)} | {flops / 1e9:.2f} | {' | '.join(figures)} |"]
-        lines += ["", "```python", "import elit", "", 'pipe = elit.ElitPipeline.from_pretrained("THIS FOLDER OR ID")']
-        lines += ["pipe(labels=[0], budget=0.25).images[0]", "```", ""]
-        return "\n".join(lines)
+    def model_card(self, name: str) -> str:
+        """The README.md of the model in the folder, or of the hub id, `name`."""
+        return model_card(self.model, self.card, name)
+
+
+def _advancing(bar: Progress, steps: int, callback: Callback | None) -> Callback:
+    """A callback that moves a bar of `steps` by one, and does what another one does."""
+    task = bar.add_task("sampling", total=steps, unit="steps")
+
+    def called(step: int, t: float, x: Tensor) -> Tensor | None:
+        bar.advance(task)
+        return None if callback is None else callback(step, t, x)
+
+    return called

@@ -17,15 +17,14 @@ from torch import Tensor
 from elit.backbones.config import DiTConfig
 from elit.backbones.layers import sincos_table
 from elit.backbones.table import PATCHES, SIZES, preset_config
-from elit.card import CARD_FILE, Card, SamplingDefaults, save_card
+from elit.card import Card, SamplingDefaults, save_card
 from elit.codec import STABLE_DIFFUSION_SCALE, Latents
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.files import whole_folder
 from elit.flow import FlowPath
 from elit.hub import from_hub
 from elit.pickles import read_pickle
-from elit.weights import CONFIG_FILE, WEIGHTS_FILE, check_fit, filled, outline, save_weights
+from elit.weights import check_fit, filled, new_model_folder, outline, save_weights
 from elit.words import suggest
 
 REPOSITORY = "mali6/elit"
@@ -170,8 +169,11 @@ def load_published(checkpoint: str | Path, /, weights: str = "ema", **given: str
     return published.model
 
 
-def import_published(published: Published, out: Path) -> None:
-    """Writes a model folder, which appears whole or not at all: weights, config.json, and card.json with the licence."""
+def import_published(published: Published, out: Path, overwrite: bool = False) -> None:
+    """Writes a model folder, which appears whole or not at all: weights, config.json, and card.json with the licence.
+
+    Raises UserError, or WriteError, where it cannot be written without losing something (see `weights.check_target`).
+    """
     card = Card(
         SAMPLING,
         licence=LICENCE,
@@ -179,20 +181,9 @@ def import_published(published: Published, out: Path) -> None:
         path=published.path,
         encoding=Latents(STABLE_DIFFUSION_SCALE),
     )
-    with whole_folder(out.resolve()) as part:
+    with new_model_folder(out, overwrite) as part:
         save_weights(published.model, part)
         save_card(card, part)
-
-
-def check_target(out: Path, overwrite: bool) -> None:
-    """Raises UserError where a model folder cannot be written without losing something."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file; give a folder")
-    held = {entry.name for entry in out.iterdir()} if out.exists() else set()
-    if others := sorted(held - {CONFIG_FILE, WEIGHTS_FILE, CARD_FILE}):
-        raise UserError(f"{out} holds other files, such as {others[0]}; give another folder")
-    if held and not overwrite:
-        raise UserError(f"{out} holds a model already; give another folder, or --overwrite")
 
 
 def read_published(checkpoint: str | Path, /, weights: str = "ema", **given: str | int | bool | None) -> Published:

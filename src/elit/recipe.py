@@ -14,9 +14,9 @@ from elit.errors import UserError
 from elit.flow import FlowPath
 from elit.guidance import Guidance
 from elit.samplers import even_times, sde_times
-from elit.sampling import sample
+from elit.sampling import MOST_STEPS, sample
 
-MOST_STEPS, LARGEST_TILE = 10_000, 4096
+LARGEST_TILE = 4096
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from elit.condition import Labels
 from elit.elastic.levels import Budget
@@ -14,8 +14,10 @@ from elit.flow import FlowPath
 from elit.guidance import Guidance, guided_velocity
 from elit.samplers import Callback, euler, euler_maruyama, even_times, heun, sde_times
 from elit.seeding import generator_for
+from elit.words import shown
 
 SAMPLERS = ("euler", "heun", "euler_maruyama")
+MOST_STEPS = 10_000
 
 
 @torch.no_grad()
@@ -45,17 +47,15 @@ def sample(
 
     Raises UserError for a label, budget, sampler, count of steps or shape that cannot be.
     """
-    device = next(model.parameters()).device
-    if sampler not in SAMPLERS:
-        raise UserError(f"unknown sampler {sampler!r}; known: {', '.join(SAMPLERS)}")
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < (2 if sampler == "euler_maruyama" else 1):
-        raise UserError(f"{steps} steps are too few for {sampler}, or no whole number")
+    _check(model, sampler, steps, guidance, seed, callback_on_step_end)
+    device, flow = next(model.parameters()).device, _flow(path)
     y = whole_labels(labels, model.null_class)
     shape = (len(y), *model.input.shape)
     noise = image_noise(seed, shape) if noise is None else noise  # noise given in another size asks for that size
     if not isinstance(noise, Tensor) or noise.ndim != len(shape) or noise.shape[:2] != shape[:2]:
-        given = tuple(noise.shape) if isinstance(noise, Tensor) else noise
+        given = tuple(noise.shape) if isinstance(noise, Tensor) else shown(noise)
         raise UserError(f"noise is a tensor {shape} for this model and these labels, not {given}")
+    _check_finite("noise", noise)
     velocity = guided_velocity(model, Labels(y.to(device), model.null_class), budget, guidance)
     x = noise.to(device)
     if sampler == "euler":
@@ -64,16 +64,57 @@ def sample(
         return heun(velocity, x, even_times(steps), callback_on_step_end).float()
     if sde_noise is None:
         sde_noise = image_noise(seed, (len(y), steps - 1, *noise.shape[1:]), "sde").transpose(0, 1)
-    if sde_noise.shape != (steps - 1, *noise.shape):
-        raise UserError(f"sde_noise is {(steps - 1, *noise.shape)} for these steps and labels, not {tuple(sde_noise.shape)}")
-    return euler_maruyama(velocity, x, sde_times(steps), sde_noise, FlowPath(path), callback_on_step_end).float()
+    if not isinstance(sde_noise, Tensor) or sde_noise.shape != (steps - 1, *noise.shape):
+        given = tuple(sde_noise.shape) if isinstance(sde_noise, Tensor) else shown(sde_noise)
+        raise UserError(f"sde_noise is a tensor {(steps - 1, *noise.shape)} for these steps and labels, not {given}")
+    _check_finite("sde_noise", sde_noise)
+    return euler_maruyama(velocity, x, sde_times(steps), sde_noise, flow, callback_on_step_end).float()
+
+
+def _check(
+    model: object, sampler: object, steps: object, guidance: object, seed: object, callback_on_step_end: object
+) -> None:
+    """Raises UserError that names the argument which is of a wrong kind or out of range."""
+    if not isinstance(model, nn.Module):
+        raise UserError(f"model is one that create_model or load_model makes, not {shown(model)}")
+    if sampler not in SAMPLERS:
+        raise UserError(f"unknown sampler {shown(sampler)}; known: {', '.join(SAMPLERS)}")
+    fewest = 2 if sampler == "euler_maruyama" else 1
+    if isinstance(steps, bool) or not isinstance(steps, int) or not fewest <= steps <= MOST_STEPS:
+        raise UserError(
+            f"steps of {sampler} are a whole number of {fewest} to {MOST_STEPS:,}; {shown(steps)} steps are too few or too"
+            " many, or no whole number"
+        )
+    if not isinstance(guidance, Guidance):
+        raise UserError(f"guidance is a Guidance, such as Guidance(scale=2.0), not {shown(guidance)}")
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise UserError(f"seed is a whole number, not {shown(seed)}")
+    if callback_on_step_end is not None and not callable(callback_on_step_end):
+        raise UserError(f"callback_on_step_end is a function of (step, t, x), not {shown(callback_on_step_end)}")
+
+
+def _flow(path: FlowPath | str) -> FlowPath:
+    """The flow of a name. Raises UserError for another."""
+    try:
+        return FlowPath(path)
+    except ValueError:
+        raise UserError(f"unknown path {shown(path)}; known: {', '.join(FlowPath)}") from None
+
+
+def _check_finite(name: str, noise: Tensor) -> None:
+    """Raises UserError for noise that would make pictures of nothing."""
+    if not noise.is_floating_point() or not bool(noise.isfinite().all()):
+        raise UserError(f"{name} holds NaN, infinite values, or no floating-point numbers at all")
 
 
 def whole_labels(labels: Tensor | Sequence[int], null_class: int) -> Tensor:
     """Labels as one int64 tensor (B,). Raises UserError for what is no whole number from 0 to the null class."""
-    y = torch.as_tensor(labels)
+    try:
+        y = torch.as_tensor(labels)
+    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise UserError(f"labels are one list of whole numbers, not {shown(labels)}") from error
     if y.is_floating_point() or y.is_complex() or y.dtype == torch.bool or y.ndim != 1 or not len(y):
-        raise UserError(f"labels are one list of whole numbers, not {labels}")
+        raise UserError(f"labels are one list of whole numbers, not {shown(labels)}")
     if bool(((y < 0) | (y > null_class)).any()):
         raise UserError(f"labels are one list of 0 to {null_class - 1}, and {null_class} for none, not {y.tolist()}")
     return y.long()

@@ -5,6 +5,9 @@ import hashlib
 import json
 import os
 import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -14,13 +17,16 @@ from torch import Tensor, nn
 
 from elit.backbones.config import DiTConfig
 from elit.backbones.table import backbone_named, backbone_of, build_model
+from elit.card import CARD_FILE
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.files import found, write_whole, written_whole
+from elit.files import check_makeable, found, whole_folder, write_whole, written_whole
 from elit.records import checked, read_json
 from elit.words import one_line, shown
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
+README_FILE = "README.md"
+OURS = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, README_FILE)  # all that a model folder may hold
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FLOATS_TEXT = "float32, float16, bfloat16 or float64"
 
@@ -80,6 +86,46 @@ def save_tensors(tensors: dict[str, Tensor], file: Path) -> None:
                 raise
             raise OSError(int(code[1]), os.strerror(int(code[1]))) from error
         part.chmod(0o644)  # safetensors makes files that their owner alone can read
+
+
+@contextmanager
+def new_model_folder(out: Path, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to write a model in, which takes the name `out` when all is written; errors as of `check_target`.
+
+    A model that it replaces stays whole until then; of its files a README.md is kept where the new one brings none. A link
+    is followed, and stays.
+    """
+    place = check_target(out, overwrite)
+    with whole_folder(place) as part:
+        yield part
+        if (place / README_FILE).is_file() and not (part / README_FILE).exists():
+            shutil.copy2(place / README_FILE, part)
+
+
+def check_target(out: Path, overwrite: bool = False) -> Path:
+    """Where a model folder can be written without losing something: the folder `out`, its links followed.
+
+    It is empty, not there yet, or a model of this library that may be overwritten. Raises UserError for any other, and
+    WriteError where it cannot be written.
+    """
+    try:
+        place = found(out.resolve())
+        held = sorted(place.iterdir()) if place.exists() else []
+    except (NotADirectoryError, RuntimeError) as error:  # RuntimeError: a link that leads to itself
+        raise UserError(f"{out} is no folder, or a link that leads nowhere; give another folder") from error
+    if others := [entry.name for entry in held if entry.name not in OURS or entry.is_symlink() or not entry.is_file()]:
+        raise UserError(f"{out} holds other files, such as {others[0]}; give another folder")
+    if held:
+        try:
+            load_config(place)
+        except UserError as error:
+            raise UserError(f"{out} holds no model of this library, and is left as it is ({error}); give another") from error
+        if not overwrite:
+            raise UserError(f"{out} holds a model already; give another folder, or --overwrite")
+    if place.exists() and (place.is_mount() or Path.cwd().is_relative_to(place)):
+        raise UserError(f"{out} is where you are or where a disk is mounted, and cannot be replaced; give a folder in it")
+    check_makeable(place)
+    return place
 
 
 def original(model: nn.Module) -> ElasticModel:

@@ -25,15 +25,14 @@ def add_demo(command: Parser) -> None:
 
 
 def run_demo(options: argparse.Namespace) -> None:
-    from elit.bundled import FOLDER
     from elit.evaluation.quality import measure
-    from elit.hub import model_folder
+    from elit.hub import find_model
     from elit.reports.budgets import report_budgets
     from elit.reports.report import check_folder
     from elit.reports.subject import load_subject, require_emoji
 
     budgets = None if options.quality is None else parse_budgets(options.quality)
-    source = FOLDER if options.model is None else model_folder(options.model)
+    source = find_model(options.model)
     subject = load_subject(source, options.labels, options.seed, name=options.model or "bundled")
     require_emoji(subject)
     check_folder(options.out)

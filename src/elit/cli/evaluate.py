@@ -154,17 +154,12 @@ def make_statistics(options: argparse.Namespace, extractors: "list[Extractor]") 
 
 def open_sources(options: argparse.Namespace) -> "list[Source]":
     """The set that was named; of a model, one for each budget and seed (their counts are settled later)."""
-    from elit.bundled import FOLDER
     from elit.evaluation.sources import open_images
-    from elit.hub import model_folder
-    from elit.weights import CONFIG_FILE
+    from elit.hub import find_model, names_model
 
     name = options.samples[0]
-    found = FOLDER if name == "bundled" else Path(name)
-    if not found.exists() and name != "emoji":
-        found = model_folder(name)
-    if found.is_dir() and (found / CONFIG_FILE).is_file():
-        return list(model_samples(options, found))
+    if name != "emoji" and names_model(name):
+        return list(model_samples(options, find_model(name)))
     return [open_images(name, options.size, options.count)]
 
 

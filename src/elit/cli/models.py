@@ -1,6 +1,7 @@
 """`elit import`, `elit export` and `elit info`: model folders made and looked up."""
 
 import argparse
+import difflib
 from pathlib import Path
 
 from elit.cli.parsing import DTYPES, Parser, folder, place, torch_dtype, whole
@@ -36,20 +37,21 @@ def add_import(command: Parser) -> None:
 
 
 def run_import(options: argparse.Namespace) -> None:
-    from elit.published import SETTINGS, check_target, import_published, read_published
+    from elit.published import SETTINGS, import_published, read_published
+    from elit.weights import check_target
 
     out = options.out
     check_target(out, options.overwrite)
     given = {name: getattr(options, name) for name in SETTINGS}
     published = read_published(options.checkpoint, options.weights, **given)
-    import_published(published, out)
+    import_published(published, out, options.overwrite)
     table = Table("setting", "value", "told by")
     for name, setting in published.settings.items():
         table.add_row(name, str(setting.value), setting.teller)
     show(table)
     for note in published.notes:
         say(note)
-    show(f"{out}: the {options.weights} weights of {options.checkpoint}")
+    show(f"{out}: the {published.weights} weights of {options.checkpoint}")
 
 
 def add_export(command: Parser) -> None:
@@ -59,7 +61,10 @@ def add_export(command: Parser) -> None:
         takes="CHECKPOINT --out FOLDER",
     )
     command.add_argument(
-        "checkpoint", type=place, metavar="CHECKPOINT", help="a model folder, such as runs/NAME/checkpoints/step_00001000"
+        "checkpoint",
+        type=place,
+        metavar="CHECKPOINT",
+        help="a run's folder, for its last checkpoint, a model folder or hub id",
     )
     command.add_argument("--out", type=folder, required=True, help="folder for config.json and model.safetensors")
     command.add_argument("--dtype", choices=DTYPES, default="fp16", help="of the stored weights")
@@ -69,16 +74,18 @@ def add_export(command: Parser) -> None:
 
 def run_export(options: argparse.Namespace) -> None:
     from elit.card import load_card, save_card
-    from elit.weights import WEIGHTS_FILE, load_model, save_weights
+    from elit.hub import find_model
+    from elit.weights import WEIGHTS_FILE, check_target, load_model, new_model_folder, save_weights
 
-    model, out = load_model(options.checkpoint), options.out
-    if (out / WEIGHTS_FILE).exists() and not options.overwrite:
-        raise UserError(f"{out} holds a model already; give another folder, or --overwrite")
-    out.mkdir(parents=True, exist_ok=True)
-    save_weights(model, out, dtype=torch_dtype(options.dtype))
-    save_card(load_card(Path(options.checkpoint)), out)
+    out = options.out
+    check_target(out, options.overwrite)
+    source = find_model(options.checkpoint)
+    model, card = load_model(source), load_card(source)
+    with new_model_folder(out, options.overwrite) as part:
+        save_weights(model, part, dtype=torch_dtype(options.dtype))
+        save_card(card, part)
     size = (out / WEIGHTS_FILE).stat().st_size
-    show(f"{out / WEIGHTS_FILE}: {size / 1e6:.2f} MB")
+    show(f"{out / WEIGHTS_FILE}: {size / 1e6:.2f} MB of {source}")
 
 
 def add_info(command: Parser) -> None:
@@ -94,12 +101,10 @@ def add_info(command: Parser) -> None:
         nargs="?",
         type=place,
         metavar="NAME",
-        help="a preset, such as ELIT-SiT-XL/2, or a model folder; none lists the presets",
+        help="a preset (ELIT-SiT-XL/2), a model or run folder, a hub id, or bundled; none lists the presets",
     )
-    command.add_argument(
-        "--input-size", type=whole(1, 4096), default=32, help="side of the preset's input, in latent pixels"
-    )
-    command.add_argument("--group-size", type=whole(1, 4096), help="side of the preset's window, in tokens")
+    command.add_argument("--input-size", type=whole(1, 4096), help="side of the preset's input, in latent pixels (32)")
+    command.add_argument("--group-size", type=whole(1, 4096), help="side of the preset's window, in tokens (4)")
     command.set_defaults(run=run_info)
 
 
@@ -108,16 +113,19 @@ def run_info(options: argparse.Namespace) -> None:
 
     from elit import create_model, load_model, preset_names
     from elit.cost import flops_by_level
+    from elit.hub import find_model
 
     if options.name is None:
         show("\n".join(preset_names()))
         return
-    if (Path(options.name) / "config.json").is_file():
-        model = load_model(options.name)
-    else:
-        window = {} if options.group_size is None else {"group_size": options.group_size}
+    asked = {name: getattr(options, name) for name in ("input_size", "group_size") if getattr(options, name) is not None}
+    if names_preset(options.name, preset_names()):
         with torch.device("meta"):
-            model = create_model(options.name, input_size=options.input_size, **window)
+            model = create_model(options.name, **asked)
+    else:
+        if asked:
+            raise UserError(f"{options.name} is no preset, and has its own sizes; leave --input-size and --group-size out")
+        model = load_model(find_model(options.name))
     count = sum(p.numel() for p in model.parameters())
     show(f"{options.name}: {count / 1e6:.2f} M parameters, {model.config.grid} tokens, {model.latents} budget(s)")
     table = Table("budget", "latents per group", "GFLOPs", "of the full budget")
@@ -125,3 +133,11 @@ def run_info(options: argparse.Namespace) -> None:
     for level, flops in costs.items():
         table.add_row(model.levels.name(level), str(level), f"{flops / 1e9:.2f}", f"{flops / costs[model.latents]:.0%}")
     show(table)
+
+
+def names_preset(name: str, presets: list[str]) -> bool:
+    """Whether a name is a preset's, or begins as one's does, as ELIT-SiT-XL/3 mistyped: presets and hub ids look alike."""
+    begin = name.partition("/")[0]
+    owners = list({preset.partition("/")[0] for preset in presets})
+    near = bool(difflib.get_close_matches(begin, owners, n=1, cutoff=0.8))
+    return name in presets or (not Path(name).exists() and (near or ("/" not in name and name != "bundled")))

@@ -94,7 +94,7 @@ def add_kind(
         f"elit report {name} --labels heart,zodiac",
         f"elit report {name} --model my-model",
     )
-    kind.add_argument("--model", type=place, help="a model folder, such as a checkpoint; the bundled model if none is given")
+    kind.add_argument("--model", type=place, help="a model or run folder, or a hub id; the bundled model if none is given")
     kind.add_argument("--labels", help="comma-separated names, numbers or ranges; a dozen if none are given")
     kind.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise")
     kind.add_argument("--steps", type=whole(1, 100_000), help="of the sampler, instead of those in the model's card")
@@ -106,13 +106,12 @@ def add_kind(
 
 
 def run_report(options: argparse.Namespace) -> None:
-    from elit.bundled import FOLDER
-    from elit.hub import model_folder
+    from elit.hub import find_model
     from elit.reports.report import check_folder
     from elit.reports.subject import load_subject
 
     check_folder(options.out)
-    source = FOLDER if options.model is None else model_folder(options.model)
+    source = find_model(options.model)
     subject = load_subject(source, options.labels, options.seed, options.steps, options.model or "bundled")
     report = options.make(options, subject)
     finish(report, options.out, options.typed, next(subject.model.parameters()).device)

@@ -2,7 +2,6 @@
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 
 from elit.cli.parsing import MOST, MOST_SEEDS, Parser, folder, parse_budgets, place, whole
 from elit.console import say, show
@@ -34,21 +33,22 @@ def add_results(command: Parser) -> None:
 
 
 def run_results(options: argparse.Namespace) -> None:
-    from elit.bundled import FOLDER
     from elit.card import load_card, save_card
+    from elit.hub import find_model
     from elit.pictures import save_png
     from elit.reports.drawing import Panels
     from elit.reports.scorecard import measure_results, results_block, results_panels, write_block
     from elit.reports.subject import known_data
     from elit.weights import load_model
 
-    source, work = Path(options.model or FOLDER), options.work
+    source, work = find_model(options.model), options.work
     model, card = load_model(source), load_card(source)
     if not options.from_card:
         if known_data(model, card) is None:
             raise UserError(f"{source} holds no model of the 99 emoji classes at 3 x 32 x 32; use elit evaluate for others")
+        dense = None if options.dense is None else find_model(options.dense)
         budgets, seeds = parse_budgets(options.budgets), range(options.seeds)
-        results = measure_results(model, card, budgets, seeds, work, options.dense, options.count)
+        results = measure_results(model, card, budgets, seeds, work, dense, options.count)
         card = replace(card, quality=results.quality)
         save_card(card, source)
         save_png(results.pairs, work / "pairs.png")

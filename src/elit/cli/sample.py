@@ -52,7 +52,9 @@ def add_sample(command: Parser) -> None:
         'elit sample --model my-model --guidance.scale 2 --budget "1/4@t>0.5,1"',
         "torchrun --nproc-per-node 8 -m elit sample --model my-model --count 50000",
     )
-    command.add_argument("--model", type=place, help="a model folder or hub id; the bundled model if none is given")
+    command.add_argument(
+        "--model", type=place, help="a model or run folder, or a hub id; the bundled model if none is given"
+    )
     command.add_argument(
         "--out", type=folder, default="samples", help="folder; the images go to a folder there named by their settings"
     )
@@ -74,7 +76,7 @@ def add_sample(command: Parser) -> None:
 def add_sampling(parser: "argparse._ActionsContainer") -> None:
     """What decides the pixels of a model's samples, beside budget and count."""
     parser.add_argument(
-        "--labels", default="uniform", help="uniform, balanced, names or numbers (3,heart), a range (0-9), or a file"
+        "--labels", default="uniform", help="uniform, balanced, names or numbers (3,heart), a range (0-9), or @FILE"
     )
     parser.add_argument("--sampler", default="euler", help="euler, heun or euler_maruyama")
     parser.add_argument("--steps", type=whole(1, 10_000), help="of the sampler; the model's own default if not given")
@@ -107,17 +109,16 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
 
 
 def run_sample(options: argparse.Namespace) -> None:
-    from elit.bundled import FOLDER
     from elit.card import load_card
     from elit.codec import load_codec
     from elit.distributed import from_main, is_main, local_device, process_group
     from elit.generation import check_count, fitting_tile, generate
-    from elit.hub import model_folder
+    from elit.hub import find_model
     from elit.labels import parse_labels
     from elit.target import Budget
     from elit.weights import load_model
 
-    source = FOLDER if options.model is None else model_folder(options.model)
+    source = find_model(options.model)
     card, device = load_card(source), local_device(options.device)
     model = load_model(source, str(device)).to(torch_dtype(options.dtype))
     labels = parse_labels(options.labels, model.null_class, card.label_names)

@@ -20,6 +20,7 @@ from elit.distributed import is_main
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.flow import FlowPath
+from elit.hub import find_model
 from elit.weights import load_model
 
 # What a dense model need not share with the elastic one that starts from it.
@@ -41,7 +42,7 @@ def start_from(model: ElasticModel, folder: str | Path, path: str) -> ElasticMod
     `path`: of the flow that the model will be trained on. Raises UserError for a folder that is no model, for one trained
     on another path, and for tensors or settings that do not fit, listing them.
     """
-    folder = Path(folder)
+    folder = find_model(folder)
     source = load_model(folder)
     if (theirs := load_card(folder).path) != FlowPath(path):
         raise UserError(f"{folder} was trained on the {theirs} path; set flow.path {theirs}, not {path}")
