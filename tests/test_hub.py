@@ -1,8 +1,9 @@
-"""What goes to the hub: the real client against a server on this machine that plays the hub's part."""
+"""Where models are found, and what goes to the hub: the real client against a server here that plays the hub's part."""
 
 import base64
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -13,7 +14,10 @@ from pathlib import Path
 import pytest
 
 from elit import DiT, ElitPipeline
+from elit.bundled import FOLDER
 from elit.card import Card, SamplingDefaults
+from elit.cli import main
+from elit.hub import find_model, names_model
 
 PUSH = """
 import sys
@@ -74,7 +78,10 @@ def hub() -> Iterator[tuple[type[Hub], str]]:
 
 
 def test_what_is_pushed_is_what_is_saved(tiny: DiT, hub: tuple[type[Hub], str], tmp_path: Path) -> None:
-    """A private repository is made, and one commit holds the bytes of `save_pretrained`'s folder, and no other file."""
+    """A private repository is made, and one commit holds what `save_pretrained` writes, and no other file.
+
+    Its README.md names the repository where that of the folder names the folder.
+    """
     played, address = hub
     saved = ElitPipeline(tiny, Card(SamplingDefaults(steps=3))).save_pretrained(tmp_path / "saved")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
@@ -84,5 +91,61 @@ def test_what_is_pushed_is_what_is_saved(tiny: DiT, hub: tuple[type[Hub], str], 
     assert done.stdout.strip().startswith(f"{address}/me/mine")
     assert played.made["name"] == "mine" and played.made["organization"] == "me"
     assert played.made.get("private") or played.made.get("visibility") == "private"
-    assert played.files == {p.name: p.read_bytes() for p in saved.iterdir()} and len(played.files) == 4
+    files = {p.name: p.read_bytes() for p in saved.iterdir()}
+    files["README.md"] = files["README.md"].replace(repr(str(saved)).encode(), b"'me/mine'")
+    assert played.files == files and len(played.files) == 4 and b"from_pretrained('me/mine')" in files["README.md"]
     assert all(entry.endswith("Bearer hf_secret") for entry in played.asked if "/api/models/" in entry)
+
+
+@pytest.fixture
+def run(model_folder: Path, tmp_path: Path) -> Path:
+    """A training run's folder with two checkpoints."""
+    folder = tmp_path / "run"
+    for step in (1, 2):
+        shutil.copytree(model_folder, folder / "checkpoints" / f"step_{step:08d}")
+    (folder / "config.json").write_text(json.dumps({"steps": 2}))
+    return folder
+
+
+def test_a_model_is_found_by_one_rule(
+    run: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bundled, a model folder, a run or its checkpoints; a folder called bundled is ./bundled."""
+    assert find_model() == find_model("bundled") == FOLDER
+    assert find_model(str(model_folder)) == model_folder
+    assert find_model(run) == find_model(run / "checkpoints") == run / "checkpoints" / "step_00000002"
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(model_folder, "bundled")
+    assert find_model("bundled") == FOLDER and find_model("./bundled") == Path("bundled")
+    assert names_model("bundled") and names_model(str(run)) and names_model("user/name")
+    (tmp_path / "pictures" / "checkpoints").mkdir(parents=True)
+    assert not names_model(str(tmp_path / "pictures")) and not names_model("pictures.npz")
+
+
+def test_every_command_takes_a_run_and_the_bundled_model(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """info, sample and export; the Python face too."""
+    assert main(["info", str(run)]) == 0 and "4 budget(s)" in capsys.readouterr().out
+    assert main(["info", "bundled"]) == 0 and "16 budget(s)" in capsys.readouterr().out
+    sample = ["sample", "--steps", "1", "--count", "1", "--labels", "1", "--out", str(tmp_path / "samples")]
+    assert main([*sample, "--model", str(run)]) == 0
+    assert main(["export", "bundled", "--out", str(tmp_path / "out")]) == 0
+    assert ElitPipeline.from_pretrained(run).model.latents == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["ELIT-SiT-XL/3"], "did you mean ELIT-SiT-XL/"),
+        (["SiT-B"], "did you mean"),
+        (["nobody/nothing"], "no folder nobody/nothing either"),
+        (["bundled", "--input-size", "8"], "leave --input-size"),
+        (["config.yaml"], "unknown model"),
+        (["./nowhere"], "not a model folder"),
+    ],
+)
+def test_info_says_what_a_name_might_have_been(arguments: list[str], said: str, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main(["info", *arguments]) == 2
+    assert said in " ".join(capsys.readouterr().err.split())

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from elit import UserError
 from elit.labels import LabelRule, parse_labels
 
 NAMES = ("face", "heart", "7", "country-flag", "1-2")
@@ -63,4 +64,50 @@ def test_a_file_has_a_label_a_line(tmp_path: Path) -> None:
 )
 def test_what_is_no_label_is_refused(text: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
+        listed(text)
+
+
+def test_all_the_classes_may_be_listed() -> None:
+    """A long list is no path, and a file that is called as a class or a range does not stand in for it."""
+    assert parse_labels(",".join(str(i) for i in range(999)), 1000).values == tuple(range(999))
+    with pytest.raises(ValueError, match="no label '5'"):
+        parse_labels(",".join(["5"] * 9999), 5)
+
+
+def test_a_file_is_asked_for_by_a_marker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("heart", "3", "0-1", "labels.txt"):
+        (tmp_path / name).write_text("country-flag\n")
+    assert (listed("heart"), listed("3"), listed("0-1"), listed("labels.txt")) == ((1,), (3,), (0, 1), (3,))
+    assert listed("@heart") == listed("@labels.txt") == (3,)
+    for wrong in ("@nowhere", "@"):
+        with pytest.raises(ValueError, match=r"cannot be read|not a plain file"):
+            listed(wrong)
+    with pytest.raises(ValueError, match="there is no label 'hart'"):
+        listed("hart")
+
+
+SORTED = tuple(sorted(str(i) for i in range(12)))  # 0, 1, 10, 11, 2, ..., as folders are sorted
+
+
+def test_names_that_are_numbers_are_not_mixed_with_indices() -> None:
+    """A number alone is a name where there is one; a range that could be either is refused, unless both are the same."""
+    assert parse_labels("2,10", 12, SORTED).values == (4, 2)
+    assert parse_labels("0-1", 12, SORTED).values == (0, 1)
+    assert parse_labels("0-9", 10, tuple("0123456789")).values == tuple(range(10))
+    for ambiguous in ("0-2", "2-3", "10-11"):
+        with pytest.raises(ValueError, match=f"{ambiguous} may mean names or indices"):
+            parse_labels(ambiguous, 12, SORTED)
+    for mixed in ("7,3", "7,0-1", "heart,7,3"):
+        with pytest.raises(ValueError, match=r"7 is the name of class 2, and . is no name"):
+            listed(mixed)
+
+
+def test_a_name_with_a_comma_is_a_name(tmp_path: Path) -> None:
+    assert parse_labels("tench, Tinca tinca", 3, ("cat", "tench, Tinca tinca", "dog")).values == (1,)
+
+
+@pytest.mark.parametrize("text", ["9" * 5000, "0-" + "9" * 5000, "\u0663", "0-99999999", "-", "--"])
+def test_absurd_numbers_are_refused(text: str) -> None:
+    with pytest.raises(UserError, match="label"):
         listed(text)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.progress import Progress
 
 from elit import DiT, ElitPipeline, Guidance, Schedule, count_flops, load_model, sample
 from elit.card import Card, SamplingDefaults
@@ -172,3 +173,97 @@ def test_a_model_in_the_hubs_cache_is_loaded_offline(pipe: ElitPipeline, tmp_pat
     again = ElitPipeline.from_pretrained("me/mine")
     for a, b in zip(again.model.parameters(), load_model(repo / "snapshots" / "abc").parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_several_images_of_each_label(pipe: ElitPipeline, tiny: DiT) -> None:
+    """One label's after another's, each image of its own noise."""
+    made = pipe(["c", 5], num_images_per_prompt=2, output_type="latent")
+    assert made.labels == [2, 2, 5, 5]
+    assert torch.equal(made.images, sample(tiny, [2, 2, 5, 5], steps=3, guidance=Guidance(1.5)))
+
+
+def test_a_generator_for_each_image(pipe: ElitPipeline) -> None:
+    """Makes of image i what its generator alone would make."""
+
+    def generator(seed: int) -> torch.Generator:
+        return torch.Generator().manual_seed(seed)
+
+    together = pipe([0, 1], generator=[generator(3), generator(4)], output_type="latent").images
+    for i, seed in enumerate((3, 4)):
+        alone = pipe(i, generator=generator(seed), output_type="latent").images
+        torch.testing.assert_close(together[i : i + 1], alone)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"labels": [1.9]}, "labels"),
+        ({"labels": None}, "labels"),
+        ({"labels": True}, "labels"),
+        ({"labels": []}, "labels"),
+        ({"labels": torch.tensor([1.0])}, "labels"),
+        ({"guidance": 2.0}, "guidance"),
+        ({"guidance": Guidance(2.0), "guidance_scale": 3.0}, "guidance_scale"),
+        ({"guidance_scale": "2"}, "guidance"),
+        ({"guidance_budget": "1/0"}, "budget"),
+        ({"generator": 3}, "generator"),
+        ({"generator": [torch.Generator()]}, "list of 1, and 2 images"),
+        ({"generator": [1, 2]}, "generator"),
+        ({"generator": torch.Generator(), "seed": 3}, "seed"),
+        ({"seed": None}, "seed"),
+        ({"seed": float("nan")}, "seed"),
+        ({"steps": 3, "num_inference_steps": 4}, "num_inference_steps"),
+        ({"steps": 2.5}, "steps"),
+        ({"num_inference_steps": 0}, "steps"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        ({"sampler": []}, "sampler"),
+        ({"budget": []}, "budget"),
+        ({"callback_on_step_end": 3}, "callback_on_step_end"),
+    ],
+)
+def test_an_argument_that_cannot_be_is_named(pipe: ElitPipeline, arguments: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        pipe(**({"labels": [0, 1]} | arguments))
+
+
+@pytest.mark.parametrize("card", [CARD, Card(licence="MIT", source="there"), Card()])
+def test_the_model_card_has_licence_labels_and_a_loading_line_that_works(tiny: DiT, card: Card, tmp_path: Path) -> None:
+    """Its Python runs as it stands, of pixels and of latents, elastic and dense."""
+    folder = ElitPipeline(tiny, card, PixelCodec()).save_pretrained(tmp_path / "mine")
+    text = (folder / "README.md").read_text()
+    assert "license: " + {"MIT": "mit", None: "unknown"}[card.licence] in text
+    assert ("2 c, 3 d" in text) == bool(card.label_names) and ("0 to 6" in text) != bool(card.label_names)
+    made: dict[str, object] = {}
+    exec(text.split("```python\n")[1].split("```")[0], made)
+    assert isinstance(made["image"], Image.Image)
+
+
+@pytest.mark.parametrize("fields", [{"in_channels": 4}, {"group_size": None}, {"in_channels": 4, "group_size": None}])
+def test_the_loading_line_works_for_latents_and_dense_models(make_dit, fields, tmp_path: Path) -> None:
+    folder = ElitPipeline(make_dit(**fields), CARD).save_pretrained(tmp_path / "it's")
+    made: dict[str, object] = {}
+    exec((folder / "README.md").read_text().split("```python\n")[1].split("```")[0], made)
+    assert "image" in made or "latents" in made
+
+
+def test_a_compiled_model_is_saved_as_the_original(tiny: DiT, tmp_path: Path) -> None:
+    folder = ElitPipeline(torch.compile(tiny), CARD).save_pretrained(tmp_path / "mine")
+    assert torch.equal(load_model(folder).final.linear.weight, tiny.final.linear.weight)
+
+
+def test_the_progress_bar_counts_the_steps_and_can_be_switched_off(pipe: ElitPipeline, monkeypatch) -> None:
+    """A callback of one's own is called all the same."""
+    bars = []
+
+    class Bar(Progress):
+        def __init__(self) -> None:
+            super().__init__(disable=True)
+            bars.append(self)
+
+    monkeypatch.setattr("elit.pipeline.progress_bar", Bar)
+    steps: list[int] = []
+    pipe(1, callback_on_step_end=lambda step, t, x: steps.append(step))
+    assert [(task.completed, task.total) for task in bars[0].tasks] == [(3, 3)] and steps == [0, 1, 2]
+    pipe.set_progress_bar_config(disable=True)
+    pipe(1)
+    assert len(bars) == 1

@@ -16,8 +16,8 @@ from elit.guidance import Guidance
 from elit.recipe import Recipe
 from elit.records import Count, Whole, checked, read_json, record
 from elit.sampling import MOST_STEPS
+from elit.weights import CARD_FILE
 
-CARD_FILE = "card.json"
 Steps = Annotated[int, Ge(1), Le(MOST_STEPS)]  # of a sampler
 
 

@@ -4,10 +4,9 @@ import re
 from pathlib import Path
 
 from elit.bundled import FOLDER
-from elit.card import CARD_FILE
 from elit.errors import UserError
 from elit.files import found
-from elit.weights import CONFIG_FILE, WEIGHTS_FILE, model_in
+from elit.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, model_in
 
 BUNDLED = "bundled"  # what commands call the bundled model
 

@@ -1,6 +1,7 @@
 """The README.md of a model folder: what the model is, what it costs, whose it is, and how to load it."""
 
 from elit.card import Card
+from elit.codec import makes_pixels
 from elit.cost import flops_by_level
 from elit.elastic.model import ElasticModel
 from elit.words import one_line
@@ -40,7 +41,7 @@ def _loading(model: ElasticModel, card: Card, name: str) -> list[str]:
     budget = "" if model.core is None else f", budget={model.levels.fractions()[0]:g}"
     load = f"pipe = elit.ElitPipeline.from_pretrained({name!r})"
     lines = ["```python", "import elit", "", load]
-    if model.input.channels == 3:
+    if makes_pixels(card.encoding, model.input.channels):
         return [*lines, f"image = pipe(labels=[{label}]{budget}).images[0]", "```"]
     decoded = f"# with the codec of its training data, from_pretrained({name!r}, codec=...), images are pictures"
     return [*lines, f"latents = pipe(labels=[{label}]{budget}, output_type='latent').images", decoded, "```"]

@@ -123,7 +123,9 @@ class ElitPipeline:
         count = self._steps(num_inference_steps, steps)
         noise = None if generator is None else self.noise(len(chosen), generator)
         with progress_bar() if self._shows_progress else nullcontext() as bar:
-            callback = callback_on_step_end if bar is None else _advancing(bar, count, callback_on_step_end)
+            callback = callback_on_step_end
+            if bar is not None and (callback is None or callable(callback)):  # `sample` refuses what is neither
+                callback = _advancing(bar, count, callback)
             x = sample(
                 *(self.model, chosen, sampler, count, run, strength, seed),
                 noise=noise,

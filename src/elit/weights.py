@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from elit.backbones.config import DiTConfig
 from elit.backbones.table import backbone_named, backbone_of, build_model
-from elit.card import CARD_FILE
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.files import check_makeable, found, whole_folder, write_whole, written_whole
 from elit.records import checked, read_json
 from elit.words import one_line, shown
 
-CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
-README_FILE = "README.md"
+CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, README_FILE = "config.json", "model.safetensors", "card.json", "README.md"
 OURS = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, README_FILE)  # all that a model folder may hold
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FLOATS_TEXT = "float32, float16, bfloat16 or float64"
