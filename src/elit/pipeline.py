@@ -26,7 +26,7 @@ from elit.pictures import to_image
 from elit.samplers import Callback
 from elit.sampling import sample, whole_labels
 from elit.target import Budget, parse_fraction
-from elit.weights import README_FILE, load_model, new_model_folder, save_weights
+from elit.weights import README_FILE, load_model, new_model_folder, original, save_weights
 from elit.words import shown
 
 
@@ -217,7 +217,7 @@ class ElitPipeline:
 
     def model_card(self, name: str) -> str:
         """The README.md of the model in the folder, or of the hub id, `name`."""
-        return model_card(self.model, self.card, name)
+        return model_card(original(self.model), self.card, name)
 
 
 def _advancing(bar: Progress, steps: int, callback: Callback | None) -> Callback:
