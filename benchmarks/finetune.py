@@ -21,8 +21,8 @@ from elit.evaluation.quality import Judge, measure_recipes
 from elit.files import write_whole
 from elit.recipe import Recipe
 from elit.reports.scores import QUALITY_COLUMNS, quality_cells
-from elit.training.config import load_config
 from elit.training.loop import train
+from elit.training.reading import load_config
 from elit.weights import load_model
 
 BUDGETS = (1 / 16, 1 / 4, 1.0)

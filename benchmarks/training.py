@@ -23,8 +23,9 @@ from elit.data.loader import read_ahead
 from elit.distributed import local_device
 from elit.training.batch import Batch, draw_batch
 from elit.training.checkpoint import Saver
-from elit.training.config import LogConfig, TrainConfig, load_config
+from elit.training.config import LogConfig, TrainConfig
 from elit.training.loop import Log, load_data, take_steps
+from elit.training.reading import load_config
 from elit.training.step import TrainState, batch_loss, make_state
 from timing import Variant, interleave, machine, open_report, spread
 

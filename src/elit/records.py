@@ -5,6 +5,8 @@ read from elsewhere is checked against it, field by field; an error is one sente
 """
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -70,30 +72,41 @@ def read_json(file: Path, kind: type[T], limit: int = JSON_BYTES) -> T:
     return parse_json(read_bytes(file, limit), kind, str(file))
 
 
-def checked(values: Any, kind: type[T], origin: str) -> T:
-    """Plain values, as a parser leaves them, as a `kind`. `origin` is what the UserError calls their file."""
+def checked(values: Any, kind: type[T], origin: str | Callable[[str], str]) -> T:
+    """Plain values, as a parser leaves them, as a `kind`.
+
+    origin: what the UserError calls their file; or a function that tells it of a field, such as "model.width", where they
+    come from several places ("" is none field in particular).
+    """
     try:
         text = json.dumps(values, default=str)
     except (TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{origin} holds what is no plain value ({one_line(str(error))}); write it plainly") from error
+        file = origin if isinstance(origin, str) else origin("")
+        raise UserError(f"{file} holds what is no plain value ({one_line(str(error))}); write it plainly") from error
     return parse_json(text, kind, origin)
 
 
-def parse_json(text: str | bytes, kind: type[T], origin: str) -> T:
-    """A JSON text as a `kind`; `origin` is what the UserError calls its file."""
+def parse_json(text: str | bytes, kind: type[T], origin: str | Callable[[str], str]) -> T:
+    """A JSON text as a `kind`; `origin` is what the UserError calls its file, or a function as `checked` takes it."""
     from pydantic import TypeAdapter, ValidationError  # an import that only reading needs
 
     try:
         return TypeAdapter(kind).validate_json(text, strict=True)
     except ValidationError as error:
-        raise UserError(f"{origin}: {_sentence(error, kind)}") from error
+        file = origin if isinstance(origin, str) else origin(_place(error.errors(include_url=False)[0]))
+        raise UserError(f"{file}: {_sentence(error, kind)}") from error
+
+
+def _place(mistake: Any) -> str:
+    """The field that a mistake is in, such as "model.width"."""
+    return ".".join(str(part) for part in mistake["loc"] if not str(part).startswith(KINDS))
 
 
 def _sentence(error: Any, kind: type[Any]) -> str:
     """The first of the mistakes that pydantic found, in words, and how many more there are."""
     mistakes = error.errors(include_url=False)
     first, more = mistakes[0], len(mistakes) - 1
-    place = ".".join(str(part) for part in first["loc"] if not str(part).startswith(KINDS))
+    place = _place(first)
     tail = f" (and {more} more)" if more else ""
     value = shown(first["input"])
     if first["type"] == "json_invalid":
@@ -110,7 +123,7 @@ def _sentence(error: Any, kind: type[Any]) -> str:
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error":
         return f"{message}{tail}"
-    message = message.removeprefix("Input ")
+    message = re.sub("^(Input|String|Tuple|List) ", "", message)
     return f"{place or 'it'} is {value}; it {message[:1].lower()}{message[1:]}{tail}"
 
 

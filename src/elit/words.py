@@ -4,11 +4,11 @@ import difflib
 from collections.abc import Sequence
 
 
-def suggest(wrong: str, known: list[str]) -> str:
-    """The end of an error about an unknown name: the nearest known ones, or all."""
+def suggest(wrong: str, known: list[str], otherwise: str | None = None) -> str:
+    """The end of an error about an unknown name: the nearest known ones; or else `otherwise`, or all."""
     folded = {name.lower(): name for name in known}
     near = [folded[name] for name in difflib.get_close_matches(wrong.lower(), folded, n=4, cutoff=0.5)]
-    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(known)}"
+    return f"did you mean {' or '.join(near)}?" if near else otherwise or f"known: {', '.join(known)}"
 
 
 def spread(count: int, total: int) -> Sequence[int]:

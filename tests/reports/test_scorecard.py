@@ -25,7 +25,8 @@ from elit.reports.scorecard import (
     results_table,
     write_block,
 )
-from elit.training.config import TrainConfig, load_config
+from elit.training.config import TrainConfig
+from elit.training.reading import load_config
 from elit.weights import fingerprint, load_model
 
 ROOT = Path(__file__).parents[2]

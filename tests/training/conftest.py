@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from elit.training.config import TrainConfig, load_config
+from elit.training.config import TrainConfig
+from elit.training.reading import load_config
 
 TINY = {
     "batch_size": 4,

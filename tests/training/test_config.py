@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from elit.backbones.table import preset_config
-from elit.training.config import BudgetConfig, TrainConfig, flat, load_config, nested, parse_overrides
+from elit.training.config import BudgetConfig, TrainConfig
+from elit.training.reading import flat, keys_of, load_config, nested, parse_options
 
 YAML = """
 out: runs/a
@@ -102,13 +103,51 @@ def test_unknown_preset_names_the_nearest() -> None:
 def test_unknown_keys_name_the_nearest(tmp_path: Path, wrong: str, nearest: str) -> None:
     """On the command line, and in a file, which is named too."""
     message = refused(None, f"--{wrong}", "1")
-    assert repr(wrong) in message
+    assert message.startswith(f"unknown option --{wrong};")
     assert re.search(rf"{re.escape(nearest)}\b", message)
     file = tmp_path / "typo.yaml"
     file.write_text(yaml.safe_dump(nested({wrong: 1})), encoding="utf8")
     message = refused(file)
-    assert str(file) in message
+    assert f"unknown key {wrong!r} in {file};" in message
     assert re.search(rf"{re.escape(nearest)}\b", message)
+    file.write_text("steps: 5\n", encoding="utf8")
+    assert str(file) not in refused(file, f"--{wrong}", "1")
+
+
+def test_unknown_keys_without_a_near_one_list_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "typo.yaml"
+    file.write_text("qqqq: 1\n", encoding="utf8")
+    assert refused(file) == f"unknown key 'qqqq' in {file}; elit train --help lists all"
+    file.write_text("optimizer: 1\n", encoding="utf8")
+    assert "set its keys, such as optimizer.name" in refused(file)
+    file.write_text("optimizer.lr: 1\noptimizer: {lr: 1}\n", encoding="utf8")
+    assert "optimizer.lr stands twice" in refused(file)
+
+
+def test_a_mistake_is_told_of_where_it_was_made(tmp_path: Path) -> None:
+    """A value of the file and one of the command line, whichever else was given."""
+    file = tmp_path / "steps.yaml"
+    file.write_text("steps: many\n", encoding="utf8")
+    assert refused(file, "--seed", "1").startswith(f"{file}: steps is 'many'")
+    file.write_text("steps: 5\n", encoding="utf8")
+    assert refused(file, "--optimizer.lr", "fast").startswith("the command line: optimizer.lr is 'fast'")
+    assert refused(file, "--log.preview_budgets", "[1, 2]").startswith("the command line: log.preview_budgets.1 is 2")
+
+
+def test_texts_are_taken_as_they_stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder may be called 2024, 1e3 or [x; ~ is the user's own folder, in files as in options; nothing is no folder."""
+    monkeypatch.setenv("HOME", "/home/me")
+    for text in ("2024", "1e3", "007", "true", "[x", "a: b: c", "x=y"):
+        assert load_config(None, ["--out", text]).out == text
+    assert load_config(None, ["--out=~/r", "--data.source", "~/d", "--preset", "null"]).data.source == "/home/me/d"
+    file = tmp_path / "texts.yaml"
+    file.write_text("out: 2024\ninit_from: ~/m\ndata: {source: 's3://b//d', codec: '~/c'}\n", encoding="utf8")
+    config = load_config(file, [])
+    assert (config.out, config.init_from) == ("2024", "/home/me/m")
+    assert (config.data.source, config.data.codec) == ("s3://b//d", "/home/me/c")
+    assert "out is ''; it should have at least 1 character" in refused(None, "--out=")
+    file.write_text('out: "a\\0b"\n', encoding="utf8")
+    assert "holds letters that no name has" in refused(file)
 
 
 @pytest.mark.parametrize(
@@ -122,8 +161,8 @@ def test_unknown_keys_name_the_nearest(tmp_path: Path, wrong: str, nearest: str)
         ("steps", ""),
         ("seed", "null"),
         ("out", "null"),
-        ("out", "[x"),
-        ("out", "a: b: c"),
+        ("steps", "[x"),
+        ("steps", "a: b: c"),
         ("data.source", "null"),
         ("optimizer.lr", "fast"),
         ("optimizer.schedule", "linear"),
@@ -143,16 +182,21 @@ def test_mistyped_values_name_their_key(key: str, value: str) -> None:
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("steps", "0"),
-        ("batch_size", "-1"),
-        ("accumulate", "0"),
-        ("skip_limit", "0"),
-        ("parallel.timeout", "0"),
-        ("flow.label_dropout", "1.5"),
-        ("flow.label_dropout", ".nan"),
-        ("optimizer.lr", "0"),
-        ("optimizer.muon_lr", "0"),
-        ("optimizer.lr", ".nan"),
+        *(("steps", value) for value in ("0", "-1", "1e30", ".inf", str(2**41))),
+        *((key, "0") for key in ("batch_size", "accumulate", "skip_limit", "log.keep", "data.size", "evaluate.count")),
+        *((key, "-1") for key in ("log.every", "log.checkpoint_every", "log.preview_every", "evaluate.every")),
+        *((key, "-1") for key in ("optimizer.warmup_steps", "optimizer.decay_steps", "finetune.interface_first")),
+        *((key, "0") for key in ("parallel.replicate", "parallel.shard", "alignment.depth", "alignment.width")),
+        *((key, "-1") for key in ("optimizer.weight_decay", "finetune.distill", "alignment.weight", "data.workers")),
+        *(("parallel.timeout", value) for value in ("0", ".inf", "1e300")),
+        *(("flow.label_dropout", value) for value in ("1.5", "-0.1", ".nan")),
+        *((f"optimizer.{key}", value) for key in ("lr", "muon_lr", "clip") for value in ("0", "-1", ".nan", ".inf")),
+        *((f"optimizer.{key}", value) for key in ("beta1", "beta2", "muon_momentum") for value in ("1", "-1", ".nan")),
+        *(("optimizer.ema_decay", value) for value in ("2", "-1", ".nan", ".inf")),
+        ("optimizer.weight_decay", ".inf"),
+        *((key, value) for key in ("log.preview_budgets", "evaluate.budgets") for value in ("[]", "[0]", "[2]", "[.nan]")),
+        ("data.workers", "1000000"),
+        ("seed", str(2**70)),
     ],
 )
 def test_values_out_of_range_name_their_key(key: str, value: str) -> None:
@@ -169,7 +213,7 @@ def test_what_a_model_cannot_be_is_refused() -> None:
 
 @pytest.mark.parametrize("arguments", [["steps", "3"], ["--steps", "3", "4"], ["--steps"]])
 def test_what_is_not_an_option_is_refused(arguments: list[str]) -> None:
-    assert "overrides look like --optimizer.lr 1e-3" in refused(None, *arguments)
+    assert "options look like --optimizer.lr 1e-3" in refused(None, *arguments)
 
 
 def test_missing_file(tmp_path: Path) -> None:
@@ -208,4 +252,15 @@ def test_flat_and_nested_are_inverse() -> None:
 def test_overrides_are_yaml_values() -> None:
     """Numbers, lists, truth values, null and words; a minus sign or an = in a value is part of it."""
     arguments = ["--a", "-3", "--b-c=x=y", "--d", "[1, 2]", "--e=no thing", "--f", "null", "--g", "1e3"]
-    assert parse_overrides(arguments) == {"a": -3, "b_c": "x=y", "d": [1, 2], "e": "no thing", "f": None, "g": 1000.0}
+    assert parse_options(arguments, ["e"]) == {"a": -3, "b_c": "x=y", "d": [1, 2], "e": "no thing", "f": None, "g": 1000.0}
+
+
+def test_every_key_is_explained() -> None:
+    """The docstrings say of each key what it means, and no explanation runs into the next key's."""
+    keys = {key.name: key for key in keys_of(TrainConfig)}
+    assert [name for name, key in keys.items() if not key.meaning] == []
+    assert keys["optimizer.beta2"].meaning == "AdamW's decay of the mean squared gradient."
+    assert keys["steps"].meaning == "steps to train in all; a run that has made them may be given more."
+    assert set(flat(TrainConfig().to_dict())) == set(keys)
+    assert keys["log.preview_budgets"].default == (0.0625, 0.25, 1.0)
+    assert keys["out"].is_text and keys["data.codec"].is_text and not keys["dtype"].is_text

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from elit import DiT
-from elit.training.config import load_config
+from elit.training.reading import load_config
 from elit.weights import load_model, save_weights
 
 ROOT = Path(__file__).parents[2]

@@ -10,8 +10,10 @@ import pytest
 import yaml
 
 from elit.console import console
-from elit.training.config import DataConfig, TrainConfig, flat, load_config, yaml_value
+from elit.records import parse_yaml
+from elit.training.config import DataConfig, TrainConfig
 from elit.training.foreign import DEFAULTS, translate
+from elit.training.reading import flat, load_config
 
 ROOT = Path(__file__).parents[2]
 KNOWN = list(flat(TrainConfig().to_dict()))
@@ -66,22 +68,22 @@ def test_the_table_says_what_is_done(theirs: str, ours: str) -> None:
     left, right = options_in(theirs), options_in(ours)
     assert right or "nothing" in ours
     if (right and left and len(left) != len(right)) or re.search("`--[^`]*--", theirs):  # some together make some of ours
-        keys = {key: yaml_value(value) for key, value in left if value is not None}
+        keys = {key: parse_yaml(value, "a test") for key, value in left if value is not None}
         made = translate(BASE | keys, KNOWN, "f").values
-        assert all(made[key] == yaml_value(value) for key, value in right if value is not None)
+        assert all(made[key] == parse_yaml(value, "a test") for key, value in right if value is not None)
         return
     for i, (key, value) in enumerate(left):
         probe = {"adam_weight_decay": 0.25, "adam_beta1": 0.25, "adam_beta2": 0.25}.get(key, value)
-        given = yaml_value(probe) if isinstance(probe, str) else probe
+        given = parse_yaml(probe, "a test") if isinstance(probe, str) else probe
         values = translate(BASE | {key: given}, KNOWN, "f").values
         if not right:
             assert values == translate(dict(BASE), KNOWN, "f").values
             continue
         our_key, our_value = right[i]
         assert our_key in KNOWN
-        assert values[our_key] == (given if our_value is None else yaml_value(our_value))
+        assert values[our_key] == (given if our_value is None else parse_yaml(our_value, "a test"))
     if not left:
-        assert all(translate(dict(BASE), KNOWN, "f").values[key] == yaml_value(value) for key, value in right)
+        assert all(translate(dict(BASE), KNOWN, "f").values[key] == parse_yaml(value, "a test") for key, value in right)
 
 
 @pytest.mark.parametrize("key", DEFAULTS)

@@ -9,8 +9,9 @@ import torch
 
 from elit import DiT, DiTConfig
 from elit.training.budgets import mean_flops
-from elit.training.config import BudgetConfig, FlowConfig, TrainConfig, load_config
+from elit.training.config import BudgetConfig, FlowConfig, TrainConfig
 from elit.training.dry_run import dry_run
+from elit.training.reading import load_config
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted((ROOT / "configs").rglob("*.yaml"))

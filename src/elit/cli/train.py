@@ -1,10 +1,14 @@
 """`elit train`: a model from a configuration."""
 
 import argparse
+import json
+import textwrap
 
 from elit.cli.parsing import Parser, folder
 from elit.console import Table, show
 from elit.errors import UserError
+
+INDENT = 6 * " "
 
 
 def add_train(command: Parser) -> None:
@@ -21,17 +25,24 @@ def add_train(command: Parser) -> None:
 
 
 def train_keys() -> str:
-    """Every key and default of the configuration, a line each."""
-    from elit.training.config import TrainConfig, flat
+    """Every key of the configuration with its default, and under it what it means, in lines of at most 80 letters."""
+    from elit.training.config import TrainConfig
+    from elit.training.reading import keys_of
 
-    lines = [f"  --{key} {value}" for key, value in flat(TrainConfig().to_dict()).items()]
-    return "keys and their defaults:\n" + "\n".join(lines)
+    lines = ["keys of the configuration, and their defaults:"]
+    for key in keys_of(TrainConfig):
+        default = key.default if isinstance(key.default, str) else json.dumps(key.default)
+        lines += [
+            f"  --{key.name} {default}",
+            *textwrap.wrap(key.meaning, 80, initial_indent=INDENT, subsequent_indent=INDENT),
+        ]
+    return "\n".join(lines)
 
 
 def run_train(options: argparse.Namespace) -> None:
     from elit.distributed import is_main
-    from elit.training.config import load_config
     from elit.training.loop import dry_run, train
+    from elit.training.reading import load_config
 
     if options.config is None and not options.rest:
         raise UserError("elit train needs a configuration: give --config FILE, such as --config configs/emoji-tiny.yaml")

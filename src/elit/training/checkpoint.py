@@ -39,9 +39,10 @@ from elit.distributed import (
 )
 from elit.errors import UserError
 from elit.files import remove_folder, write_whole
-from elit.training.config import TrainConfig, flat
+from elit.training.config import TrainConfig
 from elit.training.finetune import held_parameters
 from elit.training.optimizer import MOMENTS, set_updates
+from elit.training.reading import flat
 from elit.training.step import TrainState
 from elit.weights import CONFIG_FILE, WEIGHTS_FILE, config_to_dict
 

@@ -1,0 +1,169 @@
+"""How a configuration is read: defaults, then a preset, then a YAML file, then options. What it may hold says `config`."""
+
+import dataclasses
+import os
+import re
+import typing
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from elit.errors import UserError
+from elit.records import checked, parse_yaml, read_yaml
+from elit.training.config import TrainConfig
+from elit.words import suggest
+
+COMMAND_LINE = "the command line"
+
+
+@dataclass(frozen=True)
+class Key:
+    """A key of the configuration, such as optimizer.lr: whether it holds a text, its default, and what it means."""
+
+    name: str
+    is_text: bool
+    default: Any
+    meaning: str
+
+
+def load_config(file: str | Path | None, options: list[str]) -> TrainConfig:
+    """A run's configuration: defaults, then the preset, then the YAML file, then options such as --optimizer.lr 1e-3.
+
+    The file, and then options too, may have the authors' keys (see `foreign`); what became of them is told on the console.
+    Raises UserError for a file that cannot be read, an unknown key (naming the nearest known one) or a value out of range.
+    """
+    known = {key.name: key for key in keys_of(TrainConfig)}
+    given = parse_options(options, [name for name, key in known.items() if key.is_text])
+    values = {} if file is None else read_values(Path(file))
+    if "exp_name" in values or isinstance(values.get("model"), str):
+        from elit.training.foreign import DEFAULTS, read_foreign
+
+        theirs = {key: given.pop(key) for key in list(given) if key in DEFAULTS}
+        values = read_foreign(values | theirs, list(known), list(given), str(file))
+    check_known(known, values, str(file))
+    check_known(known, given, None)
+    merged = {key: as_text(value) if known[key].is_text else value for key, value in (values | given).items()}
+    if merged.get("preset") is not None:
+        from elit.backbones.table import preset_config
+
+        base = dataclasses.asdict(preset_config(merged["preset"]))
+        merged = {f"model.{key}": value for key, value in base.items()} | merged
+
+    def origin(place: str) -> str:
+        by_option = any(place == key or place.startswith(f"{key}.") for key in given)
+        return COMMAND_LINE if by_option else str(file or "the configuration")
+
+    return checked(nested(merged), TrainConfig, origin)
+
+
+def keys_of(kind: type[Any], prefix: str = "") -> Iterator[Key]:
+    """Every key of a record and of those within it, in their order."""
+    hints, meanings = typing.get_type_hints(kind, include_extras=True), explained(kind)
+    for entry in dataclasses.fields(kind):
+        name, hint = f"{prefix}{entry.name}", hints[entry.name]
+        if dataclasses.is_dataclass(hint):
+            yield from keys_of(typing.cast(type[Any], hint), f"{name}.")
+        else:
+            yield Key(name, _holds_text(hint), entry.default, meanings.get(entry.name, ""))
+
+
+def explained(kind: type[Any]) -> dict[str, str]:
+    """What a record's docstring says of each field: all from `name:`, or `name, another:`, to the next one."""
+    text = " ".join((kind.__doc__ or "").split())
+    names = "|".join(entry.name for entry in dataclasses.fields(kind))
+    parts = re.split(rf"(?<![\w.`])((?:(?:{names}), )*(?:{names})): ", text)
+    return {name: parts[i + 1].strip() for i in range(1, len(parts), 2) for name in parts[i].split(", ")}
+
+
+def _holds_text(hint: Any) -> bool:
+    return hint is str or any(_holds_text(part) for part in typing.get_args(hint) if not isinstance(part, str))
+
+
+def check_known(known: Collection[str], values: Collection[str], file: str | None) -> None:
+    """Raises UserError for a key of a file, or of the options where there is none, that is unknown, with the nearest one."""
+    for key in values:
+        if key in known:
+            continue
+        what = f"unknown option --{key}" if file is None else f"unknown key {key!r} in {file}"
+        below = next((name for name in known if name.startswith(f"{key}.")), None)
+        if below is not None:
+            raise UserError(f"{key} takes no value of its own{f' in {file}' if file else ''}; set its keys, such as {below}")
+        raise UserError(f"{what}; {suggest(key, list(known), 'elit train --help lists all')}")
+
+
+def as_text(value: Any) -> Any:
+    """The value of a key that holds a text: a number is taken as it is written, and ~ is the user's own folder.
+
+    Raises UserError for a text that no file can be named by.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if not isinstance(value, str):
+        return value
+    if "\0" in value or (not value.isascii() and value.encode("utf8", "replace").decode() != value):
+        raise UserError(f"{value!r} holds letters that no name has; write it in UTF-8")
+    return os.path.expanduser(value)  # noqa: PTH111  # a Path would drop a slash of a URL
+
+
+def read_values(file: Path) -> dict[str, Any]:
+    """The values of a YAML file by their whole keys, such as optimizer.lr. Raises UserError for what is no such file."""
+    if not file.is_file():
+        raise UserError(f"there is no config file {file}; give one of configs/, or one of your own")
+    values = read_yaml(file)
+    if not isinstance(values, dict):
+        raise UserError(f"{file} holds no settings; write lines such as steps: 1000")
+    out: dict[str, Any] = {}
+    for key, value in flat_pairs(values):
+        if key in out:
+            raise UserError(f"{file}: {key} stands twice, whole and by its section; write it once")
+        out[key] = value
+    return out
+
+
+def parse_options(arguments: list[str], texts: Collection[str]) -> dict[str, Any]:
+    """["--a.b", "1", "--c=2"] to {"a.b": 1, "c": 2}. Values are YAML, and those of `texts` are taken as they stand.
+
+    Raises UserError for what is no option, or has no value.
+    """
+    out: dict[str, Any] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if not word.startswith("--"):
+            raise UserError(f"{word!r} is not an option; options look like --optimizer.lr 1e-3")
+        key, equals, value = word.removeprefix("--").partition("=")
+        if not equals:
+            if not rest:
+                raise UserError(f"--{key} has no value; options look like --optimizer.lr 1e-3")
+            value = rest.pop(0)
+        key = key.replace("-", "_")
+        as_it_stands = key in texts and value != "null"
+        out[key] = value if as_it_stands else parse_yaml(value, f"the value {value!r} of --{key}")
+    return out
+
+
+def flat_pairs(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of nested dicts by their whole keys, a.b for {"a": {"b": 1}}; a key may come twice."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flat_pairs(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def flat(values: dict[str, Any]) -> dict[str, Any]:
+    """{"a": {"b": 1}} to {"a.b": 1}."""
+    return dict(flat_pairs(values))
+
+
+def nested(values: dict[str, Any]) -> dict[str, Any]:
+    """The inverse of `flat`."""
+    out: dict[str, Any] = {}
+    for key, value in values.items():
+        *parents, last = key.split(".")
+        place = out
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return out
