@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MEETING = timedelta(minutes=5)  # in which all processes must have come
-# Where torch raises what gloo and NCCL say of a group that has lost a process: plain RuntimeErrors, without a type of theirs.
+# Where torch raises what gloo says of a group that has lost a process: plain RuntimeErrors, without a type of their own.
 COLLECTIVES = {"distributed_c10d.py", "_functional_collectives.py", "_fsdp_collectives.py", "_fsdp_param_group.py"}
 WRAPPERS = {"_ops.py", "c10d_logger.py", "contextlib.py"}
 

@@ -196,8 +196,8 @@ def test_alignment_rises(make_aligned: Make) -> None:
     state, data = make_state(config, CPU), load_data(config)
     seen = []
     for step in range(40):
-        train_step(config, state, draw_batch(config, data, step % 2), CPU)
-        seen.append(state.summands["alignment"].item())
+        taken = train_step(config, state, draw_batch(config, data, step % 2), CPU)
+        seen.append(taken.summands["alignment"].item())
     assert seen[-1] < seen[0] - 0.1
 
 

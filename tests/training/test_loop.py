@@ -160,7 +160,7 @@ def test_a_step_is_adamw_on_clipped_gradients(make_config: Make) -> None:
 
         loss = FlowPath.LINEAR.loss(velocity(batch.flow.x_t, batch.flow.t), batch.flow)
         gradients.append(list(torch.autograd.grad(loss, list(state.model.parameters()))))
-        assert train_step(config, state, batch, CPU).item() == pytest.approx(loss.item(), rel=1e-6)
+        assert train_step(config, state, batch, CPU).loss.item() == pytest.approx(loss.item(), rel=1e-6)
     norms = [math.sqrt(sum(g.square().sum().item() for g in step)) for step in gradients]
     assert min(norms) > config.optimizer.clip  # so that clipping matters
     for p, expected in zip(state.model.parameters(), literal_adamw(config.optimizer, start, gradients), strict=True):
@@ -274,7 +274,7 @@ def test_dry_run_counts_what_a_run_holds(make_config: Make, group_size: int | No
     """Parameters are the model's; the state's bytes those of weights, gradients, moments and the average."""
     config = make_config(model__group_size=group_size, optimizer__name=optimizer)
     cost, state = dry_run(config), make_state(config, CPU)
-    assert cost["parameters"] == sum(p.numel() for p in state.model.parameters())
+    assert cost.parameters == sum(p.numel() for p in state.model.parameters())
 
     batch = draw_batch(config, load_data(config), 0)
     train_step(config, state, batch, CPU)
@@ -283,30 +283,30 @@ def test_dry_run_counts_what_a_run_holds(make_config: Make, group_size: int | No
     kept = [values for o in state.optimizers for values in o.state.values()]
     moments = [value for values in kept for key, value in values.items() if key != "step"]
     held = [*parameters, *(p.grad for p in parameters if p.grad is not None), *moments, *state.ema.values()]
-    assert cost["state_bytes"] == sum(tensor.numel() * tensor.element_size() for tensor in held)
-    assert cost["step_gflops_highest"] == pytest.approx(3 * 4 * cost["forward_gflops_highest"])
+    assert cost.state_bytes == sum(tensor.numel() * tensor.element_size() for tensor in held)
+    assert cost.step_gflops_highest == pytest.approx(3 * 4 * cost.forward_gflops_highest)
 
 
 def test_dry_run_knows_budgets_and_checkpointing(make_config: Make) -> None:
     """Fewer latents cost fewer FLOPs and less memory; recomputing activations costs less memory yet."""
     cost, low = dry_run(make_config()), dry_run(make_config(budget__highest=0.25))
-    assert low["forward_gflops_lowest"] == low["forward_gflops_highest"] == cost["forward_gflops_lowest"]
-    assert low["forward_gflops_highest"] < cost["forward_gflops_highest"]
-    assert low["activation_bytes_highest"] < cost["activation_bytes_highest"]
+    assert low.forward_gflops_lowest == low.forward_gflops_highest == cost.forward_gflops_lowest
+    assert low.forward_gflops_highest < cost.forward_gflops_highest
+    assert low.activation_bytes_highest < cost.activation_bytes_highest
     saving = dry_run(make_config(checkpointing="true"))
-    assert saving["activation_bytes_highest"] < 0.7 * cost["activation_bytes_highest"]
-    assert saving["parameters"] == cost["parameters"]
+    assert saving.activation_bytes_highest < 0.7 * cost.activation_bytes_highest
+    assert saving.parameters == cost.parameters
 
 
 def test_dry_run_knows_the_mesh(make_config: Make) -> None:
     """A rank of 2 x 4 holds a quarter of the state, gathers less than the weights, and runs an eighth of a batch."""
     alone = dry_run(make_config(batch_size=16))
-    assert (alone["ranks"], alone["rank_state_bytes"], alone["rank_gathered_bytes"]) == (1, alone["state_bytes"], 0)
+    assert (alone.ranks, alone.rank_state_bytes, alone.rank_gathered_bytes) == (1, alone.state_bytes, 0)
     mesh = {"batch_size": 16, "parallel__replicate": 2, "parallel__shard": 4}
     cost = dry_run(make_config(**mesh))
-    assert cost["ranks"] == 8
-    assert cost["rank_state_bytes"] == alone["state_bytes"] / 4
-    assert cost["activation_bytes_highest"] == dry_run(make_config(batch_size=2))["activation_bytes_highest"]
+    assert cost.ranks == 8
+    assert cost.rank_state_bytes == alone.state_bytes / 4
+    assert cost.activation_bytes_highest == dry_run(make_config(batch_size=2)).activation_bytes_highest
     state = make_state(make_config(), CPU)
     sizes = {name: p.numel() for name, p in state.model.named_parameters()}
     two = sum(size for name, size in sizes.items() if name.startswith(("blocks.0.", "blocks.1.read.layers")))
@@ -315,10 +315,10 @@ def test_dry_run_knows_the_mesh(make_config: Make) -> None:
         for name, size in sizes.items()
         if not name.startswith(("blocks.0.", "blocks.2.", "blocks.1.blocks")) and ".layers." not in name
     )
-    assert 4 * (two + rest) <= cost["rank_gathered_bytes"] < 4 * cost["parameters"]
+    assert 4 * (two + rest) <= cost.rank_gathered_bytes < 4 * cost.parameters
     held = dry_run(make_config(accumulate=2, **mesh))
-    assert held["rank_gathered_bytes"] == cost["rank_gathered_bytes"] + 4 * cost["parameters"]
-    assert held["activation_bytes_highest"] == dry_run(make_config(batch_size=1))["activation_bytes_highest"]
+    assert held.rank_gathered_bytes == cost.rank_gathered_bytes + 4 * cost.parameters
+    assert held.activation_bytes_highest == dry_run(make_config(batch_size=1)).activation_bytes_highest
 
 
 def test_data_that_does_not_fit_the_model_is_refused(make_config: Make) -> None:

@@ -1,6 +1,7 @@
 """Training in several processes: the same as in one, whatever their number, mesh and accumulation."""
 
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
-from elit.distributed import gathered, own_share, process_group, shard_model, sharded_like
+from elit.distributed import gathered, make_mesh, own_share, process_group, shard_model, sharded_like
 from elit.training.checkpoint import checkpoints
 from elit.training.config import TrainConfig
 from elit.training.loop import draw_batch, load_data, make_state, train, train_step
@@ -71,7 +72,7 @@ def losses(config: TrainConfig, compiled: bool) -> list[float]:
     state, data, share = make_state(config, CPU), load_data(config), own_share(config.batch_size)
     if compiled:
         state.model.compile_blocks(backend="eager", fullgraph=True)
-    return [train_step(config, state, draw_batch(config, data, step, share), CPU).item() for step in range(4)]
+    return [train_step(config, state, draw_batch(config, data, step, share), CPU).loss.item() for step in range(4)]
 
 
 def test_compiled_blocks_are_one_graph_each_between_the_shards(make_config: Make, tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def muon_step(shard: bool) -> list[torch.Tensor]:
     layers = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 1, bias=False))  # rows that two ranks cannot halve
     gradients = [[torch.randn(p.shape) for p in layers.parameters()] for _ in range(2)]
     if shard:
-        shard_model(layers, layers, 1, 2, torch.device("cpu"), torch.float32)
+        shard_model(layers, layers, make_mesh(1, 2, CPU, timedelta(minutes=1)), torch.float32)
     muon = with_moments(Muon(list(layers.parameters()), lr=0.1, weight_decay=0.2, momentum=0.9))
     for given in gradients:
         for p, gradient in zip(layers.parameters(), given, strict=True):

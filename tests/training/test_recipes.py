@@ -63,7 +63,7 @@ def test_a_recipe_says_its_command_and_cost(name: str) -> None:
 def test_a_recipe_can_be_priced(name: str) -> None:
     """`dry_run` agrees with the comment's cost; of the others, whose models are alike, these stand for all."""
     config = load_config(ROOT / name, [])
-    assert dry_run(config)["step_gflops_mean"] == pytest.approx(1e3 * cost_of(config))
+    assert dry_run(config).step_gflops_mean == pytest.approx(1e3 * cost_of(config))
 
 
 def test_the_paper_and_the_release_are_told_apart() -> None:

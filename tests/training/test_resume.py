@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sys
@@ -12,12 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from elit import load_model
 from elit.cli import main
-from elit.training.checkpoint import TrainState, checkpoints, load_checkpoint, open_run, save_checkpoint
+from elit.training import checkpoint
+from elit.training.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint, tidy
 from elit.training.config import TrainConfig
 from elit.training.loop import draw_batch, load_data, make_state, train, train_step
+from elit.training.run_folder import open_run, reads_of
 from ranks import run_ranks, start_ranks, wait_for
 
 CPU = torch.device("cpu")
@@ -32,6 +36,15 @@ def kill_at(folder: Path, process: int) -> None:
         time.sleep(0.001)
     os.kill(process, signal.SIGKILL)
     assert wait_for([process]) == [-signal.SIGKILL]
+
+
+def opened(config: TrainConfig) -> Path:
+    """The run's folder, made or found."""
+    return open_run(config, reads_of(config, load_data(config)))
+
+
+def files_of(folder: Path) -> dict[Path, bytes]:
+    return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 def trained_state(config: TrainConfig, steps: int) -> TrainState:
@@ -137,7 +150,7 @@ def killed_in(save: Callable[[], object], operation: int) -> bool:
 def test_a_kill_at_any_moment_of_saving_leaves_whole_checkpoints(
     tmp_path: Path, make_config: Make, step: int, keep: int
 ) -> None:
-    """Killed before any change of a file, a save leaves only checkpoints that load; unless it wrote over one, some."""
+    """Killed before any change of a file, a save leaves only checkpoints that load, and always one, once tidied."""
     config = make_config()
     state, fresh = trained_state(config, 1), make_state(config, CPU)
     save_checkpoint(tmp_path / "before", state, keep=1)
@@ -146,8 +159,9 @@ def test_a_kill_at_any_moment_of_saving_leaves_whole_checkpoints(
     while killed:
         run = Path(shutil.copytree(tmp_path / "before", tmp_path / f"run {operation}"))
         killed = killed_in(lambda run=run: save_checkpoint(run, state, keep), operation)
+        tidy(run)
         found = checkpoints(run)
-        assert found or step == 1
+        assert found and not list((run / "checkpoints").glob(".*"))
         for folder in found:
             load_checkpoint(folder, fresh)
             load_model(folder)
@@ -193,12 +207,63 @@ def test_a_checkpoint_of_another_model_is_refused(make_config: Make, tmp_path: P
             load_checkpoint(folder, make_state(make_config(**other), CPU))
 
 
+@pytest.mark.parametrize("damage", ["zeroed", "shorter", "missing", "counts", "no counts"])
+def test_damage_is_told_and_proven(make_config: Make, tmp_path: Path, damage: str) -> None:
+    """The advice to remove a checkpoint comes with what is wrong in it."""
+    config = make_config()
+    folder = save_checkpoint(tmp_path, trained_state(config, 1), keep=1)
+    shard, counts = folder / SHARD, folder / "training.json"
+    content = shard.read_bytes()
+    if damage in ("zeroed", "shorter"):
+        shard.write_bytes(bytes(len(content)) if damage == "zeroed" else content[:-1])
+    elif damage == "missing":
+        shard.unlink()
+    else:
+        counts.write_text('{"step": -1}' if damage == "counts" else "null")
+    told = {"zeroed": "cannot be read", "shorter": f"not {len(content)}", "missing": "is missing", "counts": "step is -1"}
+    with pytest.raises(ValueError, match=rf"{told.get(damage, 'training.json')}.*; remove it to go on"):
+        load_checkpoint(folder, make_state(config, CPU))
+
+
+@pytest.mark.parametrize("error", [RuntimeError("Connection closed by peer"), MemoryError(), KeyError("a fault of ours")])
+def test_what_proves_no_damage_advises_no_removal(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """A lost connection, too little memory and a fault of the program leave load_checkpoint as what they are."""
+    config = make_config()
+    folder, state = save_checkpoint(tmp_path, trained_state(config, 1), keep=1), make_state(config, CPU)
+
+    def failing(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "load_tensors", failing)
+    with pytest.raises(type(error)) as raised:
+        load_checkpoint(folder, state)
+    assert raised.value is error
+
+
+def test_a_checkpoint_that_may_not_be_read_need_not_be_removed(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = make_config()
+    folder, state = save_checkpoint(tmp_path, trained_state(config, 1), keep=1), make_state(config, CPU)
+    from torch.distributed.checkpoint import hf_storage
+
+    def forbidden(*given: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(hf_storage.HuggingFaceStorageReader, "read_data", forbidden)
+    with pytest.raises(OSError, match=r"could not be read \(Permission denied\); give the same command") as raised:
+        load_checkpoint(folder, state)
+    assert "remove" not in str(raised.value)
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
         ({"optimizer__lr": 0.5}, "optimizer.lr is 0.003 there and 0.5 now"),
         ({"seed": 1}, "seed is 0 there and 1 now"),
-        ({"steps": 9}, "steps is 4 there and 9 now"),
+        ({"optimizer__schedule": "cosine"}, "optimizer.schedule is constant there and cosine now"),
         ({"model__width": 32}, "model.width is 16 there and 32 now"),
         ({"model__group_size": None}, "model.group_size is 2 there and None now"),
     ],
@@ -207,21 +272,139 @@ def test_another_config_in_the_folder_is_refused(make_config: Make, changed: dic
     """The message names the key and both values, and every file stays as it was."""
     config = make_config()
     train(config)
-    before = {file: file.read_bytes() for file in Path(config.out).rglob("*") if file.is_file()}
+    before = files_of(Path(config.out))
     with pytest.raises(ValueError, match=named.replace(".", r"\.")):
         train(make_config(**changed))
-    assert {file: file.read_bytes() for file in Path(config.out).rglob("*") if file.is_file()} == before
+    assert files_of(Path(config.out)) == before
+
+
+@pytest.mark.parametrize(
+    ("schedule", "decay"), [("constant", 0), ("trapezoid", 2)], ids=["constant", "before the trapezoid's end"]
+)
+def test_a_run_may_be_given_more_steps(make_config: Make, tmp_path: Path, schedule: str, decay: int) -> None:
+    """4 steps of 6 with logs, checkpoints, workers and keeping of another kind, then 9: the bits of 9 in one go."""
+    rate = {"optimizer__schedule": schedule, "optimizer__decay_steps": decay}
+    first = make_config(steps=4 + decay, log__checkpoint_every=4, **rate)
+    if decay:
+        straight = trained_state(first, 4)
+        save_checkpoint(opened(first), straight, keep=9)
+    else:
+        train(first)
+    other = {"log__every": 1, "log__checkpoint_every": 3, "log__keep": 9, "data__workers": 0, "evaluate__count": 9}
+    more = train(make_config(steps=9, **rate, **other))
+    assert_same_checkpoint(more, train(make_config(steps=9, out=tmp_path / "straight", **rate)))
+    assert train(make_config(steps=5, **rate)) == more if not decay else True  # it has made more already
+
+
+def test_a_cosine_run_may_not_be_given_more_steps(make_config: Make) -> None:
+    """Its past steps would have had other rates."""
+    train(make_config(optimizer__schedule="cosine"))
+    with pytest.raises(ValueError, match="steps is 4 there and 9 now"):
+        train(make_config(optimizer__schedule="cosine", steps=9))
+
+
+def test_a_run_is_known_by_what_it_reads(make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other spellings of its paths, a renamed run and data that moved are the same run; other data are not."""
+    config = make_config()
+    last, data = train(config), Path(config.data.source)
+    monkeypatch.chdir(tmp_path)
+    assert train(make_config(out="run", data__source=f"{data.name}/")) == Path("run") / last.relative_to(tmp_path / "run")
+    data.rename(tmp_path / "moved")
+    (tmp_path / "run").rename(tmp_path / "renamed")
+    elsewhere = {"out": tmp_path / "renamed", "data__source": tmp_path / "moved"}
+    assert train(make_config(**elsewhere)).name == last.name
+    shutil.copytree(tmp_path / "moved", data)
+    next(data.rglob("0.png")).unlink()
+    with pytest.raises(ValueError, match=r"data\.source is .*moved there and .* now, which holds other data"):
+        train(make_config(**{**elsewhere, "data__source": data}))
+
+
+def test_data_that_changed_are_told_of(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    config = make_config()
+    train(config)
+    next(Path(config.data.source).rglob("0.png")).unlink()
+    train(make_config(steps=5))
+    assert "does not hold the data that the run began with" in capfd.readouterr().err
+
+
+def test_what_is_refused_leaves_no_folder(make_config: Make, tmp_path: Path) -> None:
+    """All that can be checked is checked before the folder is touched, so that the right command finds it free."""
+    run = tmp_path / "run"
+    for wrong in (
+        {"init_from": tmp_path / "nowhere"},
+        {"data__source": tmp_path / "nowhere"},
+        {"model__num_classes": 1},
+        {"device": "abacus"},
+        {"device": "meta"},
+        {"evaluate__every": 2, "evaluate__features": "nonsense"},
+        {"evaluate__every": 2, "evaluate__reference": tmp_path / "nowhere.npz"},
+        {"batch_size": 4, "accumulate": 5},
+    ):
+        with pytest.raises(ValueError):
+            train(make_config(**wrong))
+        assert not run.exists(), wrong
+    assert train(make_config()).parent.parent == run
+
+
+def test_a_folder_without_a_checkpoint_is_no_run(make_config: Make) -> None:
+    """What was never trained may be another run now."""
+    opened(make_config())
+    config = make_config(optimizer__lr=1e-4, steps=2)
+    train(config)
+    assert json.loads((Path(config.out) / "config.json").read_text()) == config.to_dict()
 
 
 def test_how_a_run_is_computed_may_change(make_config: Make) -> None:
-    """Another accumulation, mesh or device goes on in the folder, and so does a run of before these keys were known."""
-    config = make_config()
-    run = open_run(config)
+    """Another accumulation, mesh or device goes on in the folder, and so does a run of before some keys were known."""
+    config = make_config(steps=2)
+    train(config)
+    run = Path(config.out)
     for changed in ({"accumulate": 2}, {"parallel__replicate": 2}, {"compile": "true"}, {"checkpointing": "true"}):
-        assert open_run(make_config(**changed)) == run
+        assert opened(make_config(steps=2, **changed)) == run
     old = {key: value for key, value in config.to_dict().items() if key not in ("accumulate", "skip_limit", "parallel")}
     (run / "config.json").write_text(json.dumps(old))
-    assert open_run(config) == run
+    (run / "reads.json").unlink()
+    assert opened(config) == run
+
+
+def logged(run: Path, name: str) -> list[tuple[int, float]]:
+    """A scalar of tensorboard's, by step."""
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(name)]
+
+
+def test_the_log_goes_on_with_the_run(make_config: Make) -> None:
+    """The resumed step's row stays, rows of steps that are taken again go, in log.jsonl and in tensorboard."""
+    config = make_config(steps=4, log__every=1, log__checkpoint_every=2, log__keep=9)
+    run = train(config).parents[1]
+    shutil.rmtree(run / "checkpoints" / "step_00000004")
+    with (run / "log.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # cut short by a kill
+    train(make_config(steps=6, log__every=1))
+    rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    found = logged(run, "loss")
+    assert [step for step, _ in found] == [1, 2, 3, 4, 5, 6]
+    assert [value for _, value in found] == pytest.approx([row["loss"] for row in rows], rel=1e-6)
+    assert {"gradient_norm", "images_per_second", "learning_rate", "skipped_steps", "loss_flow"} <= rows[0].keys()
+
+
+def test_a_log_that_cannot_be_written_ends_nothing(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    """Not in log.jsonl, not in tensorboard's folder; it is said once, and the run trains on."""
+    config = make_config(steps=4, log__every=1)
+    run = opened(config)
+    (run / "log.jsonl").mkdir()
+    (run / "tensorboard").write_text("in the way")
+    assert train(config).name == "step_00000004"
+    assert capfd.readouterr().err.count("cannot be written") == 1
+
+
+def test_a_piped_run_says_a_line_at_its_interval(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    train(make_config(steps=4, log__every=2))
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("step ")]
+    assert len(lines) == 2
+    assert re.fullmatch(r"step 2 of 4  loss \d\.\d{4}  [\d.]+ images/s  [\d:]+ left", lines[0])
 
 
 def test_any_number_of_workers_reads_the_same_data(make_config: Make, tmp_path: Path) -> None:
@@ -244,12 +427,12 @@ def test_a_folder_that_is_no_run_is_refused(make_config: Make, tmp_path: Path) -
     (tmp_path / "list" / "config.json").write_text("[1]")
     for name in ("file", "mine", "other", "broken", "list"):
         with pytest.raises(ValueError, match="give another folder with --out"):
-            open_run(make_config(out=tmp_path / name))
+            opened(make_config(out=tmp_path / name))
     assert (tmp_path / "mine" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "mine"
     assert not (tmp_path / "mine" / "config.json").exists()
     (tmp_path / "empty").mkdir()
     config = make_config(out=tmp_path / "empty")
-    assert open_run(config) == tmp_path / "empty"
+    assert opened(config) == tmp_path / "empty"
     assert json.loads((tmp_path / "empty" / "config.json").read_text()) == config.to_dict()
 
 
@@ -258,7 +441,7 @@ def test_a_kill_while_the_run_is_made_does_not_spoil_its_folder(make_config: Mak
     operation, killed = 0, True
     while killed:
         config = make_config(out=tmp_path / f"run {operation}")
-        killed = killed_in(lambda config=config: open_run(config), operation)
-        assert open_run(config) == Path(config.out)
+        killed = killed_in(lambda config=config: opened(config), operation)
+        assert opened(config) == Path(config.out)
         operation += 1
     assert operation > 2

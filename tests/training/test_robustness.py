@@ -18,9 +18,10 @@ from elit.cli import main
 from elit.data.images import LabelledImages
 from elit.distributed import OneRankError, gathered, process_group
 from elit.errors import UserError
-from elit.training.checkpoint import checkpoints, load_checkpoint, open_run, save_checkpoint, state_tensors
+from elit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, state_tensors
 from elit.training.config import TrainConfig
 from elit.training.loop import draw_batch, draw_own, load_data, make_state, train, train_step
+from elit.training.run_folder import open_run, reads_of
 from ranks import run_ranks, start_ranks, torchrun, wait_for
 
 CPU = torch.device("cpu")
@@ -182,7 +183,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was(make_config: Make, tmp_path
     save_first = make_state(config, CPU)
     for step in range(2):
         train_step(config, save_first, draw_batch(config, load_data(config), step), CPU)
-    before = save_checkpoint(open_run(config), save_first, keep=1)
+    before = save_checkpoint(open_run(config, reads_of(config, load_data(config))), save_first, keep=1)
     assert run_ranks(count, short_of_room, log) == [2] * count, log.read_text()
     assert re.search(r"step_00000004 could not be written \(File too large\); the last whole", log.read_text())
     assert checkpoints(run) == [before]
@@ -233,7 +234,7 @@ def test_half_precision_trains_like_float32(make_config: Make) -> None:
     for dtype in ("fp32", "fp16"):
         config = make_config(dtype=dtype, batch_size=16)
         data, state = load_data(config), make_state(config, CPU)
-        losses[dtype] = [train_step(config, state, draw_batch(config, data, step), CPU).item() for step in range(12)]
+        losses[dtype] = [train_step(config, state, draw_batch(config, data, step), CPU).loss.item() for step in range(12)]
         assert state.skipped == 0
     assert losses["fp16"] == pytest.approx(losses["fp32"], abs=5e-3)
 

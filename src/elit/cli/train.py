@@ -3,10 +3,14 @@
 import argparse
 import json
 import textwrap
+from typing import TYPE_CHECKING
 
 from elit.cli.parsing import Parser, folder
-from elit.console import Table, show
+from elit.console import Table, say, show
 from elit.errors import UserError
+
+if TYPE_CHECKING:
+    from elit.training.dry_run import Cost
 
 INDENT = 6 * " "
 
@@ -41,7 +45,8 @@ def train_keys() -> str:
 
 def run_train(options: argparse.Namespace) -> None:
     from elit.distributed import is_main
-    from elit.training.loop import dry_run, train
+    from elit.training.dry_run import dry_run, missing
+    from elit.training.loop import train
     from elit.training.reading import load_config
 
     if options.config is None and not options.rest:
@@ -52,19 +57,38 @@ def run_train(options: argparse.Namespace) -> None:
         return
     if is_main():
         show(cost_table(dry_run(config)))
+        for sentence in missing(config):
+            say(f"{sentence}: the run cannot start before it is")
 
 
-def cost_table(cost: dict[str, float]) -> Table:
+def cost_table(cost: "Cost") -> Table:
+    """The cost, in units that fit it."""
     table = Table(title="What the run would cost", show_header=False)
-    table.add_row("parameters", f"{cost['parameters'] / 1e6:.2f} M")
-    table.add_row("forward of one image, lowest budget", f"{cost['forward_gflops_lowest']:.2f} GFLOPs")
-    table.add_row("forward of one image, highest budget", f"{cost['forward_gflops_highest']:.2f} GFLOPs")
-    table.add_row("step of a batch, highest budget", f"{cost['step_gflops_highest'] / 1e3:.2f} TFLOPs")
-    table.add_row("step of a batch, on average", f"{cost['step_gflops_mean'] / 1e3:.2f} TFLOPs")
-    table.add_row("weights, gradients, moments, EMA", f"{cost['state_bytes'] / 2**20:.0f} MiB")
-    if cost["ranks"] > 1:
-        table.add_row("processes", f"{cost['ranks']:.0f}")
-        table.add_row("of these, on each process", f"{cost['rank_state_bytes'] / 2**20:.0f} MiB")
-        table.add_row("weights gathered at a time", f"{cost['rank_gathered_bytes'] / 2**20:.0f} MiB")
-    table.add_row("activations on each process, highest budget", f"{cost['activation_bytes_highest'] / 2**20:.0f} MiB")
+    table.add_row("parameters", in_units(cost.parameters, 1e3, ("", " k", " M", " B")))
+    table.add_row("forward of one image, lowest budget", flops(cost.forward_gflops_lowest))
+    table.add_row("forward of one image, highest budget", flops(cost.forward_gflops_highest))
+    table.add_row("step of a batch, highest budget", flops(cost.step_gflops_highest))
+    table.add_row("step of a batch, on average", flops(cost.step_gflops_mean))
+    table.add_row("weights, gradients, moments, EMA", size(cost.state_bytes))
+    if cost.ranks > 1:
+        table.add_row("processes", f"{cost.ranks}")
+        table.add_row("of these, on each process", size(cost.rank_state_bytes))
+        table.add_row("weights gathered at a time", size(cost.rank_gathered_bytes))
+    table.add_row("activations on each process, highest budget", size(cost.activation_bytes_highest))
     return table
+
+
+def flops(gflops: float) -> str:
+    return in_units(gflops * 1e9, 1e3, (" FLOPs", " kFLOPs", " MFLOPs", " GFLOPs", " TFLOPs", " PFLOPs"))
+
+
+def size(count: float) -> str:
+    return in_units(count, 1024, (" bytes", " KiB", " MiB", " GiB", " TiB"))
+
+
+def in_units(value: float, step: float, units: tuple[str, ...]) -> str:
+    """A number in the largest of the units, each `step` times the one before, that leaves it at 1 or above."""
+    place = 0
+    while value >= step and place + 1 < len(units):
+        value, place = value / step, place + 1
+    return f"{value:.0f}{units[0]}" if place == 0 else f"{value:.2f}{units[place]}"

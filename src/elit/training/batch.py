@@ -44,9 +44,14 @@ class Batch:
         ]
 
     def to(self, device: torch.device) -> "Batch":
-        flow = FlowSample(self.flow.x_t.to(device), self.flow.velocity.to(device), self.flow.t.to(device))
-        target = None if self.target is None else self.target.to(device)
-        return replace(self, flow=flow, labels=self.labels.to(device), target=target)
+        """On a device. Copies to a GPU are begun and not waited for, from memory that it reads by itself."""
+
+        def moved(values: Tensor) -> Tensor:
+            return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+        flow = FlowSample(moved(self.flow.x_t), moved(self.flow.velocity), moved(self.flow.t))
+        target = None if self.target is None else moved(self.target)
+        return replace(self, flow=flow, labels=moved(self.labels), target=target)
 
 
 def draw_batch(config: TrainConfig, data: Data, step: int, share: range | None = None) -> Batch:

@@ -1,7 +1,5 @@
 """Checkpoints of a run: whole or absent, written beside the training, and enough to go on exactly where it stopped.
 
-RUN/config.json                    the run's configuration
-RUN/.lock                          held by the run's first process
 RUN/checkpoints/step_00001000/     a model folder of the EMA weights (config.json, model.safetensors, card.json), with
     shard-*.safetensors            the raw weights and the optimisers' moments, float32, a file per rank that wrote, and
     training.json                  the steps done, skipped and held, the loss scale, and the sizes of the files
@@ -10,19 +8,20 @@ torch.distributed.checkpoint writes and reads the tensors as safetensors, for an
 is pickled. Every random number of a run is a function of (seed, step), so there is no generator to save.
 """
 
-import errno
 import json
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from dataclasses import asdict, field
+from datetime import timedelta
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -38,94 +37,26 @@ from elit.distributed import (
     world_size,
 )
 from elit.errors import UserError
-from elit.files import remove_folder, write_whole
-from elit.training.config import TrainConfig
+from elit.files import read_bytes, remove_folder, replace_folder, write_whole
+from elit.records import JSON_BYTES, Whole, read_json, record
 from elit.training.finetune import held_parameters
 from elit.training.optimizer import MOMENTS, set_updates
-from elit.training.reading import flat
 from elit.training.step import TrainState
 from elit.weights import CONFIG_FILE, WEIGHTS_FILE, config_to_dict
 
-STATE_FILE, LOCK_FILE = "training.json", ".lock"
-# How a run is computed and not what: may change between one start of it and the next.
-HOW = ("accumulate", "device", "compile", "checkpointing", "skip_limit", "parallel.", "data.workers", "evaluate.")
+STATE_FILE = "training.json"
 
 
-def open_run(config: TrainConfig) -> Path:
-    """The run's folder, made or found. Raises UserError where it holds a run of another configuration."""
-    run = Path(config.out)
-    file = run / "config.json"
-    if run.is_file() or (run.is_dir() and any(p.suffix != ".part" for p in run.iterdir()) and not file.is_file()):
-        raise UserError(f"{run} exists and is not a training run; give another folder with --out")
-    if file.is_file():
-        try:
-            old = flat(json.loads(file.read_text(encoding="utf8")))
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise UserError(f"{file} is not a run's configuration ({error}); give another folder with --out") from error
-        if "steps" in old:  # a run of before a key was known had its default
-            old = flat(TrainConfig().to_dict()) | old
-        new = flat(config.to_dict())
-        differing = [
-            f"{key} is {old.get(key)} there and {new.get(key)} now"
-            for key in new | old
-            if old.get(key) != new.get(key) and not key.startswith(HOW)
-        ]
-        if differing:
-            raise UserError(
-                f"{run} holds a run of another config ({'; '.join(differing[:3])}); give another folder with --out"
-            )
-        return run
-    run.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(config.to_dict(), indent=2) + "\n")
-    return run
+@record
+class Counters:
+    """What training.json holds: steps done, skipped, skipped in a row at the end, held; the loss scale; sizes of files."""
 
-
-def check_shared(run: Path, seconds: float = 20.0) -> None:
-    """Raises UserError where a run's folder, which the first process made, does not come in sight of this one."""
-    end = time.monotonic() + seconds
-    while not (run / "config.json").is_file():
-        if time.monotonic() > end:
-            raise UserError(f"{run} of the first process is not seen by all; give an --out on storage that they share")
-        time.sleep(0.2)
-
-
-@contextmanager
-def locked(run: Path) -> Iterator[None]:
-    """Keeps other runs out of the folder while inside; the system lets go of it when the process ends in any way.
-
-    Raises UserError where another process is training there.
-    """
-    held = together(lambda: take_lock(run) if is_main() else None)
-    try:
-        yield
-    finally:
-        if held is not None:
-            held.close()
-
-
-def take_lock(run: Path) -> IO[str] | None:
-    """The run's lock, open; None on systems that have none."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    file = (run / LOCK_FILE).open("a+", encoding="utf8")
-    try:
-        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in (errno.EACCES, errno.EAGAIN):  # a file system that has no locks
-            file.close()
-            return None
-        file.seek(0)
-        by = file.read().strip()
-        file.close()
-        raise UserError(
-            f"another process is training in {run}{f' ({by})' if by else ''}; wait for it, stop it, or give another --out"
-        ) from error
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-    file.flush()
-    return file
+    step: Whole
+    skipped: Whole = 0
+    skipped_in_row: Whole = 0
+    held: Whole = 0
+    scaler: dict[str, int | float] = field(default_factory=dict)
+    files: dict[str, Whole] = field(default_factory=dict)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -133,10 +64,32 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted(p for p in (run / "checkpoints").glob("step_*") if (p / STATE_FILE).is_file())
 
 
-def remove_unfinished(run: Path) -> None:
-    """Removes what a kill left half-written or half-removed; such folders have hidden names and are never read."""
-    for folder in (run / "checkpoints").glob(".step_*"):
-        shutil.rmtree(folder)
+def kept(run: Path) -> str:
+    """Says which checkpoint of a run is the last whole one."""
+    found = checkpoints(run)
+    return f"the last whole checkpoint is {found[-1]}" if found else "there is no whole checkpoint yet"
+
+
+def tidy(run: Path) -> None:
+    """Gives a checkpoint that a kill left set aside its name again, and removes what it left half-written or half-removed.
+
+    Such folders have hidden names and are never read. Whoever calls holds the run's lock.
+    """
+    folder = run / "checkpoints"
+    for aside in sorted(folder.glob(".step_*.old")):
+        name = folder / aside.name[1:].partition(".")[0]
+        if not name.exists():
+            aside.rename(name)
+    for left in folder.glob(".step_*"):
+        shutil.rmtree(left)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Leaves out DCP's remark, made in a thread of its own, that one process saves for itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def state_tensors(state: TrainState) -> dict[str, Tensor]:
@@ -149,19 +102,20 @@ def state_tensors(state: TrainState) -> dict[str, Tensor]:
     return tensors
 
 
-def counters(state: TrainState) -> dict[str, Any]:
-    """What training.json holds beside the sizes of the files."""
-    values: dict[str, Any] = {"step": state.step, "skipped": state.skipped, "skipped_in_row": state.skipped_in_row}
-    values["held"] = state.held
-    return values | {"scaler": state.scaler.state_dict()}
+def counters(state: TrainState) -> Counters:
+    """Those of a state, without the sizes of files."""
+    return Counters(state.step, state.skipped, state.skipped_in_row, state.held, state.scaler.state_dict())
 
 
 class Saver:
-    """Writes checkpoints in the background, one at a time. Made, and asked to save or wait, by every rank alike."""
+    """Writes checkpoints in the background, one at a time. Made, and asked to save or wait, by every rank alike.
 
-    def __init__(self, run: Path, keep: int, card: Card | None = None) -> None:
-        self.run, self.keep, self.card = run, max(keep, 1), card or Card()
-        self.group = background_group()
+    timeout: after which another rank that does not answer counts as lost.
+    """
+
+    def __init__(self, run: Path, keep: int, card: Card | None = None, timeout: timedelta = timedelta(minutes=10)) -> None:
+        self.run, self.keep, self.card = run, keep, card or Card()
+        self.group = background_group(timeout)
         self.pending: Future[Any] | None = None
         self.folder = run / "checkpoints"
 
@@ -197,17 +151,14 @@ class Saver:
             write_whole(part / CONFIG_FILE, describe)
             save_card(self.card, part)
             sizes = {file.name: file.stat().st_size for file in sorted(part.glob("*.safetensors"))}
-            write_whole(part / STATE_FILE, json.dumps(values | {"files": sizes}) + "\n")
+            write_whole(part / STATE_FILE, json.dumps({**asdict(values), "files": sizes}) + "\n")
             for file in [*part.iterdir(), part]:
                 sync(file)
-            if self.folder.exists():
-                remove_folder(self.folder)
-            part.rename(self.folder)
+            replace_folder(part, self.folder)
             for old in checkpoints(self.run)[: -self.keep]:
                 remove_folder(old)
 
         barrier()
-        quiet()
         written = async_save(
             state_tensors(state),
             storage_writer=_writer(part, finish),
@@ -229,14 +180,15 @@ class Saver:
         error = None if pending is None else pending.exception()
         if error is None:
             return
-        if tells_of_lost_rank(cause(error)):
-            raise lost_rank(cause(error)) from error
+        if tells_of_lost_rank(error):
+            raise lost_rank(error) from error
         if is_main():
-            remove_unfinished(self.run)
-        found = checkpoints(self.run)
-        kept = f"the last whole checkpoint is {found[-1]}" if found else "there is no whole checkpoint"
+            tidy(self.run)
+        barrier()
+        if not isinstance(cause(error), OSError | SafetensorError):
+            raise cause(error) from error
         raise OSError(
-            f"{self.folder} could not be written ({reason(error)}); {kept}: make room, and give the same command"
+            f"{self.folder} could not be written ({reason(error)}); {kept(self.run)}: make room, and give the same command"
         ) from error
 
 
@@ -273,49 +225,85 @@ def reason(error: BaseException) -> str:
     return str(told)[:300]
 
 
-def quiet() -> None:
-    """Leaves out DCP's remark, made in a thread of its own, that one process saves for itself."""
-    warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-
-
 def save_checkpoint(run: Path, state: TrainState, keep: int, card: Card | None = None) -> Path:
     """Writes a checkpoint beside its place, renames it there, and removes all but the last `keep`; returns when done."""
     saver = Saver(run, keep, card)
-    folder = saver.save(state)
-    saver.wait()
+    with quiet():
+        folder = saver.save(state)
+        saver.wait()
     return folder
 
 
 def load_checkpoint(folder: Path, state: TrainState) -> None:
-    """Restores a state from a checkpoint, exactly, whatever the number of ranks that wrote it.
+    """Restores a state from a checkpoint, exactly, whatever the number of ranks that wrote it. Every rank calls this.
 
-    Checkpoints of before there were shards, with one training.safetensors, are read too. Raises UserError for a
-    truncated or foreign one.
+    Checkpoints of before there were shards, with one training.safetensors, are read too. Raises UserError, with the advice
+    to remove it, for a checkpoint that is proven to be damaged or another model's; OSError for what cannot be read.
     """
+    tensors = state_tensors(state) | state.ema
+    found = together(lambda: read_counters(folder, tensors))
+    load_tensors(folder, tensors)
+    state.step = found.step
+    state.set_counts(found.skipped, found.skipped_in_row, found.held)
+    if state.scaler.is_enabled() and found.scaler:
+        state.scaler.load_state_dict(found.scaler)
+    updates, optimizer_of = found.step - found.skipped, state.optimizer_of
+    for optimizer in state.optimizers:
+        set_updates(optimizer, updates)
+    for p in held_parameters(state.model) if found.held else ():
+        set_updates(optimizer_of[p], updates - found.held, [p])
+
+
+def read_counters(folder: Path, tensors: dict[str, Tensor]) -> Counters:
+    """What training.json says. Raises UserError where the folder is proven to hold no whole checkpoint of the tensors."""
+    read_bytes(folder / STATE_FILE, JSON_BYTES)  # what cannot be read proves nothing, and is told as such
+    try:
+        found = read_json(folder / STATE_FILE, Counters)
+        if not found.step >= found.skipped >= found.skipped_in_row or found.held > found.step - found.skipped:
+            raise UserError(f"{STATE_FILE} counts {found.skipped} skipped and {found.held} held of {found.step} steps")
+        check_tensors(folder, found.files, tensors)
+    except UserError as error:
+        raise UserError(
+            f"{folder} is not a checkpoint of this run ({error}); remove it to go on from the one before"
+        ) from error
+    return found
+
+
+def check_tensors(folder: Path, files: dict[str, int], tensors: dict[str, Tensor]) -> None:
+    """Raises UserError where a checkpoint's files are not of these sizes, or do not hold the whole of the tensors."""
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    for name, size in files.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{name} is missing")
+        if (folder / name).stat().st_size != size:
+            raise UserError(f"{name} has {(folder / name).stat().st_size} bytes, not {size}")
+    try:
+        stored = HuggingFaceStorageReader(str(folder)).read_metadata().state_dict_metadata
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:  # headers that are none
+        raise UserError(f"its tensors cannot be read: {reason(error)}") from error
+    for name, tensor in tensors.items():
+        there = stored.get(name)
+        if not isinstance(there, TensorStorageMetadata):
+            raise UserError(f"it has no {name}")
+        if there.size != tensor.shape:
+            raise UserError(f"{name} is {tuple(there.size)} there and {tuple(tensor.shape)} here")
+        if sum(chunk.sizes.numel() for chunk in there.chunks) != tensor.numel():
+            raise UserError(f"parts of {name} are missing")
+
+
+def load_tensors(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """Fills tensors, which may be sharded, from a checkpoint that holds them."""
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.state_dict_loader import load
 
     try:
-        values = json.loads((folder / STATE_FILE).read_text(encoding="utf8"))
-        for name, size in values.get("files", {}).items():
-            if (folder / name).stat().st_size != size:
-                raise UserError(f"{name} is cut short")
-        quiet()
-        with torch.no_grad():
-            reader = HuggingFaceStorageReader(str(folder))
-            load(state_tensors(state) | state.ema, storage_reader=reader, no_dist=world_size() == 1)
-        state.step = int(values["step"])
-        state.skipped, state.skipped_in_row = int(values.get("skipped", 0)), int(values.get("skipped_in_row", 0))
-        if state.scaler.is_enabled() and values.get("scaler"):
-            state.scaler.load_state_dict(values["scaler"])
-        state.held = int(values.get("held", 0))
-        updates, optimizer_of = state.step - state.skipped, state.optimizer_of
-        for optimizer in state.optimizers:
-            set_updates(optimizer, updates)
-        for p in held_parameters(state.model) if state.held else ():
-            set_updates(optimizer_of[p], updates - state.held, [p])
-    except (KeyError, RuntimeError, ValueError, OSError, AttributeError, CheckpointException) as error:
-        raise UserError(
-            f"{folder} is not a checkpoint of this run ({reason(error)}); remove it to go on from the one before"
-        ) from error
+        with torch.no_grad(), quiet():
+            load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)), no_dist=world_size() == 1)
+    except CheckpointException as error:
+        first = cause(error)
+        if isinstance(first, OSError):
+            raise OSError(f"{folder} could not be read ({reason(error)}); give the same command again") from error
+        raise first from error

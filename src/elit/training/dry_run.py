@@ -1,22 +1,43 @@
 """What a run would cost, computed without its data."""
 
+from dataclasses import dataclass
+from pathlib import Path
+
 import torch
 
 from elit.backbones.table import build_model
 from elit.cost import activation_bytes, count_flops
+from elit.distributed import local_device
 from elit.training.budgets import mean_flops
 from elit.training.config import TrainConfig
 from elit.training.step import DTYPES
 
 
-def dry_run(config: TrainConfig) -> dict[str, float]:
-    """Parameters, FLOPs, and the memory of each process of `config.parallel`'s mesh, one process where it names none.
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs, and the memory of each process of `config.parallel`'s mesh, one process where it names none.
 
-    rank_state_bytes: 1/shard of weights, gradients, moments (Muon: one) and EMA, float32. rank_gathered_bytes: the whole
-    weights of the two largest units in a row, the one in use and the next, in the run's dtype, and what belongs to no unit;
-    with accumulation also the whole gradients, float32, which are summed before they are sent. Activations are those of
-    the largest part that runs at once.
+    state_bytes: weights, gradients, two moments (Muon: one) and the EMA, float32. rank_state_bytes: 1/shard of that.
+    rank_gathered_bytes: the whole weights of the two largest units in a row, the one in use and the next, in the run's
+    dtype, and what belongs to no unit; with accumulation also the whole gradients, float32, which are summed before they
+    are sent. Activations are those of the largest part that runs at once.
     """
+
+    parameters: int
+    forward_gflops_lowest: float
+    forward_gflops_highest: float
+    step_gflops_highest: float
+    step_gflops_mean: float
+    state_bytes: int
+    ranks: int
+    rank_state_bytes: float
+    rank_gathered_bytes: float
+    activation_bytes_highest: float
+
+
+def dry_run(config: TrainConfig) -> Cost:
+    """What a run would cost. Raises UserError for a device that is not here."""
+    local_device(config.device)
     with torch.device("meta"):
         model = build_model(config.model)
     parameters = sum(p.numel() for p in model.parameters())
@@ -34,18 +55,27 @@ def dry_run(config: TrainConfig) -> dict[str, float]:
         gathered += 4 * parameters
     state = 4 * (5 * parameters - by_muon)
     flops = count_flops(model, highest)
-    return {
-        "parameters": parameters,
-        "forward_gflops_lowest": count_flops(model, lowest) / 1e9,
-        "forward_gflops_highest": flops / 1e9,
-        "step_gflops_highest": 3 * config.batch_size * flops / 1e9,
-        "step_gflops_mean": 3 * config.batch_size * mean_flops(model, config.budget, config.flow) / 1e9,
-        # weights, gradients, two moments (Muon: one) and the EMA, float32
-        "state_bytes": state,
-        "ranks": ranks,
-        "rank_state_bytes": state / shard,
-        "rank_gathered_bytes": gathered,
-        "activation_bytes_highest": activation_bytes(
+    return Cost(
+        parameters=parameters,
+        forward_gflops_lowest=count_flops(model, lowest) / 1e9,
+        forward_gflops_highest=flops / 1e9,
+        step_gflops_highest=3 * config.batch_size * flops / 1e9,
+        step_gflops_mean=3 * config.batch_size * mean_flops(model, config.budget, config.flow) / 1e9,
+        state_bytes=state,
+        ranks=ranks,
+        rank_state_bytes=state / shard,
+        rank_gathered_bytes=gathered,
+        activation_bytes_highest=activation_bytes(
             model, -(-config.batch_size // (ranks * config.accumulate)), highest, dtype
         ),
-    }
+    )
+
+
+def missing(config: TrainConfig) -> list[str]:
+    """What a run of this configuration reads and does not find here, a sentence each."""
+    found, source, start = [], config.data.source, config.init_from
+    if source != "emoji" and "://" not in source and not Path(source).is_dir():
+        found.append(f"data.source {source} is not there")
+    if start is not None and not Path(start).exists() and start.count("/") != 1:  # which a hub's names have
+        found.append(f"init_from {start} is not there")
+    return found

@@ -51,7 +51,10 @@ class Evaluator:
             config.model.levels.of(budget)
         with torch.random.fork_rng(devices=[]):  # networks are drawn before their weights are loaded
             self.extractor = together(lambda: load_extractor(wanted.features, device))
-        self.reference = reference_statistics(config, data, self.extractor, codec)
+        self.images = RunImages(config.data.source, data, config.seed, codec)
+        if wanted.reference != "data":
+            together(lambda: open_reference(wanted.reference, self.extractor, self.images.size))
+        self.reference: Statistics | None = None
 
     def distances(self, state: TrainState) -> dict[str, float]:
         """The Fréchet distance at each of `config.evaluate.budgets`, by a name such as "FID at 0.25".
@@ -59,6 +62,8 @@ class Evaluator:
         The same `count` images each time: 20 Euler steps without guidance, balanced labels, the noise of the run's seed. A
         model without latents is measured at 1 alone. Changes no random state. Every process of a group calls this.
         """
+        if self.reference is None:
+            self.reference = reference_statistics(self.config, self.images, self.extractor)
         config, labels = self.config, LabelRule("balanced", self.config.model.num_classes)
         model, found = model_of(state, averaged_weights(state), self.device), {}
         with autocast(config, self.device):
@@ -72,9 +77,9 @@ class Evaluator:
         return found
 
 
-def reference_statistics(config: TrainConfig, data: Data, extractor: Extractor, codec: Codec) -> Statistics:
+def reference_statistics(config: TrainConfig, images: "RunImages", extractor: Extractor) -> Statistics:
     """Those of `config.evaluate.reference`: read from a file, or made once and kept in the run's folder."""
-    name, images = config.evaluate.reference, RunImages(config.data.source, data, config.seed, codec)
+    name = config.evaluate.reference
     key = hashlib.sha256(f"{name} {extractor.fingerprint}".encode()).hexdigest()[:12]
     kept = Path(config.out) / f"reference-{key}.npz"
     if anywhere([is_main() and kept.is_file()])[0]:

@@ -1,25 +1,21 @@
 """The training loop, for any number of processes: flow matching with one random budget per step."""
 
-import signal
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from elit.card import Card
 from elit.codec import Codec
-from elit.console import console, progress_bar
 from elit.data.loader import Data, read_ahead
 from elit.data.opening import check_fit, decoder_of, open_data
 from elit.data.stream import StreamedData
 from elit.distributed import (
-    anywhere,
-    barrier,
     from_main,
     is_main,
     local_device,
@@ -37,11 +33,14 @@ from elit.precision import fast_bfloat16
 from elit.sampling import sample
 from elit.training.alignment import stored_features
 from elit.training.batch import Batch, draw_batch
-from elit.training.checkpoint import Saver, check_shared, checkpoints, load_checkpoint, locked, open_run, remove_unfinished
+from elit.training.checkpoint import Saver, checkpoints, kept, load_checkpoint, quiet, tidy
 from elit.training.config import TrainConfig
 from elit.training.dry_run import dry_run
 from elit.training.evaluation import Evaluator
+from elit.training.log import Log, say
+from elit.training.run_folder import check_run, held_run, reads_of
 from elit.training.step import TrainState, autocast, averaged_weights, make_state, model_of, train_step
+from elit.training.stopping import asked_to_stop
 from elit.words import spread
 
 PREVIEWED = 12  # classes, in a preview
@@ -52,22 +51,28 @@ __all__ = ["Batch", "draw_batch", "dry_run", "load_data", "make_state", "save_pr
 def train(config: TrainConfig) -> Path:
     """Trains until `config.steps`, going on from the run's last checkpoint where there is one; returns the last one.
 
-    Every process of a torchrun calls this. On SIGTERM to any of them all save at the same step and return. Raises
-    ValueError for data, a folder or a number of processes that does not fit the configuration; OSError for a checkpoint
-    that cannot be written; NumbersError after `config.skip_limit` steps in a row whose loss or gradient was not
-    finite; and LostRankError where another process died. The last whole checkpoint is kept in every case.
+    Every process of a torchrun calls this. On SIGTERM, SIGHUP, SIGUSR1 or, once it steps, SIGINT to any of them all save at
+    the same step and return. Raises UserError for data, a folder or a number of processes that does not fit the
+    configuration, before the folder is touched; OSError for a checkpoint that cannot be written; NumbersError after
+    `config.skip_limit` steps in a row whose loss or gradient was not finite, or where no step was; and LostRankError where
+    another process died. The last whole checkpoint is kept in every case.
     """
     device = local_device(config.device)
-    if config.dtype == "bf16" and not fast_bfloat16(device):
-        say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and exacter")
     check_shares(config)
-    with asked_to_stop() as stop, process_group(timedelta(seconds=config.parallel.timeout), device):
+    with asked_to_stop() as stop, process_group(timedelta(seconds=config.parallel.timeout), device), quiet():
+        if config.dtype == "bf16" and not fast_bfloat16(device):
+            say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and exacter")
         data = together(lambda: load_data(config))
-        run = Path(config.out)
-        together(lambda: open_run(config) if is_main() else run)
-        together(lambda: check_shared(run))
-        with locked(run):
-            return train_in(run, config, data, device, stop)
+        codec = together(lambda: decoder_of(data, config.data.codec, device))
+        reads, run = together(lambda: reads_of(config, data)), Path(config.out)
+        notice = from_main(lambda: check_run(run, config, reads))
+        goes_on = from_main(lambda: bool(checkpoints(run)))
+        state = make_state(config, device, together(lambda: stored_features(config.alignment, data)), start=not goes_on)
+        evaluator = Evaluator(config, data, device, codec) if config.evaluate.every else None
+        with held_run(config, reads):
+            if notice is not None:
+                say(notice)
+            return train_in(run, config, data, codec, state, evaluator, device, stop)
 
 
 def check_shares(config: TrainConfig) -> None:
@@ -80,29 +85,21 @@ def check_shares(config: TrainConfig) -> None:
         )
 
 
-@contextmanager
-def asked_to_stop() -> Iterator[threading.Event]:
-    """An event that SIGTERM sets, as schedulers send it before they take the machine away."""
-    asked = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals belong to the main thread
-        yield asked
-        return
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, stop: threading.Event) -> Path:
-    """`train`, in a run's folder that is ours."""
-    state = together(lambda: make_state(config, device, stored_features(config.alignment, data)))
-    if is_main():
-        remove_unfinished(run)
-    barrier()
+def train_in(
+    run: Path,
+    config: TrainConfig,
+    data: Data,
+    codec: Codec | None,
+    state: TrainState,
+    evaluator: Evaluator | None,
+    device: torch.device,
+    stop: threading.Event,
+) -> Path:
+    """`train`, in a run's folder that is ours, with all that it needs."""
+    together(lambda: tidy(run) if is_main() else None)
     last = from_main(lambda: next(iter(checkpoints(run)[-1:]), None))
     if last is not None:
-        together(lambda: load_checkpoint(last, state))
+        load_checkpoint(last, state)
         inexact = "" if data.exact else "; its data is a stream, which begins anew: this is not the run it would have been"
         say(f"going on from {last}{inexact}")
     if isinstance(data, StreamedData):
@@ -110,28 +107,51 @@ def train_in(run: Path, config: TrainConfig, data: Data, device: torch.device, s
     if config.compile:
         state.model.compile_blocks()
     state.model.train()
+    empty = classes_without_samples(data, config.model.num_classes)
+    if empty:
+        say(describe_empty(empty, config.model.num_classes))
     card = Card(
         path=FlowPath(config.flow.path), label_names=data.label_names, encoding=data.encoding, label_counts=data.label_counts
     )
-    saver = Saver(run, config.log.keep, card)
-    share = own_share(config.batch_size)
+    saver = Saver(run, config.log.keep, card, timedelta(seconds=config.parallel.timeout))
     steps = range(state.step, config.steps)
-    batches = read_ahead(partial(draw_own, config, data, share), steps, config.data.workers)
-    codec = together(lambda: decoder_of(data, config.data.codec, device))
+    batches = read_ahead(partial(draw_own, config, data, own_share(config.batch_size)), steps, config.data.workers)
     if config.log.preview_every and codec is None:
         say("no previews are drawn, for the data are latents; give data.codec, which decodes them")
-    evaluator = Evaluator(config, data, device, codec) if config.evaluate.every else None
-    with Log(config, run, state.step) as log, closing(batches):
+    classes = [label for label in range(config.model.num_classes) if label not in set(empty)]
+    with Log(config.log, run, config.steps, config.batch_size, state.step) as log, closing(batches):
 
         def look(last: bool) -> None:
             if codec and config.log.preview_every and (last or state.step % config.log.preview_every == 0):
-                save_preview(config, state, codec, device, run / "previews" / f"step_{state.step:08d}.png", data.label_names)
+                file = run / "previews" / f"step_{state.step:08d}.png"
+                names = data.label_names
+                log.attempt(lambda: save_preview(config, state, codec, device, file, names, classes))
             if evaluator and (last or state.step % config.evaluate.every == 0):
                 log.distances(state, evaluator.distances(state))
 
-        stopped = take_steps(config, state, batches, device, log, saver, stop, look)
+        try:
+            with asked_to_stop(("SIGINT",), stop):
+                stopped = take_steps(config, state, batches, device, log, saver, stop, look)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"stopped at once; {kept(run)}, and the same command goes on from there") from None
     saver.wait()
     return tell_end(config, run, state, stopped)
+
+
+def classes_without_samples(data: Data, num_classes: int) -> list[int]:
+    """The classes of a model that its data hold nothing of; none where the data have no labels, or do not tell them."""
+    if not data.exact or int(data.labels.max()) < 0:
+        return []
+    return sorted(set(range(num_classes)) - set(data.labels.unique().tolist()))
+
+
+def describe_empty(empty: list[int], num_classes: int) -> str:
+    """The warning that some classes will not be learned."""
+    listed = ", ".join(map(str, empty[:8])) + (f" and {len(empty) - 8} more" if len(empty) > 8 else "")
+    return (
+        f"warning: of the {num_classes} classes of model.num_classes, the data hold no samples of {listed}: samples of these"
+        f" will mean nothing; set model.num_classes {num_classes - len(empty)}, or give them pictures"
+    )
 
 
 def draw_own(config: TrainConfig, data: Data, share: range, step: int) -> Batch:
@@ -156,111 +176,74 @@ def take_steps(
 
     Returns whether it was asked to stop.
     """
+    late = Late()
     for batch in batches:
-        loss = train_step(config, state, batch, device)
-        stopped, failed = anywhere([stop.is_set(), saver.failed])
+        taken = train_step(config, state, batch, device, [stop.is_set(), saver.failed])
+        skipped, stopping, failed = late.read(torch.cat([state.counts[1:2].float(), taken.raised]))
         if failed:
             break  # `saver.wait` tells why
-        check_finite(config, state, saver)
-        log.step(state, loss)
-        last = stopped or state.step == config.steps
+        if skipped >= config.skip_limit:
+            not_finite(int(skipped), state, saver)
+        log.step(state, taken)
+        last = bool(stopping) or state.step == config.steps
+        if last and state.skipped == state.step:
+            not_finite(state.skipped, state, saver)
         due = config.log.checkpoint_every and state.step % config.log.checkpoint_every == 0
         if last or (due and not state.skipped_in_row):
             saver.save(state)
-        if not stopped:
+        if not stopping:
             look(last)
         if last:
-            return stopped
+            return bool(stopping)
     return False
 
 
-def check_finite(config: TrainConfig, state: TrainState, saver: Saver) -> None:
-    """Raises NumbersError where too many steps in a row were skipped; all ranks count the same."""
-    if state.skipped_in_row < config.skip_limit:
-        return
+class Late:
+    """Reads a few values of each step without waiting for a GPU: there, those of the step before; on a CPU, its own.
+
+    Every rank reads the same values at the same step, so all decide alike.
+    """
+
+    def __init__(self) -> None:
+        self.begun: tuple[Tensor, torch.cuda.Event] | None = None
+
+    def read(self, values: Tensor) -> list[float]:
+        """The values of this step or of the one before; zeros where there was none."""
+        if values.device.type != "cuda":
+            return values.tolist()
+        copied, done = torch.empty(values.shape, dtype=values.dtype, pin_memory=True), torch.cuda.Event()
+        copied.copy_(values, non_blocking=True)
+        done.record()
+        before, self.begun = self.begun, (copied, done)
+        if before is None:
+            return [0.0] * len(values)
+        before[1].synchronize()
+        return before[0].tolist()
+
+
+def not_finite(skipped: int, state: TrainState, saver: Saver) -> None:
+    """Raises NumbersError: too many steps in a row were skipped, or all of them; all ranks count the same."""
     saver.wait()
-    found = checkpoints(saver.run)
-    good = f"the last good checkpoint is {found[-1]}" if found else "there is no checkpoint yet"
     raise NumbersError(
-        f"the loss or its gradient was not finite in the last {state.skipped_in_row} steps, up to step {state.step};"
-        f" lower optimizer.lr and start again in another folder; {good}"
+        f"the loss or its gradient was not finite in the last {skipped} steps, up to step {state.step};"
+        f" lower optimizer.lr and start again in another folder; {kept(saver.run)}"
     )
 
 
 def tell_end(config: TrainConfig, run: Path, state: TrainState, stopped: bool) -> Path:
+    """Says where the trained model is, or the checkpoint to go on from, and returns it."""
     final = from_main(lambda: checkpoints(run)[-1])
     if stopped and state.step < config.steps:
         say(f"stopped at step {state.step} as asked; it is in {final}, and the same command goes on from there")
         return final
     if state.skipped:
         say(f"{state.skipped} steps were skipped, their loss or gradient not being finite")
+    if state.step > config.steps:
+        say(f"the run has made {state.step} steps already, and steps is {config.steps}")
     say(f"the trained model is in {final}")
-    if config.log.preview_every:
+    if (run / "previews").is_dir():
         say(f"previews, one row per budget, are in {run / 'previews'}")
     return final
-
-
-def say(text: str) -> None:
-    """A notice, by one process."""
-    if is_main():
-        console.print(text, soft_wrap=True)
-
-
-class Log:
-    """The progress bar, and scalars for tensorboard, of the first process."""
-
-    def __init__(self, config: TrainConfig, run: Path, first: int) -> None:
-        self.config, self.run, self.first, self.started = config, run, first, time.perf_counter()
-
-    def __enter__(self) -> "Log":
-        if is_main():
-            from torch.utils.tensorboard import SummaryWriter
-
-            self.writer = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.first)
-        self.bar = progress_bar(lines=False)
-        self.bar.disable = self.bar.disable or not is_main()
-        self.bar.start()
-        size, steps = self.config.batch_size, self.config.steps
-        self.task = self.bar.add_task("training", total=steps, completed=self.first, unit="images", per_step=size)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-        if is_main():
-            self.writer.close()
-
-    def step(self, state: TrainState, loss: torch.Tensor) -> None:
-        """To be told of every step; `loss` is read when it is shown."""
-        every = self.config.log.every
-        if is_main() and every and state.step % every == 0:
-            rate = (state.step - self.first) * self.config.batch_size / (time.perf_counter() - self.started)
-            self.report(state, loss.item(), rate)
-            self.first, self.started = state.step, time.perf_counter()
-        self.bar.update(self.task, completed=state.step)
-
-    def distances(self, state: TrainState, distances: dict[str, float]) -> None:
-        """Writes Fréchet distances by name to tensorboard and to the terminal."""
-        if not is_main():
-            return
-        for name, value in distances.items():
-            self.writer.add_scalar(name, value, state.step)
-        told = ", ".join(f"{name} {value:.2f}" for name, value in distances.items())
-        console.print(f"step {state.step}: {told}", soft_wrap=True)
-
-    def report(self, state: TrainState, loss: float, rate: float) -> None:
-        scalars = {
-            "loss": loss,
-            "gradient_norm": state.gradient_norm,
-            "images_per_second": rate,
-            "learning_rate": state.optimizers[-1].param_groups[0]["lr"],
-            "skipped_steps": state.skipped,
-            **{f"loss_{name}": part.item() for name, part in state.summands.items()},
-        }
-        for name, value in scalars.items():
-            self.writer.add_scalar(name, value, state.step)
-        self.bar.update(self.task, description=f"training, loss {loss:.4f}")
-        if not console.is_terminal and state.step % 500 == 0:
-            console.print(f"step {state.step}  loss {loss:.4f}  {rate:.1f} images/s")
 
 
 def load_data(config: TrainConfig) -> Data:
@@ -276,17 +259,24 @@ def load_data(config: TrainConfig) -> Data:
 
 @torch.no_grad()
 def save_preview(
-    config: TrainConfig, state: TrainState, codec: Codec, device: torch.device, file: Path, names: Sequence[str] = ()
+    config: TrainConfig,
+    state: TrainState,
+    codec: Codec,
+    device: torch.device,
+    file: Path,
+    names: Sequence[str] = (),
+    classes: Sequence[int] | None = None,
 ) -> None:
     """Samples of the EMA weights: a row per budget, the same noise and labels down a column. All ranks call this.
 
-    names: of the classes, as far as they are known; the others are shown by number.
+    names: of the classes, as far as they are known; the others are shown by number. classes: that are shown, all if None.
     """
     weights = averaged_weights(state, wanted=is_main())
     if not is_main():
         return
     model = model_of(state, weights, device)
-    labels = spread(PREVIEWED, config.model.num_classes)
+    classes = classes or range(config.model.num_classes)
+    labels = [classes[i] for i in spread(PREVIEWED, len(classes))]
     budgets = config.log.preview_budgets if config.model.window is not None else (1.0,)
     with autocast(config, device):
         rows = [sample(model, labels, steps=20, budget=budget, path=config.flow.path) for budget in budgets]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from elit.distributed import gathered, sharded_like
+from elit.distributed import gathered, own_part, sharded_like
 from elit.precision import fast_bfloat16
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the iteration: the steepest slope at zero
@@ -35,10 +35,15 @@ class Muon(Optimizer):
         weight_decay: float = 0.0,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self.found_inf: Tensor | None = None  # 1, on the device, where a step is to change nothing; as AdamW's
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step: Nesterov momentum, orthogonalised, at a rate that grows with the root of rows / columns."""
+        """One step: Nesterov momentum, orthogonalised, at a rate that grows with the root of rows / columns.
+
+        Gradients need not be finite where `found_inf` is 1: no weight and no momentum changes then.
+        """
+        finite = None if self.found_inf is None else self.found_inf == 0
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is None:  # held
@@ -47,12 +52,20 @@ class Muon(Optimizer):
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(p)
                 momentum = state["momentum_buffer"]
+                if finite is not None:  # a gradient that is the momentum leaves the momentum as it is
+                    grad = own_part(p.grad)
+                    grad.copy_(torch.where(finite, grad, own_part(momentum)))
                 momentum.lerp_(p.grad, 1 - group["momentum"])
                 dtype = torch.bfloat16 if fast_bfloat16(p.device) else torch.float32
                 update = orthogonal(gathered(p.grad.lerp(momentum, group["momentum"]).to(dtype)))
-                rate = group["lr"] * math.sqrt(max(1, p.shape[0] / p.shape[1]))
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(sharded_like(update, p), alpha=-rate)
+                self._move(p, update, group["lr"], group["weight_decay"], finite)
+
+    def _move(self, p: Tensor, update: Tensor, lr: float, weight_decay: float, finite: Tensor | None) -> None:
+        """p <- (1 - lr weight_decay) p - rate update, where finite."""
+        rate = lr * math.sqrt(max(1, p.shape[0] / p.shape[1]))
+        own, step = own_part(p), own_part(sharded_like(update, p))
+        moved = (own * (1 - lr * weight_decay)).add_(step, alpha=-rate)
+        own.copy_(moved if finite is None else torch.where(finite, moved, own))
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -58,6 +58,15 @@ def set_updates(optimizer: Optimizer, count: int, parameters: Iterable[Tensor] |
             optimizer.state[p]["step"] = torch.tensor(float(count), device=p.device)
 
 
+def step_where(optimizer: Optimizer, finite: Tensor) -> None:
+    """A step that changes nothing where `finite`, a truth value on the device, is false.
+
+    The optimisers are told as torch's GradScaler tells its own: by `found_inf`, which they read on the device.
+    """
+    optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()  # type: ignore[attr-defined]
+    optimizer.step()
+
+
 def lr_scale(config: OptimizerConfig, step: int, steps: int) -> float:
     """The share of the peak: a linear warm-up to 1, then constant, half a cosine, or constant with a linear end."""
     if step < config.warmup_steps:

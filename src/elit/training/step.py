@@ -1,11 +1,12 @@
 """The state of a run and one step of it: gradients of the whole batch, clipped, then the optimisers and the EMA.
 
-A step whose loss or gradient is not finite in any process changes no weight in any of them, and is counted.
+A step whose loss or gradient is not finite in any process changes no weight in any of them, and is counted. All of that
+is decided on the device: a step waits for nothing, and what it tells is read when it is needed.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 
 import torch
 from torch import Tensor
@@ -13,14 +14,24 @@ from torch.amp import GradScaler
 
 from elit.backbones.table import build_model
 from elit.data.loader import Stored
-from elit.distributed import gathered, hold_gradients, mesh_size, own_part, shard_model, sum_over_ranks, world_size
+from elit.distributed import (
+    gathered,
+    hold_gradients,
+    make_mesh,
+    mesh_size,
+    own_part,
+    shard_model,
+    sum_over_ranks,
+    together,
+    world_size,
+)
 from elit.elastic.model import ElasticModel
 from elit.precision import fast_bfloat16
 from elit.training.batch import Batch
 from elit.training.config import TrainConfig
 from elit.training.finetune import hold_all_but_interface, start_from
 from elit.training.objective import Objective, make_objective
-from elit.training.optimizer import lr_scale, make_optimizers
+from elit.training.optimizer import lr_scale, make_optimizers, step_where
 from elit.weights import empty_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,10 +45,9 @@ def no_scaler() -> GradScaler:
 class TrainState:
     """What training changes: the model, the EMA of its weights by name, the optimisers, and the number of steps done.
 
-    scaler: of the loss, for fp16. skipped: how many of the steps were; skipped_in_row: how many of the last ones.
-    gradient_norm: of the last step, before it was clipped.
-    objective: what is minimised; alignment's projector learns too. held: updates of Read and Write alone.
-    summands: of the last step's loss on this process's share, by name.
+    scaler: of the loss, for fp16. objective: what is minimised; alignment's projector learns too. counts: int64 on the
+    device, (3,): the steps that were skipped, those of them that are the last ones in a row, and the updates of Read and
+    Write alone; to read `skipped`, `skipped_in_row` and `held` waits for the device.
     """
 
     model: ElasticModel
@@ -45,12 +55,23 @@ class TrainState:
     optimizers: tuple[torch.optim.Optimizer, ...]
     step: int = 0
     scaler: GradScaler = field(default_factory=no_scaler)
-    skipped: int = 0
-    skipped_in_row: int = 0
-    gradient_norm: float = 0.0
     objective: Objective = field(default_factory=Objective)
-    held: int = 0
-    summands: dict[str, Tensor] = field(default_factory=dict)
+    counts: Tensor = field(default_factory=lambda: torch.zeros(3, dtype=torch.int64))
+
+    @property
+    def skipped(self) -> int:
+        return int(self.counts[0])
+
+    @property
+    def skipped_in_row(self) -> int:
+        return int(self.counts[1])
+
+    @property
+    def held(self) -> int:
+        return int(self.counts[2])
+
+    def set_counts(self, skipped: int, skipped_in_row: int, held: int) -> None:
+        self.counts = torch.tensor([skipped, skipped_in_row, held], device=self.counts.device)
 
     def trained(self) -> Iterator[tuple[str, Tensor]]:
         """Everything that learns, by name: the model's parameters, then the projector's."""
@@ -63,35 +84,65 @@ class TrainState:
         """The optimiser that each parameter belongs to."""
         return {p: o for o in self.optimizers for group in o.param_groups for p in group["params"]}
 
-    def update_ema(self, decay: float) -> None:
-        """ema <- decay ema + (1 - decay) weights; at first the decay is (1 + step) / (10 + step), if that is lower."""
-        weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
-        weights = [own_part(p.detach()) for p in self.model.parameters()]
-        torch._foreach_lerp_([own_part(self.ema[name]) for name, _ in self.model.named_parameters()], weights, weight)
+    def update_ema(self, decay: float, finite: Tensor) -> None:
+        """ema <- decay ema + (1 - decay) weights; at first the decay is (1 + step) / (10 + step), if that is lower.
+
+        Nothing changes where `finite`, a truth value on the device, is false.
+        """
+        weight = finite * (1 - min(decay, (1 + self.step) / (10 + self.step)))
+        for name, p in self.model.named_parameters():
+            own_part(self.ema[name]).lerp_(own_part(p.detach()), weight)
 
 
-def make_state(config: TrainConfig, device: torch.device, stored: Stored | None = None) -> TrainState:
+@dataclass(frozen=True)
+class Taken:
+    """What a step tells, as tensors of the device, which nobody has waited for.
+
+    loss: of the whole batch. norm: of the gradient, before it was clipped. raised: how many processes raised each of the
+    flags that they were asked for. summands: of the loss on this process's share, by name.
+    """
+
+    loss: Tensor
+    norm: Tensor
+    raised: Tensor
+    summands: dict[str, Tensor]
+
+
+def make_state(config: TrainConfig, device: torch.device, stored: Stored | None = None, start: bool = True) -> TrainState:
     """A model initialised from the seed or from `init_from`, sharded over the processes, its EMA, optimisers and objective.
 
-    `stored`: of the data, for alignment (see `stored_features`).
+    `stored`: of the data, for alignment (see `stored_features`). start: whether the weights of `init_from` are taken, which
+    a checkpoint's replace. Every process calls this; raises UserError, in all of them, where one cannot make it.
     """
+    model, objective = together(lambda: make_parts(config, device, stored, start))
+    mesh = make_mesh(
+        *mesh_size(config.parallel.replicate, config.parallel.shard), device, timedelta(seconds=config.parallel.timeout)
+    )
+    shard_model(model, model.units(), mesh, DTYPES[config.dtype])  # a unit at a time goes to the device
+    model.to(device)
+    if objective.projector is not None:
+        shard_model(objective.projector, (), mesh, DTYPES[config.dtype])
+    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+    scaler = GradScaler(device.type, enabled=config.dtype == "fp16")
+    optimizers = make_optimizers(model, config.optimizer, objective.projector)
+    state = TrainState(model, ema, optimizers, scaler=scaler, objective=objective)
+    state.counts = state.counts.to(device)
+    return state
+
+
+def make_parts(
+    config: TrainConfig, device: torch.device, stored: Stored | None, start: bool
+) -> tuple[ElasticModel, Objective]:
+    """The whole model and the objective of a run, drawn from its seed, in this process alone."""
     teacher = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = build_model(config.model)
-        if config.init_from is not None:
+        if config.init_from is not None and (start or config.finetune.distill):
             teacher = start_from(model, config.init_from, config.flow.path)
         objective = make_objective(config, model, teacher, device, stored)
     model.set_checkpointing(config.checkpointing)
-    replicate, shard = mesh_size(config.parallel.replicate, config.parallel.shard)
-    shard_model(model, model.units(), replicate, shard, device, DTYPES[config.dtype])  # a unit at a time goes to the device
-    model.to(device)
-    if objective.projector is not None:
-        shard_model(objective.projector, (), replicate, shard, device, DTYPES[config.dtype])
-    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    scaler = GradScaler(device.type, enabled=config.dtype == "fp16")
-    optimizers = make_optimizers(model, config.optimizer, objective.projector)
-    return TrainState(model, ema, optimizers, scaler=scaler, objective=objective)
+    return model, objective
 
 
 def averaged_weights(state: TrainState, wanted: bool = True) -> dict[str, Tensor]:
@@ -127,12 +178,30 @@ def batch_loss(
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 
-def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> Tensor:
-    """One step; `batch` is this process's share. Returns the loss of the whole batch, a scalar, the same on every rank.
+def train_step(
+    config: TrainConfig, state: TrainState, batch: Batch, device: torch.device, flags: Sequence[bool] = ()
+) -> Taken:
+    """One step; `batch` is this process's share. Tells the loss of the whole batch, the same on every rank.
 
     The share runs in `config.accumulate` parts, each weighted by its samples: FSDP averages over the ranks, hence their
-    number in the weight.
+    number in the weight. flags: what a rank has to tell the others, which goes with the loss.
     """
+    loss, summands = backward(config, state, batch, device)
+    for optimizer in state.optimizers:
+        state.scaler.unscale_(optimizer)
+    if state.step < config.finetune.interface_first:
+        hold_all_but_interface(state.model)
+    norm = gathered(torch.nn.utils.get_total_norm([p.grad for _, p in state.trained() if p.grad is not None]))
+    told = torch.tensor([0.0, *(float(flag) for flag in flags)]).to(device, non_blocking=True)
+    told[0] += loss
+    told = sum_over_ranks(told)
+    state.step += 1
+    update(config, state, norm, finite=told[0].isfinite() & norm.isfinite())
+    return Taken(told[0], norm, told[1:], summands)
+
+
+def backward(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+    """The gradients of this process's share, and its part of the loss and of what that is the sum of."""
     loss = torch.zeros((), device=device)
     summands: dict[str, Tensor] = {}
     parts = batch.split(config.accumulate)
@@ -145,33 +214,20 @@ def train_step(config: TrainConfig, state: TrainState, batch: Batch, device: tor
         loss += weight * part_loss.detach()
         for name, value in part_summands.items():
             summands[name] = summands.get(name, 0) + value * (len(part) / len(batch))
-    state.summands = summands
-    for optimizer in state.optimizers:
-        state.scaler.unscale_(optimizer)
-    if state.step < config.finetune.interface_first:
-        hold_all_but_interface(state.model)
-    norm = gathered(torch.nn.utils.get_total_norm([p.grad for _, p in state.trained() if p.grad is not None]))
-    loss = sum_over_ranks(loss)
-    state.step += 1
-    whole_loss, state.gradient_norm = torch.stack([loss, norm]).tolist()
-    if math.isfinite(whole_loss) and math.isfinite(state.gradient_norm):
-        update(config, state, norm)
-        state.skipped_in_row = 0
-    else:
-        state.skipped, state.skipped_in_row = state.skipped + 1, state.skipped_in_row + 1
-    state.scaler.update()
-    for optimizer in state.optimizers:
-        optimizer.zero_grad()
-    return loss
+    return loss, summands
 
 
-def update(config: TrainConfig, state: TrainState, norm: Tensor) -> None:
-    """The optimisers and the EMA, from gradients of that norm; `state.step` counts the step already."""
+def update(config: TrainConfig, state: TrainState, norm: Tensor, finite: Tensor) -> None:
+    """The optimisers and the EMA, from gradients of that norm, where `finite`; `state.step` counts the step already."""
     torch.nn.utils.clip_grads_with_norm_([p for _, p in state.trained()], config.optimizer.clip, norm)
     scale = lr_scale(config.optimizer, state.step - 1, config.steps)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = scale * group["peak"]
-        optimizer.step()
-    state.held += state.step <= config.finetune.interface_first
-    state.update_ema(config.optimizer.ema_decay)
+        step_where(optimizer, finite)
+        optimizer.zero_grad()
+    state.update_ema(config.optimizer.ema_decay, finite)
+    held = state.step <= config.finetune.interface_first
+    skipped, in_row, held_before = state.counts
+    state.counts = torch.stack([skipped + ~finite, (in_row + 1) * ~finite, held_before + finite * held])
+    state.scaler.update()
