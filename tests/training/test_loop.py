@@ -323,8 +323,10 @@ def test_dry_run_knows_the_mesh(make_config: Make) -> None:
 
 def test_data_that_does_not_fit_the_model_is_refused(make_config: Make) -> None:
     """Another size or more classes than the model's: the message says which setting to change."""
-    with pytest.raises(ValueError, match=r"set model\.in_channels 3 and model\.input_size 16"):
+    with pytest.raises(ValueError, match=r"set data\.size 8, or model\.input_size 16"):
         load_data(make_config(data__size=16))
+    with pytest.raises(ValueError, match=r"set model\.in_channels 3$"):
+        load_data(make_config(model__in_channels=4))
     with pytest.raises(ValueError, match=r"set model\.num_classes 2"):
         load_data(make_config(model__num_classes=1))
     config = make_config(model__num_classes=1)

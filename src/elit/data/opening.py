@@ -50,14 +50,24 @@ def check_fit(data: Data, shape: tuple[int, int, int], num_classes: int, any_siz
     if len(data.members) > 1 and not any_size:
         raise UserError("the data have several sizes; set model.rope true, or prepare them with another --crop")
     if channels != shape[0] or (not data.members and data.shape != shape):
-        size = height if height == width else f"[{height},{width}]"
         raise UserError(
             f"the data are {channels} x {height} x {width} and the model takes {' x '.join(map(str, shape))};"
-            f" set model.in_channels {channels} and model.input_size {size}"
+            f" set {_keys_to_fit(data, shape)}"
         )
     highest = max((label for label, count in enumerate(data.label_counts) if count), default=-1)
     if highest >= num_classes:
         raise UserError(f"labels go up to {highest}; set model.num_classes {max(highest + 1, len(data.label_names))}")
+
+
+def _keys_to_fit(data: Data, shape: tuple[int, int, int]) -> str:
+    """The keys that fit data and model to each other: pictures that are resampled anyway may have the model's size."""
+    channels, height, width = data.shape
+    size = height if height == width else f"[{height},{width}]"
+    keys = [f"model.in_channels {channels}"] if channels != shape[0] else []
+    if (height, width) != shape[1:]:
+        smaller = isinstance(data, LabelledImages) and shape[1] == shape[2]
+        keys.append(f"data.size {shape[1]}, or model.input_size {size}" if smaller else f"model.input_size {size}")
+    return " and ".join(keys)
 
 
 def classes_without_pictures(data: Data, num_classes: int) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from elit.card import Card
 from elit.codec import Codec
 from elit.data.loader import Data, read_ahead
-from elit.data.opening import check_fit, decoder_of, open_data
+from elit.data.opening import check_fit, classes_without_pictures, decoder_of, open_data
 from elit.data.stream import StreamedData
 from elit.distributed import (
     from_main,
@@ -107,7 +107,7 @@ def train_in(
     if config.compile:
         state.model.compile_blocks()
     state.model.train()
-    empty = classes_without_samples(data, config.model.num_classes)
+    empty = classes_without_pictures(data, config.model.num_classes)
     if empty:
         say(describe_empty(empty, config.model.num_classes))
     card = Card(
@@ -136,13 +136,6 @@ def train_in(
             raise KeyboardInterrupt(f"stopped at once; {kept(run)}, and the same command goes on from there") from None
     saver.wait()
     return tell_end(config, run, state, stopped)
-
-
-def classes_without_samples(data: Data, num_classes: int) -> list[int]:
-    """The classes of a model that its data hold nothing of; none where the data have no labels, or do not tell them."""
-    if not data.exact or int(data.labels.max()) < 0:
-        return []
-    return sorted(set(range(num_classes)) - set(data.labels.unique().tolist()))
 
 
 def describe_empty(empty: list[int], num_classes: int) -> str:

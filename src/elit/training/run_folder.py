@@ -64,12 +64,13 @@ def whole_path(place: str) -> str:
 
 def data_digest(data: Data) -> str:
     """Of the number of samples, their shape, classes and labels, and the content of some of them, spread over all."""
-    found = hashlib.sha256(json.dumps([len(data), list(data.shape), list(data.label_names)]).encode())
+    told = [len(data), list(data.shape), list(data.label_names), list(data.label_counts)]
+    found = hashlib.sha256(json.dumps(told).encode())
     if data.exact:
         members = data.members[0] if len(data.members) else torch.arange(len(data))
         rows = members[torch.tensor(spread(16, len(members)))]
-        x, _ = data.read(rows, sample_generators("digest", 0, 0, 0, len(rows)))
-        found.update(data.labels.contiguous().numpy().tobytes() + x.contiguous().numpy().tobytes())
+        x, labels = data.read(rows, sample_generators("digest", 0, 0, 0, len(rows)))
+        found.update(labels.numpy().tobytes() + x.contiguous().numpy().tobytes())
     return found.hexdigest()
 
 
