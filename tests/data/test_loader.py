@@ -4,9 +4,11 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,3 +137,38 @@ def test_a_thread_reads_on_where_a_process_is_killed() -> None:
     with console.capture() as said:
         assert list(read_ahead(killed_at_four, range(2, 12), 2)) == list(range(2, 12))
     assert "a process that reads data was ended from outside" in said.get()
+
+
+def number_of_process(step: int) -> int:
+    return os.getpid()
+
+
+def alive(process: int) -> bool:
+    """Whether it runs; one that has ended and is not yet waited for does not."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def test_readers_end_with_a_trainer_that_is_killed(tmp_path: Path) -> None:
+    """Whatever the readers are at, none of them outlives it by more than moments."""
+    noted = tmp_path / "readers"
+    trainer = os.fork()
+    if trainer == 0:
+        numbers = read_ahead(number_of_process, range(100), 2)
+        noted.with_name("part").write_text(f"{next(numbers)} {next(numbers)}")
+        noted.with_name("part").rename(noted)
+        signal.pause()
+    end = time.monotonic() + 100
+    while not noted.is_file():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    readers = [int(number) for number in noted.read_text().split()]
+    assert len(set(readers)) == 2 and all(alive(reader) for reader in readers)
+    os.kill(trainer, signal.SIGKILL)
+    os.waitpid(trainer, 0)
+    end = time.monotonic() + 20
+    while any(alive(reader) for reader in readers):
+        assert time.monotonic() < end
+        time.sleep(0.01)

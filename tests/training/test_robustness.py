@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,11 +18,15 @@ from safetensors.torch import load_file, save_file
 from elit.cli import main
 from elit.data.images import LabelledImages
 from elit.distributed import OneRankError, gathered, process_group
-from elit.errors import UserError
+from elit.errors import NumbersError, UserError
+from elit.training import loop
+from elit.training import step as step_module
+from elit.training.batch import Batch
 from elit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, state_tensors
 from elit.training.config import TrainConfig
 from elit.training.loop import draw_batch, draw_own, load_data, make_state, train, train_step
 from elit.training.run_folder import open_run, reads_of
+from elit.training.stopping import asked_to_stop
 from ranks import run_ranks, start_ranks, torchrun, wait_for
 
 CPU = torch.device("cpu")
@@ -170,8 +175,11 @@ def test_a_run_keeps_others_out(make_config: Make, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_a_full_disk_ends_the_run_and_keeps_what_was(make_config: Make, tmp_path: Path, count: int) -> None:
-    """Where one rank's files cannot grow, all exit 2 with one sentence; the checkpoint before stays, and is gone on from."""
-    config = make_config(steps=6, log__every=0, log__checkpoint_every=2, log__keep=1)
+    """Where one rank's files cannot grow, all exit 2 with one sentence; the checkpoint before stays, and is gone on from.
+
+    Logging goes on without its files, and a path that says timeout makes no lost process.
+    """
+    config = make_config(out=tmp_path / "timeout-sweep", steps=6, log__every=1, log__checkpoint_every=2, log__keep=1)
     run, log = Path(config.out), tmp_path / "log"
 
     def short_of_room() -> None:
@@ -186,6 +194,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was(make_config: Make, tmp_path
     before = save_checkpoint(open_run(config, reads_of(config, load_data(config))), save_first, keep=1)
     assert run_ranks(count, short_of_room, log) == [2] * count, log.read_text()
     assert re.search(r"step_00000004 could not be written \(File too large\); the last whole", log.read_text())
+    assert "Traceback" not in log.read_text() and "Exception" not in log.read_text()
     assert checkpoints(run) == [before]
     assert list((run / "checkpoints").glob(".step*")) == []
     assert train(config).name == "step_00000006"
@@ -226,6 +235,76 @@ def test_a_gradient_that_is_not_finite_skips_the_step_everywhere(make_config: Ma
             assert all(torch.equal(gathered(ours[key]), gathered(theirs[key])) for key in theirs)
 
     assert run_ranks(count, work, log) == [0] * count, log.read_text()
+
+
+def test_a_run_whose_every_step_was_skipped_does_not_end_well(make_config: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer steps than the limit, all of them without a finite loss: an error, and no checkpoint of untrained weights."""
+    drawn = draw_own
+
+    def without_numbers(*given: Any) -> Batch:
+        batch = drawn(*given)
+        batch.flow.x_t.fill_(float("nan"))
+        return batch
+
+    monkeypatch.setattr(loop, "draw_own", without_numbers)
+    config = make_config(steps=3)
+    with pytest.raises(NumbersError, match=r"not finite in the last 3 steps, up to step 3.*there is no whole checkpoint"):
+        train(config)
+    assert checkpoints(Path(config.out)) == []
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGHUP", "SIGUSR1"])
+def test_each_request_to_stop_saves_and_says_where(make_config: Make, tmp_path: Path, name: str) -> None:
+    """As SIGTERM does: the step that was reached is kept and named, and the process ends well."""
+    config = make_config(steps=100_000, log__checkpoint_every=0, log__every=1)
+    log, rows = tmp_path / "log", Path(config.out) / "log.jsonl"
+    processes = start_ranks(1, lambda: train(config), log)
+    wait_until(rows.is_file)
+    os.kill(processes[0], getattr(signal, name))
+    assert wait_for(processes) == [0], log.read_text()
+    [last] = checkpoints(Path(config.out))
+    assert f"stopped at step {int(last.name[5:])} as asked; it is in {last}, and the same command" in log.read_text()
+
+
+def test_what_is_ignored_from_the_start_stays_so() -> None:
+    """A run under nohup outlives its terminal; a second Ctrl-C ends a run at once; all handlers are put back."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    mine = signal.getsignal(signal.SIGINT)
+    try:
+        with asked_to_stop() as asked, asked_to_stop(("SIGINT",), asked):
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not asked.is_set()
+            os.kill(os.getpid(), signal.SIGINT)
+            assert asked.is_set()
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert signal.getsignal(signal.SIGINT) == mine and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_classes_without_pictures_are_told(make_config: Make, capfd: pytest.CaptureFixture[str]) -> None:
+    train(make_config(steps=1, model__num_classes=5))
+    told = " ".join(capfd.readouterr().err.split())
+    assert "of the 5 classes of model.num_classes, the data hold no samples of 2, 3, 4:" in told
+    assert "set model.num_classes 2, or give them pictures" in told
+
+
+def test_what_fails_to_be_made_in_one_process_is_told_as_itself(make_config: Make, tmp_path: Path) -> None:
+    """Not as a lost process, though the others are about to share the weights out."""
+    config, log = make_config(), tmp_path / "log"
+
+    def work() -> None:
+        def no_model(*given: Any) -> None:
+            raise UserError("the encoder is not here")
+
+        with process_group():
+            if os.environ["RANK"] == "1":
+                step_module.make_objective = no_model
+            make_state(config, CPU)
+
+    assert run_ranks(2, work, log) == [2, 2]
+    assert log.read_text().count("UserError: the encoder is not here") == 2
 
 
 def test_half_precision_trains_like_float32(make_config: Make) -> None:

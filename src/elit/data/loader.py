@@ -5,6 +5,11 @@ All are functions of (seed, step, index) alone: any number of ranks and workers,
 
 import bisect
 import functools
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -102,8 +107,13 @@ def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Gene
     elif workers == 1:
         yield from in_threads(load, steps, 1)
     else:
-        context = own_processes(__name__)
-        made = DataLoader(_Steps(load), None, sampler=steps, num_workers=workers, multiprocessing_context=context)
+        made = DataLoader(
+            *(_Steps(load), None),
+            sampler=steps,
+            num_workers=workers,
+            multiprocessing_context=own_processes(__name__),
+            worker_init_fn=_end_with_trainer,
+        )
         done = 0
         try:
             for value in made:
@@ -116,6 +126,21 @@ def read_ahead(load: Callable[[int], T], steps: range, workers: int = 0) -> Gene
                 raise
             say("a process that reads data was ended from outside; a thread reads on, with the same batches")
             yield from in_threads(load, steps[done:], 1)
+
+
+def _end_with_trainer(worker: int) -> None:
+    """Has a process that reads ahead end when its trainer does, in whichever way, and leave requests to stop to it."""
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):  # a terminal's, and a scheduler's, go to all processes
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    trainer = multiprocessing.parent_process()
+    assert trainer is not None
+
+    def wait() -> None:
+        multiprocessing.connection.wait([trainer.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class _Steps(Dataset[Any]):
