@@ -81,7 +81,7 @@ def main() -> None:
 
         def loop(_: object) -> None:
             looped.step = 0
-            with Log(config, Path(folder), 0) as log:
+            with Log(config.log, Path(folder), config.steps, config.batch_size, 0) as log:
                 ahead = read_ahead(partial(draw_batch, config, data), range(args.steps), config.data.workers)
                 take_steps(config, looped, ahead, device, log, saver, threading.Event(), look=lambda last: None)
 
@@ -90,7 +90,7 @@ def main() -> None:
     ratio = spread([a / b - 1 for a, b in zip(seconds["loop"], seconds["bare"], strict=True)])
     rate = {name: spread([args.steps / value for value in values]) for name, values in seconds.items()}
     drawing = milliseconds(lambda: draw_batch(config, data, 0), 20)
-    averaging = milliseconds(lambda: looped.update_ema(config.optimizer.ema_decay), 20)
+    averaging = milliseconds(lambda: looped.update_ema(config.optimizer.ema_decay, torch.tensor(True)), 20)
 
     out = open_report()
     title = (

@@ -7,10 +7,10 @@ import json
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
-from elit.console import console, progress_bar
+from elit import console
+from elit.console import duration
 from elit.distributed import is_main
 from elit.files import write_whole
 from elit.training.config import LogConfig
@@ -20,10 +20,9 @@ LOG_FILE = "log.jsonl"
 
 
 def say(text: str) -> None:
-    """A notice, by one process. Where nobody listens any more, nothing is said."""
+    """A notice, by one process."""
     if is_main():
-        with suppress(OSError):
-            console.print(text, markup=False, soft_wrap=True)
+        console.say(text)
 
 
 class Log:
@@ -32,13 +31,13 @@ class Log:
     def __init__(self, config: LogConfig, run: Path, steps: int, batch_size: int, step: int) -> None:
         self.every, self.run, self.steps, self.batch_size = config.every, run, steps, batch_size
         self.since, self.started = step, time.perf_counter()
-        self.first, self.events, self.failed = step, None, False
+        self.first, self.failed = step, False
+        self.events: Events | None = None
 
     def __enter__(self) -> "Log":
-        self.bar = progress_bar()
+        self.bar = console.progress_bar(lines=False)
         self.bar.disable = self.bar.disable or not is_main()
-        with suppress(OSError):
-            self.bar.start()
+        self.bar.start()
         self.task = self.bar.add_task(
             "training", total=self.steps, completed=self.first, unit="images", per_step=self.batch_size
         )
@@ -47,8 +46,7 @@ class Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(OSError):
-            self.bar.stop()
+        self.bar.stop()
 
     def attempt(self, write: Callable[[], None]) -> None:
         """Does some writing; where it fails, says so once."""
@@ -87,8 +85,8 @@ class Log:
             }
             self.write(state.step, scalars)
             self.bar.update(self.task, description=f"training, loss {loss:.4f}")
-            if not console.is_terminal:
-                left = clock((self.steps - state.step) * passed / (state.step - self.since))
+            if not console.console.is_terminal:
+                left = duration((self.steps - state.step) * passed / (state.step - self.since))
                 say(f"step {state.step} of {self.steps}  loss {loss:.4f}  {rate:.1f} images/s  {left} left")
             self.since, self.started = state.step, time.perf_counter()
         self.bar.update(self.task, completed=state.step)
@@ -135,10 +133,3 @@ class Events:
 
         with self.file.open("ab") as file:
             RecordWriter(file).write(event.SerializeToString())  # type: ignore[attr-defined]
-
-
-def clock(seconds: float) -> str:
-    """Seconds as people say them: 0:07, 12:30 or 3:05:00."""
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
