@@ -22,26 +22,26 @@ MOST_TOKENS, MOST_LATENTS = 2**20, 2**12  # of a grid, and of a window
 class DiTConfig:
     """A DiT. Dense where `group_size` is None; otherwise elastic, with the split head - core - tail.
 
-            input_size: height and width of the input, as a pair or one side.
-        patch_size: side of the square that becomes one token.
-        in_channels: channels of the input, 3 for pixels.
-        num_classes: classes that there are labels of; the null class is the row after them.
-        width: values of a token.
-        depth: number of blocks.
-        heads: attention heads of a block.
-        mlp_ratio: hidden width of a block's MLP, in widths.
-        qk_norm: whether queries and keys are normalised in the blocks.
-        rope: whether positions are rotary, instead of fixed sine and cosine and a learned table of the latents'.
-        group_size: height and width, in tokens, of the window whose tokens are read together, as a pair or one side; null makes
-        a dense model.
-        head_depth: blocks before Read.
-        tail_depth: blocks after Write.
-        read_depth: layers of Read.
-        write_depth: layers of Write.
-        interface_mlp_ratio: hidden width of the MLPs of Read and Write, in widths.
-        write_sees_dropped: whether Write attends to the latents that a budget leaves out, as the published weights were trained.
-        latent_table: rows of the learned table of latent positions, which a model with rope has not.
-        anchor: "none", the paper's interface; "sharp" or "pyramid", one that starts from the tokens (see `elastic.anchors`).
+    input_size: height and width of the input, as a pair or one side.
+    patch_size: side of the square that becomes one token.
+    in_channels: channels of the input, 3 for pixels.
+    num_classes: classes that there are labels of; the null class is the row after them.
+    width: values of a token.
+    depth: number of blocks.
+    heads: attention heads of a block.
+    mlp_ratio: hidden width of a block's MLP, in widths.
+    qk_norm: whether queries and keys are normalised in the blocks.
+    rope: whether positions are rotary, instead of fixed sine and cosine and a learned table of the latents'.
+    group_size: height and width, in tokens, of the window whose tokens are read together, as a pair or one side; null makes
+    a dense model.
+    head_depth: blocks before Read.
+    tail_depth: blocks after Write.
+    read_depth: layers of Read.
+    write_depth: layers of Write.
+    interface_mlp_ratio: hidden width of the MLPs of Read and Write, in widths.
+    write_sees_dropped: whether Write attends to the latents that a budget leaves out, as the published weights were trained.
+    latent_table: rows of the learned table of latent positions, which a model with rope has not.
+    anchor: "none", the paper's interface; "sharp" or "pyramid", one that starts from the tokens (see `elastic.anchors`).
     """
 
     input_size: Side | tuple[Side, Side] = 32
