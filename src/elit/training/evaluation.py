@@ -9,6 +9,7 @@ from torch import Tensor
 
 from elit.codec import Codec
 from elit.data.loader import Data, sample_generators
+from elit.data.opening import classes_without_pictures
 from elit.distributed import anywhere, is_main, together
 from elit.errors import UserError
 from elit.evaluation.evaluate import Reference, open_reference
@@ -47,8 +48,9 @@ class Evaluator:
             )
         self.config, self.device, self.codec = config, device, codec
         self.budgets = wanted.budgets if window is not None else (1.0,)
-        for budget in self.budgets if window is not None else ():
-            config.model.levels.of(budget)
+        empty = set(classes_without_pictures(data, config.model.num_classes))
+        seen = tuple(label for label in range(config.model.num_classes) if label not in empty)
+        self.labels = LabelRule("list", config.model.num_classes, seen)
         with torch.random.fork_rng(devices=[]):  # networks are drawn before their weights are loaded
             self.extractor = together(lambda: load_extractor(wanted.features, device))
         self.images = RunImages(config.data.source, data, config.seed, codec)
@@ -59,17 +61,17 @@ class Evaluator:
     def distances(self, state: TrainState) -> dict[str, float]:
         """The Fréchet distance at each of `config.evaluate.budgets`, by a name such as "FID at 0.25".
 
-        The same `count` images each time: 20 Euler steps without guidance, balanced labels, the noise of the run's seed. A
+        The same `count` images each time: 20 Euler steps without guidance, every class that the data have in turn, the noise of the run's seed. A
         model without latents is measured at 1 alone. Changes no random state. Every process of a group calls this.
         """
         if self.reference is None:
             self.reference = reference_statistics(self.config, self.images, self.extractor)
-        config, labels = self.config, LabelRule("balanced", self.config.model.num_classes)
+        config = self.config
         model, found = model_of(state, averaged_weights(state), self.device), {}
         with autocast(config, self.device):
             for budget in self.budgets:
                 recipe = Recipe("euler", STEPS, budget, seed=config.seed, path=config.flow.path)
-                source = Sampled(f"samples at {budget:g}", model, recipe, labels, self.codec, config.evaluate.count)
+                source = Sampled(f"samples at {budget:g}", model, recipe, self.labels, self.codec, config.evaluate.count)
                 a = measure_features(source, self.extractor, BATCH, Path(config.out)).statistics.pooled
                 b = self.reference.pooled
                 distance = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)

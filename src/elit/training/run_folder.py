@@ -103,10 +103,10 @@ def check_run(run: Path, config: TrainConfig, reads: Reads) -> str | None:
         old = checked(values, TrainConfig, str(file))
     except UserError as error:
         raise UserError(f"{run} exists and is not a training run ({error}); give another folder with --out") from error
-    found = checkpoints(run)
-    if not found:  # nothing that would be lost, or go on as something else
+    kept = [*checkpoints(run), *(run / "checkpoints").glob(".step_*.old")]  # the latter is one that a kill left set aside
+    if not kept:  # nothing that would be lost, or go on as something else
         return None
-    return check_past(run, old, config, reads, step=int(found[-1].name.removeprefix("step_")))
+    return check_past(run, old, config, reads, step=max(int(place.name.split("_")[1].split(".")[0]) for place in kept))
 
 
 def _of_a_start(place: Path) -> bool:
