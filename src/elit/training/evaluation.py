@@ -61,8 +61,9 @@ class Evaluator:
     def distances(self, state: TrainState) -> dict[str, float]:
         """The Fréchet distance at each of `config.evaluate.budgets`, by a name such as "FID at 0.25".
 
-        The same `count` images each time: 20 Euler steps without guidance, every class that the data have in turn, the noise of the run's seed. A
-        model without latents is measured at 1 alone. Changes no random state. Every process of a group calls this.
+        The same `count` images each time: 20 Euler steps without guidance, the noise of the run's seed, and in turn every
+        class that the data have. A model without latents is measured at 1 alone. Changes no random state. Every process of
+        a group calls this.
         """
         if self.reference is None:
             self.reference = reference_statistics(self.config, self.images, self.extractor)
