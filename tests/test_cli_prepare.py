@@ -93,3 +93,10 @@ def test_files_of_a_source_become_class_folders(capsys: pytest.CaptureFixture[st
     ]
     assert main(["prepare", "folder", "emoji", "--labels", "herat", "--out", "other"]) == 2
     assert "heart" in capsys.readouterr().err
+
+
+def test_a_list_of_the_skipped_that_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    assert images("photos", "--out", "data") == 0
+    Path("data", "skipped.json").write_text("3")
+    assert images("photos", "--out", "data") == 2
+    assert "elit: data/skipped.json: it is 3" in capsys.readouterr().err

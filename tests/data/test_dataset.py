@@ -1,6 +1,7 @@
 """Reading a prepared folder: what it says of itself is checked, and rows come from the files without copies."""
 
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -93,6 +94,7 @@ def test_open_data_knows_a_prepared_folder(folder: Path) -> None:
     [
         ({"format": 2}, "its format is 2, and this version of elit reads 1"),
         ({"kind": "videos"}, "kind is 'videos'; it should be 'images' or 'latents'"),
+        ({"size": "[" * 100}, "size is '[[["),
         ({"kind": "latents"}, "do not fit together"),
         ({"count": 10}, "holds 9 rows"),
         ({"size": [16, 8.5]}, "size.1 is 8.5"),
@@ -133,3 +135,16 @@ def test_files_that_are_missing_or_elsewhere(folder: Path, tmp_path: Path) -> No
 def test_shards_take_parts_until_they_are_full() -> None:
     assert plan_shards([3, 3, 3, 9, 1, 1], 6) == [(0, 2), (2, 3), (3, 4), (4, 6)]
     assert plan_shards([99], 6) == [(0, 1)]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "3", "null", "{}", '{"_data_files": 3}', '{"_data_files": [{}]}', ""])
+@pytest.mark.parametrize("name", ["elit-data.json", "state.json"])
+def test_descriptions_of_wrong_shapes(folder: Path, name: str, text: str) -> None:
+    """One sentence with the file; a pipe in its place neither."""
+    (folder / name).write_text(text)
+    with pytest.raises(ValueError, match=re.escape(f"{folder / name}")):
+        PreparedData(folder)
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=re.escape(f"{folder}")):
+        PreparedData(folder)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from pictures import content, textured
 
+from elit.data.dataset import PreparedData
 from elit.data.images import load_folder
 from elit.data.pictures_on_disk import SUFFIXES, PassedOver, legible
 from elit.data.prepare import ImageSettings, prepare_images
@@ -83,16 +84,17 @@ def test_every_suffix_is_counted_in_any_case(tmp_path: Path) -> None:
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:
     """Pictures and classes keep their place; what is stored and printed of their names is text."""
-    folder = tmp_path / "photos" / os.fsdecode(b"caf\xe9")
+    source = tmp_path / os.fsdecode(b"photos\xfc")
+    folder = source / os.fsdecode(b"caf\xe9")
     folder.mkdir(parents=True)
     (folder / os.fsdecode(b"\xff.png")).write_bytes(content(textured(8, 8)))
     for workers in (1, 2):
-        info = prepare_images(ImageSettings(str(tmp_path / "photos"), 8), tmp_path / f"out{workers}", workers=workers)
+        info = prepare_images(ImageSettings(str(source), 8), tmp_path / f"out{workers}", workers=workers)
         assert (info.count, info.label_names) == (1, ("caf\\xe9",))
-    data = load_folder(tmp_path / "photos", 8)
-    assert data.label_names == ("caf\\xe9",) and torch.equal(
-        data.images[0], open_images(str(tmp_path / "photos")).read(0, 1)[0]
-    )
+    assert prepare_images(ImageSettings(str(source), 8), tmp_path / "out1", workers=1).count == 1  # and so again
+    assert PreparedData(tmp_path / "out1").table["key"].to_pylist() == ["caf\\xe9/\\xff.png"]
+    data = load_folder(source, 8)
+    assert data.label_names == ("caf\\xe9",) and torch.equal(data.images[0], open_images(str(source)).read(0, 1)[0])
     assert legible("caf\udce9/a.png") == "caf\\xe9/a.png"
 
 

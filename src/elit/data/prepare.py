@@ -80,7 +80,7 @@ class ImageSettings:
     def info(self, label_names: tuple[str, ...]) -> DataInfo:
         """The description of the rows, without their number."""
         size = None if self.sizes else (self.size, self.size)
-        return DataInfo("images", 0, size, label_names, buckets=self.sizes, source=self.source, crop=self.crop)
+        return DataInfo("images", 0, size, label_names, buckets=self.sizes, source=legible(self.source), crop=self.crop)
 
 
 def prepare_images(settings: ImageSettings, out: str | Path, workers: int | None = None) -> DataInfo:
@@ -96,7 +96,8 @@ def prepare_images(settings: ImageSettings, out: str | Path, workers: int | None
     source = open_source(settings.source, settings.options)
     info = settings.info(source.label_names)
     total, listing = survey(source, settings)
-    recorded = {**dataclasses.asdict(settings), "pictures": total, "listing": listing, "kind": "images"}
+    recorded = {**dataclasses.asdict(settings), "source": legible(settings.source)}
+    recorded |= {"pictures": total, "listing": listing, "kind": "images"}
     with Preparation(out, recorded) as work:
         if work.is_finished:
             say(f"{out} is already prepared")
