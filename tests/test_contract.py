@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from elit import DiT, DiTConfig, load_model
+from elit import DiT, DiTConfig, count_flops, load_model
 from elit.backbones.config import HDiTConfig
 from elit.backbones.layers import Block, SelfAttention
 from elit.backbones.table import build_model
+from elit.cost import flops_by_level
 from elit.elastic.grid import regions
 from elit.elastic.grouping import token_index
 from elit.elastic.model import ElasticModel
@@ -71,6 +72,17 @@ def test_the_velocity_depends_on_all_of_its_inputs(config):
         change = (model(*inputs) - v).abs().amax(dim=(1, 2, 3))
         assert change[1] > 1e-2
         assert change[[0, 2, 3]].max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "config", [config for name, config in elastic_configs.items() if name.startswith(("oblong", "ragged", "HDiT"))]
+)
+def test_a_few_levels_tell_what_all_cost(config):
+    """Every level's FLOPs, told by those of a few where every window is whole, are those counted."""
+    model = made(config)
+    told = flops_by_level(model)
+    assert list(told) == list(model.levels.counts())
+    assert told == {level: count_flops(model, level / model.latents) for level in told}
 
 
 @every_elastic_model

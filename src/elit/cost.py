@@ -42,15 +42,18 @@ def count_flops(model: ElasticModel, budget: Budget = None) -> int:
 def flops_by_level(model: ElasticModel) -> dict[int, int]:
     """FLOPs of one forward at batch 1 for every level, lowest first.
 
-    Latents attend to each other, and all else is linear in their number, so the cost is quadratic in the level: the three
-    lowest levels are counted and tell all others exactly.
+    Where every window is whole, latents attend to each other and all else is linear in their number, so the cost is
+    quadratic in the level: the three lowest levels tell all others exactly, and the highest confirms it. Windows cut short
+    at the edge of a grid have no more latents from some level on; then every level is counted.
     """
     levels = model.levels.counts()
-    counted = [count_flops(model, level / model.latents) for level in levels[:3]]
-    if len(levels) <= 3:
-        return dict(zip(levels, counted, strict=True))
-    a, b, c = counted
-    return {level: a + n * (b - a) + n * (n - 1) // 2 * (c - 2 * b + a) for n, level in enumerate(levels)}
+    counted = {level: count_flops(model, level / model.latents) for level in {*levels[:3], levels[-1]}}
+    if len(levels) > 3:
+        a, b, c = (counted[level] for level in levels[:3])
+        told = {level: a + n * (b - a) + n * (n - 1) // 2 * (c - 2 * b + a) for n, level in enumerate(levels)}
+        if told[levels[-1]] == counted[levels[-1]]:
+            return told
+    return {level: counted.get(level) or count_flops(model, level / model.latents) for level in levels}
 
 
 def activation_bytes(model: ElasticModel, batch: int, budget: Budget = None, dtype: torch.dtype = torch.float32) -> int:
