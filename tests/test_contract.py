@@ -12,7 +12,7 @@ from torch import Tensor
 from elit import DiT, DiTConfig, count_flops, load_model
 from elit.backbones.config import HDiTConfig
 from elit.backbones.layers import Block, SelfAttention
-from elit.backbones.table import build_model
+from elit.backbones.table import BACKBONES, build_model
 from elit.cost import flops_by_level
 from elit.elastic.grid import regions
 from elit.elastic.grouping import token_index
@@ -74,9 +74,14 @@ def test_the_velocity_depends_on_all_of_its_inputs(config):
         assert change[[0, 2, 3]].max() < 1e-5
 
 
-@pytest.mark.parametrize(
-    "config", [config for name, config in elastic_configs.items() if name.startswith(("oblong", "ragged", "HDiT"))]
-)
+OF_MANY_LEVELS = {
+    "whole windows": CONFIGS["oblong input and group, rope"],
+    "windows cut short": dataclasses.replace(ELASTIC, group_size=(2, 3)),
+    **{row.architecture: CONFIGS[row.architecture] for row in BACKBONES if row.architecture in CONFIGS},
+}
+
+
+@pytest.mark.parametrize("config", OF_MANY_LEVELS.values(), ids=OF_MANY_LEVELS.keys())
 def test_a_few_levels_tell_what_all_cost(config):
     """Every level's FLOPs, told by those of a few where every window is whole, are those counted."""
     model = made(config)
