@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elit import DiT, create_model, load_model, load_published
 from elit.card import Card, SamplingDefaults, load_card, save_card
 from elit.cli import main
+from elit.codec import STABLE_DIFFUSION_SCALE, Latents
 from elit.published import FILES, LICENCE, published_names, read_published, wanted_tensors
 from elit.weights import config_to_dict
 from published_weights import DATA, SHAPES, args_of, drawn_inputs, drawn_state, light_state, save_checkpoint, with_positions
@@ -128,7 +129,8 @@ def test_an_imported_folder_loads_and_gives_the_published_outputs(elastic_file, 
     config = model.config
     assert (config.head_depth, config.tail_depth, config.group_size, config.latent_table) == (8, 2, 4, 4096)
     assert config.qk_norm and config.write_sees_dropped and not config.rope
-    assert card == Card(SamplingDefaults(50, 1.0), None, LICENCE, f"{elastic_file} (ema)", "linear")
+    latents = Latents(STABLE_DIFFUSION_SCALE)
+    assert card == Card(SamplingDefaults(50, 1.0), None, LICENCE, f"{elastic_file} (ema)", "linear", encoding=latents)
     assert sorted(file.name for file in out.iterdir()) == ["card.json", "config.json", "model.safetensors"]
     assert [folder.name for folder in tmp_path.iterdir()] == ["model"]
 
@@ -250,6 +252,7 @@ def mirrored() -> Tensor:
         ({"blocks__3__attn__proj__bias": with_one(float("inf"))}, "blocks.3.attn.proj.bias holds NaN or infinite"),
         ({"blocks__3__attn__proj__bias": "text"}, "is no tensor"),
         ({"blocks__3__attn__proj__bias": torch.ones(384, dtype=torch.int64)}, "not a plain tensor"),
+        ({"blocks__3__attn__proj__bias": torch.ones(384).to(torch.float8_e5m2)}, "not a plain tensor"),
         ({"blocks__3__attn__proj__bias": torch.ones(384, device="meta")}, "not a plain tensor"),
         ({"pos_embed": torch.ones(1).expand(1, 10**10, 384)}, "not a plain tensor"),
         ({"pos_embed": mirrored()}, "pos_embed is not the fixed sin-cos table"),
@@ -260,6 +263,43 @@ def mirrored() -> Tensor:
 def test_tensors_that_do_not_fit_are_refused_by_name(light, capsys, changes, said):
     save_checkpoint(light, spoilt(**changes), args_of(ELASTIC))
     assert said in refused(capsys, light)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])
+def test_prefixes_of_compilation_and_data_parallelism_are_stripped(light, prefix):
+    state = {prefix + name: tensor for name, tensor in light_state(ELASTIC).items()}
+    plain = load_published(light)
+    found = load_published(save_checkpoint(light, state, args_of(ELASTIC)))
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in found.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_other_precisions_are_read(light, capsys, dtype):
+    """The fixed positions are compared as closely as the type allows: another table is refused still."""
+    state = {name: tensor.to(dtype) for name, tensor in light_state(ELASTIC).items()}
+    assert load_published(save_checkpoint(light, state, args_of(ELASTIC))).positions.dtype == torch.float32
+    save_checkpoint(light, state | {"pos_embed": mirrored().to(dtype)}, args_of(ELASTIC))
+    assert "pos_embed is not the fixed sin-cos table" in refused(capsys, light)
+
+
+def test_a_state_dict_alone_is_imported(light, tmp_path, capsys):
+    """Saved by torch or as safetensors; what it does not say is assumed, and told."""
+    plain = load_published(light)
+    state = light_state(ELASTIC)
+    torch.save(state, tmp_path / "flat.pt")
+    save_file({name: tensor.bfloat16().clone() for name, tensor in state.items()}, tmp_path / "flat.safetensors")
+    for name, dtype in (("flat.pt", torch.float32), ("flat.safetensors", torch.bfloat16)):
+        published = read_published(tmp_path / name)
+        for key, tensor in published.model.state_dict().items():
+            assert torch.equal(tensor, plain.state_dict()[key].to(dtype).float())
+        assert published.weights == "only" and any("assumed" in note for note in published.notes)
+    (tmp_path / "cut.safetensors").write_bytes(b"x" * 100)
+    assert "not a whole safetensors file" in refused(capsys, tmp_path / "cut.safetensors")
+
+
+def test_args_may_be_a_dict(light):
+    save_checkpoint(light, light_state(ELASTIC), vars(args_of(ELASTIC)))
+    assert read_published(light).settings["head_depth"].teller == "args.encoder_depth"
 
 
 def test_the_drift_of_an_averaged_table_is_taken(light):
@@ -277,8 +317,10 @@ def test_checkpoints_of_other_programs_are_refused(tmp_path, capsys, contents):
 
 def test_another_architecture_is_refused(tmp_path, capsys):
     state = torch.nn.TransformerEncoderLayer(16, 2, 16).state_dict()
-    torch.save({"ema": state, "args": {"model": "mine"}}, tmp_path / "other.pt")
-    assert "args are a dict" in refused(capsys, tmp_path / "other.pt")
+    torch.save({"ema": state, "args": ["mine"]}, tmp_path / "other.pt")
+    assert "args are a list" in refused(capsys, tmp_path / "other.pt")
+    torch.save({"ema": state, "args": {"model": "mine", 3: 4}}, tmp_path / "other.pt")
+    assert "another architecture" in refused(capsys, tmp_path / "other.pt")
     torch.save({"ema": dict(state)}, tmp_path / "other.pt")
     assert "another architecture" in refused(capsys, tmp_path / "other.pt")
 

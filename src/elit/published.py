@@ -1,7 +1,8 @@
 """The authors' checkpoints (SiT and ELIT-SiT) as models of this library: names, settings, licence.
 
 A published file is a `torch.save` of {"model": ..., "ema": ..., "args": Namespace, ...}: two state dicts, and the arguments
-of the training run. A state dict alone tells neither the split of the blocks nor the path of the flow.
+of the training run. Others keep the arguments in a dict, or have a state dict alone, saved by torch or as safetensors; it
+tells neither the split of the blocks nor the path of the flow.
 """
 
 import logging
@@ -24,7 +25,7 @@ from elit.errors import UserError
 from elit.flow import FlowPath
 from elit.hub import from_hub
 from elit.pickles import read_pickle
-from elit.weights import check_fit, filled, new_model_folder, outline, save_weights
+from elit.weights import FLOATS, check_fit, filled, new_model_folder, outline, plain_names, read_tensors, save_weights
 from elit.words import suggest
 
 REPOSITORY = "mali6/elit"
@@ -90,6 +91,7 @@ INTERFACE = {
 }
 PATCH, POSITIONS, LABELS = "x_embedder.proj.weight", "pos_embed", "y_embedder.embedding_table.weight"
 QUERIES, TABLE = f"{READ}.learned_query_embed", f"{READ}.latent_pos_embed"
+ONLY_WEIGHTS = "only"  # of a file that holds one state dict
 PROJECTORS = "projectors."  # of REPA, used in training alone
 
 # our setting -> the key in the file's args that tells it (None: no key does), and its type
@@ -157,7 +159,7 @@ def load_published(checkpoint: str | Path, /, weights: str = "ema", **given: str
 
     Args:
         checkpoint: a file, or "hf://mali6/elit/FILE" for one on the Hugging Face hub.
-        weights: "ema", or "model" for the raw ones.
+        weights: "ema", or "model" for the raw ones; a file with one state dict has those alone.
         given: what the file's own `args` leave out: model, resolution, num_classes, head_depth, tail_depth, group_size,
             qk_norm, path. What nobody says is as in the authors' defaults.
 
@@ -195,7 +197,9 @@ def read_published(checkpoint: str | Path, /, weights: str = "ema", **given: str
     file = fetch(source) if source.startswith("hf://") else Path(checkpoint)
     if weights not in ("ema", "model"):
         raise UserError(f"weights are 'ema' or 'model', not {weights!r}")
-    state, args = split_checkpoint(read_pickle(file), weights, source)
+    contents = read_tensors(file) if file.suffix == ".safetensors" else read_pickle(file)
+    state, args = split_checkpoint(contents, weights, source)
+    weights = ONLY_WEIGHTS if is_flat(contents) else weights
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(PROJECTORS)}
     settings = settle(kept, args, given, source)
     model = outline(config_of(settings, kept, source))
@@ -218,6 +222,8 @@ def fetch(source: str) -> Path:
 
 def split_checkpoint(checkpoint: Any, weights: str, source: str) -> tuple[State, dict[str, Any]]:
     """The asked state dict and the run's arguments. Raises UserError where the file is not laid out so."""
+    if is_flat(checkpoint):
+        checkpoint = {weights: checkpoint}
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get(weights), dict):
         raise UserError(f"{source} is not a checkpoint of the authors: it holds no state dict {weights!r}")
     state = dict(checkpoint[weights])
@@ -226,14 +232,21 @@ def split_checkpoint(checkpoint: Any, weights: str, source: str) -> tuple[State,
             raise UserError(f"{source} is not a checkpoint of the authors: {name!r} among its {weights!r} is no tensor")
         check_storage(name, tensor, source)
     args = checkpoint.get("args")
-    if args is not None and type(args) is not Namespace:
+    if args is not None and type(args) not in (Namespace, dict):
         raise UserError(f"{source} is not a checkpoint of the authors: its args are a {type(args).__name__}")
-    return state, {} if args is None else vars(args)
+    return plain_names(state, source), vars(args) if isinstance(args, Namespace) else args or {}
+
+
+def is_flat(checkpoint: object) -> bool:
+    """Whether a file holds a state dict alone: names and tensors, and nothing else."""
+    if not isinstance(checkpoint, dict) or not checkpoint or {"ema", "model"} & checkpoint.keys():
+        return False
+    return all(isinstance(value, Tensor) for value in checkpoint.values())
 
 
 def check_storage(name: str, tensor: Tensor, source: str) -> None:
     """Raises UserError for a tensor that is not plain numbers in memory: a shape alone may claim any size."""
-    plain = tensor.device.type == "cpu" and tensor.layout is torch.strided and tensor.is_floating_point()
+    plain = tensor.device.type == "cpu" and tensor.layout is torch.strided and tensor.dtype in FLOATS
     if not plain or tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
         raise UserError(f"{source}: {name} is not a plain tensor of floating-point numbers")
 
@@ -362,8 +375,10 @@ def check_values(state: State, model: ElasticModel, source: str) -> None:
         if not bool(tensor.isfinite().all()):
             raise UserError(f"{source}: {name} holds NaN or infinite values; its training diverged or the file is damaged")
     table = sincos_table(model.config.grid, model.config.width)
-    # Averaging a constant in float32 for 400,000 steps moves it by up to 6e-4; another table is off by 1.
-    if float((state[POSITIONS][0].float() - table).abs().max()) > 1e-3:
+    # Averaging a constant in float32 for 400,000 steps moves it by up to 6e-4, and half precision rounds it; another table
+    # is off by 1.
+    near = 1e-3 + torch.finfo(state[POSITIONS].dtype).eps / 2
+    if float((state[POSITIONS][0].float() - table).abs().max()) > near:
         raise UserError(f"{source}: {POSITIONS} is not the fixed sin-cos table of {model.config.grid} tokens")
 
 

@@ -6,6 +6,7 @@ and version of torch, and kept in the user's cache folder for a week.
 
 import hashlib
 import json
+import math
 import os
 import platform
 import re
@@ -19,11 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from elit.console import say
 from elit.cost import flops_by_level, time_forward
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
-from elit.files import write_whole
+from elit.files import told, write_whole
+from elit.records import Positive, read_json, record
+from elit.words import one_line, shown
 
 FRESH_SECONDS = 7 * 24 * 3600
 TIMED_LEVELS, REPEATS = 9, 5
@@ -51,7 +55,8 @@ class Budget:
 
     @staticmethod
     def for_flops(model: ElasticModel, flops: float) -> float:
-        """The largest level whose forward, of one image, takes at most so many FLOPs."""
+        """The largest level whose forward, of one image, takes at most so many FLOPs. Raises UserError for too few."""
+        _check_cost("flops", flops)
         costs = flops_by_level(model)
         return _largest(model, lambda budget: costs[model.levels.of(budget)] / 1e9, flops / 1e9, "GFLOPs")
 
@@ -60,11 +65,21 @@ class Budget:
         """The largest level whose forward, of a batch, takes at most so many milliseconds on the model's device.
 
         Guidance at the main budget takes about twice that a step. Between timed levels the time is interpolated.
+        Raises UserError for too few.
         """
+        _check_cost("milliseconds", milliseconds)
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size is a whole number of at least 1, not {shown(batch_size)}")
         timed = calibrated(model, batch_size)
         return _largest(
             model, lambda budget: float(np.interp(budget, list(timed), list(timed.values()))), milliseconds, "ms"
         )
+
+
+def _check_cost(name: str, value: object) -> None:
+    """Raises UserError, naming the argument, for what is no finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise UserError(f"{name} is a finite number, such as 80e9 FLOPs or 150 milliseconds, not {shown(value)}")
 
 
 def _largest(model: ElasticModel, cost: Callable[[float], float], allowed: float, unit: str) -> float:
@@ -79,19 +94,52 @@ def _largest(model: ElasticModel, cost: Callable[[float], float], allowed: float
     return budgets[count - 1]
 
 
+@record
+class Calibration:
+    """What a calibration's file holds: when it was made, in seconds since 1970, and milliseconds by budget."""
+
+    at: float
+    milliseconds: dict[str, Positive]
+
+    @property
+    def by_budget(self) -> dict[float, float]:
+        """Milliseconds by budget, lowest first. Raises ValueError where a key is no budget."""
+        return dict(sorted((parse_fraction(budget), ms) for budget, ms in self.milliseconds.items()))
+
+
 def calibrated(model: ElasticModel, batch_size: int) -> dict[float, float]:
-    """Milliseconds of a forward at some levels, by budget: from the cache, or measured now and kept there."""
-    file = cache_folder() / f"{_fingerprint(model, batch_size)}.json"
+    """Milliseconds of a forward at some levels, by budget: from the cache, or measured now and kept there.
+
+    Where nothing can be kept there, the console says so and why.
+    """
+    levels = timed_levels(model)
     try:
-        kept = json.loads(file.read_text(encoding="utf8"))
-        if 0 <= time.time() - kept["at"] < FRESH_SECONDS:
-            return {float(budget): float(ms) for budget, ms in kept["milliseconds"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        file = cache_folder() / f"{_fingerprint(model, batch_size)}.json"
+    except RuntimeError as error:  # a user without a home
+        say(f"timings are not kept: {one_line(str(error))}; set XDG_CACHE_HOME", "yellow")
+        return forward_milliseconds(model, batch_size)
+    try:
+        kept = read_json(file, Calibration)
+        if 0 <= time.time() - kept.at < FRESH_SECONDS and list(kept.by_budget) == levels:
+            return kept.by_budget
+    except UserError:
         pass  # none, or not ours: measured anew
     timed = forward_milliseconds(model, batch_size)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps({"at": time.time(), "milliseconds": timed}) + "\n")
+    try:
+        with told(file.parent):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, json.dumps({"at": time.time(), "milliseconds": timed}) + "\n")
+    except OSError as error:
+        say(f"timings are not kept, and will be measured again: {error.strerror or error}", "yellow")
     return timed
+
+
+def timed_levels(model: ElasticModel) -> list[float]:
+    """The budgets that are timed, up to nine spread over all: the lowest and the full one among them."""
+    fractions = model.levels.fractions()
+    count = min(TIMED_LEVELS, len(fractions))
+    chosen = {round(i * (len(fractions) - 1) / max(count - 1, 1)) for i in range(count)}
+    return [fractions[i] for i in sorted(chosen)]
 
 
 def cache_folder() -> Path:
@@ -114,9 +162,7 @@ def _fingerprint(model: ElasticModel, batch_size: int) -> str:
 def forward_milliseconds(model: ElasticModel, batch_size: int) -> dict[float, float]:
     """The median of interleaved forwards at up to nine levels, the lowest and the full one among them."""
     x, t, y = model.example(batch_size)
-    count = min(TIMED_LEVELS, model.latents)
-    chosen = sorted({1 + round(i * (model.latents - 1) / max(count - 1, 1)) for i in range(count)})
-    seconds: dict[float, list[float]] = {k / model.latents: [] for k in chosen}
+    seconds: dict[float, list[float]] = {budget: [] for budget in timed_levels(model)}
     for budget in seconds:
         model(x, t, y, budget)
     for _ in range(REPEATS):
