@@ -3,10 +3,7 @@
 import csv
 import errno
 import json
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,6 +19,7 @@ from elit import DiT, Guidance
 from elit.card import Card, save_card
 from elit.cli import main
 from elit.codec import PixelCodec
+from elit.distributed import is_main, process_group
 from elit.evaluation import evaluate as module
 from elit.evaluation.evaluate import Reference, append_lines, evaluate, open_reference, open_references, write_results
 from elit.evaluation.extractors import Extractor
@@ -48,6 +46,7 @@ from elit.labels import LabelRule
 from elit.pixels import to_float, to_uint8
 from elit.recipe import Recipe
 from elit.seeding import generator_for
+from ranks import run_ranks
 
 SIDE = 8
 
@@ -239,23 +238,27 @@ def test_figures_of_other_settings_stand_side_by_side(
     assert rows[0].metrics == rows[1].metrics
 
 
-def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
+def test_two_processes_measure_what_one_does(tiny: DiT, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of files and of a model, with rows on disk: statistics and figures are the same bits."""
-    own, launcher = Path(__file__).with_name("evaluate_in_processes.py"), ["-m", "torch.distributed.run", "--standalone"]
     write_pictures(tmp_path / "ours", pictures(37))
     write_pictures(tmp_path / "theirs", pictures(30, seed=1))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    commands = {
-        "one": [sys.executable, str(own)],
-        "two": [sys.executable, *launcher, "--nproc-per-node=2", str(own)],
-    }
-    processes = {
-        name: subprocess.Popen([*command, str(tmp_path), name], env=environment, stderr=subprocess.PIPE)
-        for name, command in commands.items()
-    }
-    for process in processes.values():
-        _, error = process.communicate(timeout=300)
-        assert process.returncode == 0, error.decode()
+    monkeypatch.chdir(tmp_path)
+    extractor, other = tiny_extractor(logits=True), tiny_extractor("other", "other FD")
+    recipe, labels = Recipe(steps=2, tile=4), LabelRule("uniform", 7)
+    many, few = (Sampled("model", tiny, recipe, labels, PixelCodec(), n) for n in (21, 3))
+
+    def work(out: Path) -> None:
+        with process_group():
+            references = open_references("theirs", [extractor, other], (SIDE, SIDE))
+            rows = evaluate([open_images("ours"), many], references, ["fd", "kid", "pr", "dc"], out, batch=5)
+            rows += evaluate([few], references[:1], ["fd"], out, batch=5)  # fewer runs than processes
+            statistics = measure_features(open_images("ours"), extractor, 5, out).statistics
+            if is_main():
+                save_statistics(statistics, out / "s.npz")
+                (out / "rows.json").write_text(json.dumps([row.told() for row in rows]))
+
+    work(Path("one"))
+    assert run_ranks(2, lambda: work(Path("two")), Path("log")) == [0, 0], Path("log").read_text()
     one, two = ((tmp_path / name / "rows.json").read_text() for name in ("one", "two"))
     assert one == two
     assert len(json.loads(one)) == 5

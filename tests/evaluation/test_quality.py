@@ -11,6 +11,7 @@ from elit.card import Card, SamplingDefaults, load_card, save_card
 from elit.evaluation.metrics import precision_recall
 from elit.evaluation.quality import Judge, Quality, measure, measure_recipes, summary, verdict
 from elit.pixels import to_float
+from elit.precision import fast_bfloat16
 from elit.recipe import Recipe
 from elit.weights import fingerprint, read_tensors
 
@@ -49,18 +50,18 @@ def test_the_reference_itself_is_at_distance_zero_and_others_are_not(judge: Judg
 
 def test_samples_carry_the_other_halfs_labels_and_their_own_noise(judge: Judge, model: elit.DiT) -> None:
     drawn = judge.draw(model, Recipe(steps=2, guidance=elit.Guidance(1.5), budget=0.5, seed=3))
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=fast_bfloat16(torch.device("cpu"))):
         alone = elit.sample(model, judge.data.labels[judge.other], steps=2, budget=0.5, guidance=elit.Guidance(1.5), seed=3)
     torch.testing.assert_close(drawn, alone)
 
 
-def test_measured_figures_are_kept_and_go_on(model: elit.DiT, tmp_path: Path) -> None:
+def test_measured_figures_are_kept_and_go_on(model: elit.DiT, judge: Judge, tmp_path: Path) -> None:
     recipe = Recipe(steps=2)
-    whole = measure(model, [0.25, 1.0], [0, 1], recipe, tmp_path / "a", COUNT)
-    measure(model, [0.25], [0], recipe, tmp_path / "b", COUNT)
+    whole = measure(model, [0.25, 1.0], [0, 1], recipe, tmp_path / "a", judge=judge)
+    measure(model, [0.25], [0], recipe, tmp_path / "b", judge=judge)
     kept = next((tmp_path / "b").glob("*.json"))
     kept.write_text(json.dumps({**json.loads(kept.read_text()), "frechet": 12345.0}))
-    resumed = measure(model, [0.25, 1.0], [0, 1], recipe, tmp_path / "b", COUNT)
+    resumed = measure(model, [0.25, 1.0], [0, 1], recipe, tmp_path / "b", judge=judge)
     assert resumed["budgets"][1] == whole["budgets"][1]
     other = (whole["budgets"][0]["frechet"], resumed["budgets"][0]["frechet"])
     assert other[1] > 6000 > other[0], "what was finished is taken from the folder"
@@ -124,7 +125,8 @@ def test_the_verdict_asks_whether_budget_buys_quality() -> None:
 
 
 def test_a_card_survives_a_round_trip_and_a_broken_one_is_refused(tmp_path: Path) -> None:
-    card = Card(SamplingDefaults(7, 1.25), {"samples": 3})
+    measured = {"features": "some", "samples": 3, "seeds": [0], "real": {"frechet": 1.5}, "budgets": [{"budget": 1.0}]}
+    card = Card(SamplingDefaults(7, 1.25), measured)
     save_card(card, tmp_path)
     assert load_card(tmp_path) == card
     (tmp_path / "card.json").write_text("{")
