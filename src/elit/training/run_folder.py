@@ -133,7 +133,14 @@ def check_past(run: Path, old: TrainConfig, config: TrainConfig, reads: Reads, s
     if known.init_from != reads.init_from and (known.weights is None or known.weights != reads.weights):
         wrong.append(f"init_from is {old.init_from} there and {config.init_from} now")
     if wrong:
-        raise UserError(f"{run} holds a run of another config ({'; '.join(wrong[:3])}); give another folder with --out")
+        rate = (
+            "; with them its learning rate would have been another"
+            if any(w.startswith(OF_THE_SCHEDULE) for w in wrong)
+            else ""
+        )
+        raise UserError(
+            f"{run} holds a run of another config ({'; '.join(wrong[:3])}{rate}); give another folder with --out"
+        )
     if known.data not in ("", reads.data):
         return f"{config.data.source} does not hold the data that the run began with; it goes on with what is there"
     return None
