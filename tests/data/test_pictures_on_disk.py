@@ -56,7 +56,7 @@ def test_everybody_finds_the_same_pictures(folder: Path, tmp_path: Path, capsys:
     assert keys == [key for key, _ in FolderSource(str(folder)).listing()]
 
 
-@pytest.mark.parametrize("broken", ["cut", "pipe", "device", "gone"])
+@pytest.mark.parametrize("broken", ["cut", "pipe", "device", "gone", "loop"])
 def test_everybody_leaves_out_what_cannot_be_read(folder: Path, tmp_path: Path, broken: str) -> None:
     """A pipe or a device behind a picture's name neither waits nor swells."""
     file = folder / "cats" / "more" / "bad.png"
@@ -65,7 +65,7 @@ def test_everybody_leaves_out_what_cannot_be_read(folder: Path, tmp_path: Path, 
     elif broken == "pipe":
         os.mkfifo(file)
     else:
-        file.symlink_to("/dev/zero" if broken == "device" else "/nowhere")
+        file.symlink_to({"device": "/dev/zero", "gone": "/nowhere", "loop": file}[broken])
     count = len(KINDS) + 3
     assert prepare_images(ImageSettings(str(folder), 8), tmp_path / "out", workers=1).count == count
     skipped = json.loads((tmp_path / "out" / "skipped.json").read_text())

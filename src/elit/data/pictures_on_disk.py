@@ -5,6 +5,7 @@ that begin with a dot are passed over, as __MACOSX is, and what is passed over i
 holds what its name says shows when it is read.
 """
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Literal, NamedTuple, TypeAlias
@@ -100,7 +101,16 @@ def names_in(folder: str) -> Iterator[Entry]:
     """The names in a folder of this machine; a link counts as what it leads to."""
     with os.scandir(folder) as entries:
         for entry in entries:
-            yield Entry(entry.name, "folder" if entry.is_dir() else "file")
+            yield Entry(entry.name, "folder" if _is_folder(entry) else "file")
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        return False  # a link to itself, which cannot be read either
 
 
 def hidden(path: str) -> bool:

@@ -4,6 +4,7 @@ Every source lists (key, label) in a fixed order, lazily, so that memory does no
 reads a picture's bytes by its key in any process.
 """
 
+import errno
 import glob
 import lzma
 import os
@@ -36,6 +37,7 @@ from elit.words import one_line
 
 PICTURE_BYTES, LABELS_BYTES = 2**30, 2**30  # that a picture's file, and a table of labels, may have
 Label = Annotated[int, Ge(0), Lt(1_000_000)]
+OF_A_FILE = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR)  # errors that others need not have
 UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, RuntimeError, EOFError, ValueError)  # RuntimeError: encrypted
 DRIVERS = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 
@@ -261,10 +263,12 @@ class FolderSource(_Files):
             if self.files is None:
                 return read_picture(Path(self.root, key))
             return bytes(self.files.cat_file(f"{self.root}/{key}"))
-        except (FileNotFoundError, PermissionError) as error:
-            raise UserError(f"cannot be read: {error.strerror or error}") from error
+        except UserError:
+            raise
         except Exception as error:  # of the storage's own kind
-            raise error if isinstance(error, OSError | UserError) else OSError(f"{self.root}/{key}: {error}") from error
+            if isinstance(error, OSError) and (error.errno in OF_A_FILE or isinstance(error, FileNotFoundError)):
+                raise UserError(f"cannot be read: {error.strerror or error}") from error
+            raise error if isinstance(error, OSError) else OSError(f"{self.root}/{key}: {error}") from error
 
     def read_labels(self) -> bytes | None:
         file = f"{self.root}/{LABELS_FILE}"
