@@ -119,3 +119,34 @@ def test_a_card_keeps_what_its_model_makes(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text('{"encoding": {"kind": "words"}}')
     with pytest.raises(ValueError, match=r"card\.json"):
         load_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "said"),
+    [
+        ({"scaling_factor": 0.0}, "scaling_factor is 0.0"),
+        ({"scaling_factor": float("nan")}, "scaling_factor is nan"),
+        ({"scaling_factor": "ten"}, "scaling_factor is 'ten'"),
+        ({"scaling_factor": None}, "scaling_factor is None"),
+        ({"shift_factor": float("inf")}, "shift_factor is inf"),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused(numbers: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        KLCodec(make_autoencoder("sd", **numbers))
+
+
+def test_weights_that_are_not_finite_are_refused_by_name() -> None:
+    autoencoder = make_autoencoder("sd")
+    with torch.no_grad():
+        autoencoder.decoder.conv_out.bias[0] = float("nan")
+    with pytest.raises(ValueError, match=r"decoder\.conv_out\.bias holds NaN"):
+        KLCodec(autoencoder)
+
+
+@pytest.mark.parametrize("config", ["[]", "{", '{"_class_name": "AutoencoderKL", "block_out_channels": 3}', "[" * 10**5])
+def test_a_folder_that_is_no_autoencoders_is_refused_in_a_sentence(tmp_path: Path, config: str) -> None:
+    folder = save_autoencoder(tmp_path / "a", "sd")
+    (folder / "config.json").write_text(config)
+    with pytest.raises(ValueError, match="no AutoencoderKL could be loaded"):
+        load_autoencoder(str(folder))

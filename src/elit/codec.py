@@ -5,14 +5,16 @@ Scale and shift live here and nowhere else: a model's input is scale (z - shift)
 
 import math
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Annotated, Any, Literal, Protocol, TypeAlias
 
 import torch
+from annotated_types import Ge, Le
 from torch import Tensor
 
 from elit.errors import UserError
-from elit.records import record
-from elit.weights import digest_of
+from elit.records import Positive, checked, record
+from elit.weights import check_finite, digest_of
+from elit.words import one_line
 
 STABLE_DIFFUSION_SCALE = 0.18215  # of the first codecs of that name, "ema" and "mse"
 KNOWN_CODECS = {"ema": "stabilityai/sd-vae-ft-ema", "mse": "stabilityai/sd-vae-ft-mse"}
@@ -36,6 +38,15 @@ class Latents:
 
 
 DataEncoding: TypeAlias = Pixels | Latents  # what data are, and what a model trained on them makes
+
+
+@record
+class CodecNumbers:
+    """What a codec's own configuration says of latents: a model's input is scaling_factor (z - shift_factor)."""
+
+    latent_channels: Annotated[int, Ge(1), Le(2**16)]
+    scaling_factor: Positive = STABLE_DIFFUSION_SCALE
+    shift_factor: float | None = None
 
 
 class Codec(Protocol):
@@ -70,11 +81,12 @@ class KLCodec:
     def __init__(self, autoencoder: Any) -> None:
         self.autoencoder = autoencoder.eval().requires_grad_(False)
         config = autoencoder.config
-        self.channels = int(config["latent_channels"])
-        self.scale = float(config["scaling_factor"])
-        self.shift = float(config.get("shift_factor") or 0.0)
+        numbers = {name: config[name] for name in ("latent_channels", "scaling_factor", "shift_factor") if name in config}
+        known = checked(numbers, CodecNumbers, "the config.json of this AutoencoderKL")
+        self.channels, self.scale, self.shift = known.latent_channels, known.scaling_factor, known.shift_factor or 0.0
         self.side = 2 ** (len(config["block_out_channels"]) - 1)
         self.needs_float32 = bool(config.get("force_upcast", True))
+        check_finite(autoencoder.state_dict(), "this AutoencoderKL cannot be used")
         if config.get("latents_mean") is not None or config.get("latents_std") is not None:
             raise UserError("this AutoencoderKL normalises each channel by itself; give one with a scaling_factor alone")
         self.name = f"AutoencoderKL {digest_of(autoencoder)} scale {self.scale:g} shift {self.shift:g}"
@@ -189,7 +201,9 @@ def load_autoencoder(name: str, device: torch.device | str = "cpu") -> KLCodec:
         autoencoder = AutoencoderKL.from_pretrained(
             source, subfolder=subfolder or None, use_safetensors=True, low_cpu_mem_usage=False
         )
-    except (OSError, ValueError, KeyError) as error:
-        why = " ".join(str(error).split())[:200]
+    except MemoryError:
+        raise
+    except Exception as error:  # a folder chosen by anyone can make its reader raise anything
+        why = one_line(str(error))[:200]
         raise UserError(f"no AutoencoderKL could be loaded from {name!r} ({why}); give a folder that holds one") from error
     return KLCodec(autoencoder.to(device))

@@ -16,14 +16,13 @@ latent   float16, row-major (stored channels, h, w), flat: `List(float16, length
          feature.NAME, float16 (rows, columns, width) of its tokens, flat, with `mirror` also mirrored.feature.NAME.
 """
 
-import bisect
 import dataclasses
 import io
 import json
 import math
 import mmap
 from collections.abc import Sequence
-from dataclasses import field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -171,7 +170,7 @@ class PreparedData:
         self.folder = Path(folder)
         self.info = read_info(self.folder)
         self._table: pa.Table | None = None
-        self._maps: list[mmap.mmap] = []
+        self._files: list[MappedFile] = []
         self._places: dict[str, _Column] = {}
         self.labels = self._integers("label")
         self.members: tuple[Tensor, ...] = ()  # the rows of each size there is, where there are several
@@ -186,7 +185,7 @@ class PreparedData:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_table": None, "_maps": [], "_places": {}}
+        return {**vars(self), "_table": None, "_files": [], "_places": {}}
 
     def __len__(self) -> int:
         return self.info.count
@@ -213,7 +212,7 @@ class PreparedData:
     def table(self) -> "pa.Table":
         """The Arrow table, memory-mapped."""
         if self._table is None:
-            self._table, self._maps = open_table(self.folder, self.info)
+            self._table, self._files = open_table(self.folder, self.info)
         return self._table
 
     def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
@@ -291,7 +290,8 @@ class PreparedData:
 
     def _column(self, name: str) -> "_Column":
         if name not in self._places:
-            self._places[name] = _Column(self.table, name, self._maps)
+            _ = self.table  # opens the files
+            self._places[name] = _Column(self._files, name)
         return self._places[name]
 
 
@@ -325,17 +325,26 @@ def latent_input(
     return moments_to_latents(moments, noise, values, scale, shift)[0]
 
 
+@dataclass(frozen=True)
+class MappedFile:
+    """A file of rows in memory, and the Arrow table that lies in it."""
+
+    mapped: mmap.mmap
+    table: "pa.Table"
+
+
 class _Column:
     """Values of one column by row, without copies: the bytes of a picture, or a flat float16 latent."""
 
-    def __init__(self, table: "pa.Table", name: str, maps: Sequence[mmap.mmap]) -> None:
+    def __init__(self, files: Sequence[MappedFile], name: str) -> None:
         import pyarrow as pa
 
-        chunks = table[name].chunks
-        self.starts = np.cumsum([0] + [len(chunk) for chunk in chunks])
+        chunks = [(file, chunk) for file in files for chunk in file.table[name].chunks]
+        self.starts = np.cumsum([0] + [len(chunk) for _, chunk in chunks])
         self.values: list[np.ndarray] = []
         self.bounds: list[np.ndarray] = []  # where each row's values begin, and the last ones end
-        for chunk in chunks:
+        self.maps = [file.mapped for file, _ in chunks]
+        for _, chunk in chunks:
             if name == "image":
                 _, offsets, content = chunk.field("bytes").buffers()
                 self.values.append(np.frombuffer(content, np.uint8))
@@ -345,13 +354,11 @@ class _Column:
             fixed = pa.types.is_fixed_size_list(chunk.type)
             bounds = np.arange(len(chunk) + 1) * chunk.type.list_size if fixed else chunk.offsets.to_numpy()
             self.bounds.append(bounds)
-        first = [np.frombuffer(m, np.uint8).ctypes.data for m in maps]
-        place = [int(values.ctypes.data) for values in self.values]
-        order = sorted(range(len(maps)), key=first.__getitem__)
-        ordered = [first[i] for i in order]
-        found = [order[bisect.bisect_right(ordered, address) - 1] for address in place]
-        self.maps = [maps[i] for i in found]
-        self.offsets = [address - first[i] for address, i in zip(place, found, strict=True)]  # in the file
+        # where each chunk's values lie in their file
+        self.offsets = [
+            int(values.ctypes.data) - pa.py_buffer(mapped).address
+            for values, mapped in zip(self.values, self.maps, strict=True)
+        ]
 
     def value(self, row: int) -> np.ndarray:
         """What a row holds."""
@@ -376,13 +383,14 @@ class _Column:
         return chunk, int(self.bounds[chunk][index]), int(self.bounds[chunk][index + 1])
 
 
-def open_table(folder: Path, info: DataInfo) -> tuple["pa.Table", list[mmap.mmap]]:
-    """The memory-mapped rows of a prepared folder, and its files; UserError where they are not what `info` says."""
+def open_table(folder: Path, info: DataInfo) -> tuple["pa.Table", list[MappedFile]]:
+    """The memory-mapped rows of a prepared folder, and their files; UserError where they are not what `info` says."""
     import pyarrow as pa
 
     try:
         maps = [map_file(folder / name) for name in shard_names(read_bytes(folder / "state.json", INFO_BYTES), folder)]
-        table = pa.concat_tables(pa.ipc.open_stream(pa.py_buffer(file)).read_all() for file in maps)
+        files = [MappedFile(mapped, pa.ipc.open_stream(pa.py_buffer(mapped)).read_all()) for mapped in maps]
+        table = pa.concat_tables(file.table for file in files)
     except UserError:
         raise
     except (OSError, ValueError, pa.ArrowException) as error:
@@ -393,7 +401,7 @@ def open_table(folder: Path, info: DataInfo) -> tuple["pa.Table", list[mmap.mmap
             f"{folder} holds {table.num_rows} rows of {table.schema.names}, and its {INFO_FILE} says {info.count} rows"
             f" of {schema.names} of certain sizes; prepare the data again"
         )
-    return table, maps
+    return table, files
 
 
 def shard_names(text: bytes, folder: Path | str) -> list[str]:
