@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from elit.card import Card
 from elit.codec import Codec
-from elit.data.loader import Data, read_ahead
+from elit.data.loader import Data, Stored, read_ahead
 from elit.data.opening import check_fit, classes_without_pictures, decoder_of, open_data
 from elit.data.stream import StreamedData
 from elit.distributed import (
@@ -38,7 +39,7 @@ from elit.training.config import TrainConfig
 from elit.training.dry_run import dry_run
 from elit.training.evaluation import Evaluator
 from elit.training.log import Log, say
-from elit.training.run_folder import check_run, held_run, reads_of
+from elit.training.run_folder import Reads, check_run, held_run, reads_of
 from elit.training.step import TrainState, autocast, averaged_weights, make_state, model_of, train_step
 from elit.training.stopping import asked_to_stop
 from elit.words import spread
@@ -62,17 +63,37 @@ def train(config: TrainConfig) -> Path:
     with asked_to_stop() as stop, process_group(timedelta(seconds=config.parallel.timeout), device), quiet():
         if config.dtype == "bf16" and not fast_bfloat16(device):
             say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and exacter")
-        data = together(lambda: load_data(config))
-        codec = together(lambda: decoder_of(data, config.data.codec, device))
-        reads, run = together(lambda: reads_of(config, data)), Path(config.out)
-        notice = from_main(lambda: check_run(run, config, reads))
-        goes_on = from_main(lambda: bool(checkpoints(run)))
-        state = make_state(config, device, together(lambda: stored_features(config.alignment, data)), start=not goes_on)
-        evaluator = Evaluator(config, data, device, codec) if config.evaluate.every else None
-        with held_run(config, reads):
-            if notice is not None:
-                say(notice)
-            return train_in(run, config, data, codec, state, evaluator, device, stop)
+        found = together(lambda: look_around(config, device))
+        state = make_state(config, device, found.stored, start=not found.goes_on)
+        evaluator = Evaluator(config, found.data, device, found.codec) if config.evaluate.every else None
+        with held_run(config, found.reads) as run:
+            if found.notice is not None:
+                say(found.notice)
+            return train_in(run, config, found.data, found.codec, state, evaluator, device, stop)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a run needs and finds before its folder is touched.
+
+    codec: None for latents without one. stored: the shape of the features that alignment reads, where it reads any. reads:
+    what the run is known by. goes_on: whether its folder holds a checkpoint. notice: what its user should know, if anything.
+    """
+
+    data: Data
+    codec: Codec | None
+    stored: Stored | None
+    reads: Reads
+    goes_on: bool
+    notice: str | None
+
+
+def look_around(config: TrainConfig, device: torch.device) -> Found:
+    """Looks for it in this process alone, and writes nothing. Raises UserError for what is missing or does not fit."""
+    data, run = load_data(config), Path(config.out)
+    codec, stored = decoder_of(data, config.data.codec, device), stored_features(config.alignment, data)
+    reads = reads_of(config, data)
+    return Found(data, codec, stored, reads, goes_on=bool(checkpoints(run)), notice=check_run(run, config, reads))
 
 
 def check_shares(config: TrainConfig) -> None:
