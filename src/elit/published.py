@@ -348,15 +348,13 @@ def config_of(settings: dict[str, Setting], state: State, source: str) -> DiTCon
 
 def published_names(model: ElasticModel) -> dict[str, str]:
     """Our name of every learned tensor of a model -> the published one."""
-    modules = {ours: theirs for theirs, ours in OUTER.items()}
-    if model.core is not None:
-        modules |= {f"blocks.{model.config.head_depth}.{ours}": theirs for theirs, ours in INTERFACE.items()}
-    for i, place in enumerate(model.host_blocks()):
-        modules |= {f"{place}.{ours}": f"blocks.{i}.{theirs}" for theirs, ours in BLOCK.items()}
+    modules = {ours: theirs for theirs, ours in (OUTER | INTERFACE).items()}
+    for i in range(len(model.host_blocks())):
+        modules |= {f"host.{i}.{ours}": f"blocks.{i}.{theirs}" for theirs, ours in BLOCK.items()}
     names = {}
-    for name in model.state_dict():
-        module, _, leaf = name.rpartition(".")
-        names[name] = modules[name] if name in modules else f"{modules[module]}.{leaf}"
+    for canonical, own in model.canonical_names().items():
+        module, _, leaf = canonical.rpartition(".")
+        names[own] = modules[canonical] if canonical in modules else f"{modules[module]}.{leaf}"
     return names
 
 

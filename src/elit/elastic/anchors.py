@@ -44,7 +44,8 @@ class Cell(NamedTuple):
 
     def places(self) -> list[tuple[int, int, int]]:
         """(frame, row, column) of every token inside, in row-major order."""
-        return list(product(*(range(a, b) for a, b in zip(self.first, self.end, strict=True))))
+        frames, rows, columns = (range(a, b) for a, b in zip(self.first, self.end, strict=True))
+        return list(product(frames, rows, columns))
 
     def halves(self) -> list["Cell"]:
         """The box cut in two along each axis that is longer than one; next to each other in the list lie opposite ones."""

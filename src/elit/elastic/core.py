@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from elit.elastic.anchors import Anchors
+from elit.elastic.anchors import Anchor, Anchors, anchor_places
 from elit.elastic.grid import Grid, Region, Window, regions
 from elit.elastic.grouping import cut, group, joined, token_index, ungroup
 from elit.elastic.interface import Read, Write
@@ -191,18 +191,28 @@ class LatentCore(nn.Module):
         """(G K, A) coordinates of the kept latents of a region, group by group."""
         region, seats = part.region, part.seats
         device = part.latents_BGJC.device
-        used = slice(None) if video else slice(1, None)
-        counts, corner = region.window.groups(region.grid)[used], torch.tensor(region.corner[used], device=device)
-        groups_GA = places(counts, device)
-        numbers = torch.arange(self.levels.latents, device=device)[seats.latents][: seats.kept]
-        if self.anchors is None:
-            groups_GA = groups_GA + corner // torch.tensor(self.window.axes[used], device=device)
-            shape = (len(groups_GA), len(numbers))
-            each_GK1 = numbers[None, :, None].expand(*shape, 1)
-            return torch.cat([each_GK1, groups_GA[:, None].expand(*shape, -1)], -1).flatten(0, 1)
-        first_GA = groups_GA * torch.tensor(region.window.axes[used], device=device) + corner
-        inside_KA = self.anchors.places().to(device)[numbers][:, used]
-        return (first_GA[:, None] + inside_KA).flatten(0, 1)
+        axes = range(0 if video else 1, 3)
+        groups_GA = places(tuple(region.window.groups(region.grid)[axis] for axis in axes), device)
+        numbers_K = torch.arange(self.levels.latents, device=device)[seats.latents][: seats.kept]
+        inside_KA = None if self.anchors is None else _anchor_places(self.anchors, device)[numbers_K]
+        columns = [] if self.anchors is not None else [numbers_K.expand(len(groups_GA), -1)]
+        for group_G, axis in zip(groups_GA.unbind(1), axes, strict=True):
+            if inside_KA is None:
+                first = region.corner[axis] // self.window.axes[axis]
+                columns.append((group_G + first)[:, None].expand(-1, len(numbers_K)))
+            else:
+                tokens_G = group_G * region.window.axes[axis] + region.corner[axis]
+                columns.append(tokens_G[:, None] + inside_KA[:, axis])
+        return torch.stack(columns, dim=-1).flatten(0, 1)
+
+
+def _anchor_places(anchors: Anchors, device: torch.device) -> Tensor:
+    return _places_on(anchors.window, anchors.anchor, anchors.step, device)
+
+
+@cache
+def _places_on(window: Window, anchor: Anchor, step: int, device: torch.device) -> Tensor:
+    return anchor_places(window, anchor, step).to(device)
 
 
 @cache

@@ -69,10 +69,9 @@ def start_from(model: ElasticModel, folder: str | Path, path: str) -> ElasticMod
 
 
 def describe(folder: Path, taken: list[str], fresh: list[str]) -> str:
-    """Two lines for people: the parts whose tensors are taken, and every fresh tensor."""
-    parts = dict.fromkeys(".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1]) for name in taken)
-    lines = f"{len(taken)} tensors are taken from {folder}: those of {', '.join(parts)}"
-    return f"{lines}\n{len(fresh)} are fresh: {', '.join(fresh)}" if fresh else f"{lines}; none is fresh"
+    """For people: how many tensors are taken, and every fresh one."""
+    told = f"{len(taken)} tensors are taken from {folder}"
+    return f"{told}\n{len(fresh)} are fresh: {', '.join(fresh)}" if fresh else f"{told}; none is fresh"
 
 
 def differing(source: DiTConfig, wanted: DiTConfig) -> list[str]:
