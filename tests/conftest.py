@@ -1,10 +1,12 @@
 """What the whole suite shares: property tests that draw the same examples in every run, and tiny elastic models."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
 from elit import DiT, DiTConfig
@@ -24,6 +26,12 @@ TINY = DiTConfig(
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small model folder with the bundled model's classes, budgets and card: see `small_world.use_as_bundled`."""
     return small_bundled(tmp_path_factory.mktemp("bundled") / "model")
+
+
+@pytest.fixture(scope="session")
+def device() -> torch.device:
+    """Where models are trained and timed: ELIT_TEST_DEVICE, and the CPU where that is not set."""
+    return torch.device(os.environ.get("ELIT_TEST_DEVICE", "cpu"))
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from elit.card import Card, SamplingDefaults
 from elit.codec import KLCodec, PixelCodec, load_codec
 from elit.pictures import to_image
 
-CPU = torch.device("cpu")
 CARD = Card(SamplingDefaults(steps=3, guidance_scale=1.5), label_names=tuple("abcdefg"))
 
 
@@ -135,15 +134,17 @@ def test_latents_are_decoded(make_dit, autoencoder_folder: Path, tmp_path: Path)
     assert torch.equal(bare([1, 2], output_type="latent").images, z)
 
 
-def test_codecs_that_do_not_fit(autoencoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_codecs_that_do_not_fit(
+    autoencoder_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device
+) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(ValueError, match="give their decoder with --codec"):
-        load_codec(None, 4, CPU)
+        load_codec(None, 4, device)
     with pytest.raises(ValueError, match="decodes 4 channels; the model makes 16"):
-        load_codec(str(autoencoder_folder), 16, CPU)
+        load_codec(str(autoencoder_folder), 16, device)
     with pytest.raises(ValueError, match="no AutoencoderKL could be loaded"):
-        load_codec(str(tmp_path), 4, CPU)
-    first, second = (load_codec(str(autoencoder_folder), 4, CPU) for _ in range(2))
+        load_codec(str(tmp_path), 4, device)
+    first, second = (load_codec(str(autoencoder_folder), 4, device) for _ in range(2))
     assert isinstance(first, KLCodec) and first.name == second.name != PixelCodec.name
 
 

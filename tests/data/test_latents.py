@@ -29,7 +29,6 @@ from elit.files import write_whole
 from elit.pixels import to_float
 from ranks import elit, run_ranks, start_ranks, wait_for
 
-CPU = torch.device("cpu")
 SIZES = ((8, 8), (8, 12))
 
 

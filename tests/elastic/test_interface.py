@@ -16,7 +16,6 @@ from randomised import randomised
 from reference import weights_of
 
 B, G, S, C, H = 2, 3, 4, 12, 3
-CPU = torch.device("cpu")
 
 
 def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -226,9 +225,9 @@ def test_dot_products_depend_on_differences_of_places_alone():
         assert (scores(offset, (0, 0)) - scores((0, 0), (0, 0))).abs().max() > 0.1
 
 
-def test_token_rope_knows_row_and_column_and_a_videos_frame():
+def test_token_rope_knows_row_and_column_and_a_videos_frame(device: torch.device):
     """Tokens in row-major order; an image has two axes, a video three, the frame first."""
     image = [(r, c) for r in range(2) for c in range(5)]
     video = [(f, r, c) for f in range(3) for r in range(2) for c in range(5)]
-    assert_matches(token_rope(Grid(2, 5), 24, CPU), table_of(image, 24))
-    assert_matches(token_rope(Grid(2, 5, frames=3), 24, CPU), table_of(video, 24))
+    assert_matches(token_rope(Grid(2, 5), 24, device), table_of(image, 24))
+    assert_matches(token_rope(Grid(2, 5, frames=3), 24, device), table_of(video, 24))

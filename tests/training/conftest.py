@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from elit.training.config import TrainConfig
@@ -13,7 +14,6 @@ from elit.training.reading import load_config
 
 TINY = {
     "batch_size": 4,
-    "device": "cpu",
     "data.size": 8,
     "model.input_size": 8,
     "model.in_channels": 3,
@@ -45,12 +45,12 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def arguments(tmp_path: Path, pictures: Path) -> Callable[..., list[str]]:
+def arguments(tmp_path: Path, pictures: Path, device: torch.device) -> Callable[..., list[str]]:
     """Options of `elit train` for a tiny run on `pictures`, with `values` (a.b given as a__b) in place of its own."""
 
     def make(**values: Any) -> list[str]:
         given = {key.replace("__", "."): value for key, value in values.items()}
-        merged = {**TINY, "out": tmp_path / "run", "data.source": pictures, "steps": 4, **given}
+        merged = {**TINY, "device": device, "out": tmp_path / "run", "data.source": pictures, "steps": 4, **given}
         return [f"--{key}={'null' if value is None else value}" for key, value in merged.items()]
 
     return make

@@ -27,7 +27,6 @@ from elit.training.step import batch_loss
 from randomised import randomised
 from ranks import difference_of_two
 
-CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]
 
 
@@ -95,9 +94,9 @@ def test_the_projector_is_three_linears_with_silu_between() -> None:
     assert not any(p.any() for p in w[1::2])
 
 
-def expected_alignment(config: TrainConfig, depth: int, encoder: Path) -> tuple[float, float]:
+def expected_alignment(config: TrainConfig, depth: int, encoder: Path, device: torch.device) -> tuple[float, float]:
     """(flow, alignment) of the first batch, with the model's first blocks run by hand on the pictures' own pixels."""
-    state, data = make_state(config, CPU), load_data(config)
+    state, data = make_state(config, device), load_data(config)
     randomised(state.model)
     batch = draw_batch(config, data, 0)
     flow = (state.model(batch.flow.x_t, batch.flow.t, batch.labels, batch.budget) - batch.flow.velocity).square().mean()
@@ -127,13 +126,15 @@ def expected_alignment(config: TrainConfig, depth: int, encoder: Path) -> tuple[
     ],
     ids=["the head's depth", "a deeper head's", "a given depth", "dense"],
 )
-def test_a_batchs_loss(make_aligned: Make, encoder: Path, options: dict[str, object], depth: int) -> None:
+def test_a_batchs_loss(
+    make_aligned: Make, encoder: Path, options: dict[str, object], depth: int, device: torch.device
+) -> None:
     """The flow's loss minus half the mean cosine of block `depth`'s projected tokens with the encoder's of the pictures."""
     config = make_aligned(**options)
-    flow, alignment = expected_alignment(config, depth, encoder)
-    state = make_state(config, CPU)
+    flow, alignment = expected_alignment(config, depth, encoder, device)
+    state = make_state(config, device)
     randomised(state.model)
-    loss, summands = batch_loss(config, state, draw_batch(config, load_data(config), 0), CPU)
+    loss, summands = batch_loss(config, state, draw_batch(config, load_data(config), 0), device)
     assert loss.item() == pytest.approx(flow + 0.5 * alignment, rel=1e-4)
     assert {name: part.item() for name, part in summands.items()} == {
         "flow": pytest.approx(flow, rel=1e-4),
@@ -152,51 +153,53 @@ def test_eight_blocks_deep_unless_the_head_is_shallower(make_aligned: Make) -> N
         make_aligned(alignment__weight=-1)
 
 
-def test_it_is_free_when_off(make_config: Make) -> None:
+def test_it_is_free_when_off(make_config: Make, device: torch.device) -> None:
     """No hook, no projector, nothing drawn for it, and no encoder is looked for."""
     config = make_config(alignment__encoder="/nowhere")
-    state = make_state(config, CPU)
+    state = make_state(config, device)
     assert state.objective.projector is None
     assert not any(module._forward_hooks for module in state.model.modules())
     assert draw_batch(config, load_data(config), 0).target is None
     assert [name for name, _ in state.trained()] == [name for name, _ in state.model.named_parameters()]
 
 
-def test_the_models_weights_start_the_same_with_and_without(make_aligned: Make, make_config: Make) -> None:
-    on, off = make_state(make_aligned(), CPU).model.state_dict(), make_state(make_config(), CPU).model.state_dict()
+def test_the_models_weights_start_the_same_with_and_without(
+    make_aligned: Make, make_config: Make, device: torch.device
+) -> None:
+    on, off = make_state(make_aligned(), device).model.state_dict(), make_state(make_config(), device).model.state_dict()
     assert all(torch.equal(on[name], off[name]) for name in off)
 
 
-def test_an_encoder_that_is_not_there_is_named(make_aligned: Make) -> None:
+def test_an_encoder_that_is_not_there_is_named(make_aligned: Make, device: torch.device) -> None:
     with pytest.raises(ValueError, match="no vision model could be loaded from '/nowhere'"):
-        make_state(make_aligned(alignment__encoder="/nowhere"), CPU)
+        make_state(make_aligned(alignment__encoder="/nowhere"), device)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_projector_learns_and_goes_on_exactly(make_aligned: Make, optimizer: str) -> None:
+def test_the_projector_learns_and_goes_on_exactly(make_aligned: Make, optimizer: str, device: torch.device) -> None:
     """A run that lost its last checkpoint ends in the same bits; the exported model holds no projector."""
     config = make_aligned(steps=4, log__checkpoint_every=2, log__keep=9, optimizer__name=optimizer)
-    start = {name: p.detach().clone() for name, p in make_state(config, CPU).trained()}
+    start = {name: p.detach().clone() for name, p in make_state(config, device).trained()}
     last = train(config)
     raw = {name: tensor for file in last.glob("shard-*.safetensors") for name, tensor in load_file(file).items()}
     projector = [name for name in raw if name.startswith("model.projector.")]
     assert len(projector) == 6 and all((raw[name] - start[name.removeprefix("model.")]).any() for name in projector)
     assert len([name for name in raw if name.startswith("optimizer.exp_avg.projector.")]) == 6
     exported = load_file(last / "model.safetensors")
-    assert exported.keys() == make_state(config, CPU).model.state_dict().keys()
+    assert exported.keys() == make_state(config, device).model.state_dict().keys()
     shutil.rmtree(last)
     assert train(config) == last
     again = {name: tensor for file in last.glob("shard-*.safetensors") for name, tensor in load_file(file).items()}
     assert raw.keys() == again.keys() and all(torch.equal(raw[name], again[name]) for name in raw)
 
 
-def test_alignment_rises(make_aligned: Make) -> None:
+def test_alignment_rises(make_aligned: Make, device: torch.device) -> None:
     """Forty steps on four pictures turn the tokens towards the encoder's, and not by the projector's biases alone."""
     config = make_aligned(steps=40)
-    state, data = make_state(config, CPU), load_data(config)
+    state, data = make_state(config, device), load_data(config)
     seen = []
     for step in range(40):
-        taken = train_step(config, state, draw_batch(config, data, step % 2), CPU)
+        taken = train_step(config, state, draw_batch(config, data, step % 2), device)
         seen.append(taken.summands["alignment"].item())
     assert seen[-1] < seen[0] - 0.1
 
@@ -227,7 +230,9 @@ def latents(tmp_path: Path) -> PreparedData:
     return PreparedData(tmp_path / "latents")
 
 
-def test_latents_are_aligned_with_their_stored_features(make_aligned: Make, latents: PreparedData) -> None:
+def test_latents_are_aligned_with_their_stored_features(
+    make_aligned: Make, latents: PreparedData, device: torch.device
+) -> None:
     """No encoder is loaded; every sample gets its own row's features, mirrored where its latents are."""
     config = make_aligned(alignment__encoder="/nowhere/tiny-dino", model__in_channels=4, model__input_size=4)
     batches = [draw_batch(config, latents, step) for step in range(5)]
@@ -240,7 +245,7 @@ def test_latents_are_aligned_with_their_stored_features(make_aligned: Make, late
     assert (seen < 50).any() and (seen >= 100).any()
     stored = stored_features(config.alignment, latents)
     assert stored == (2, 3, 5)
-    state = make_state(config, CPU, stored)
+    state = make_state(config, device, stored)
     assert state.objective.aligner.encoder is None
     loss = state.objective.aligner.loss
     state.model(batches[0].flow.x_t, batches[0].flow.t, batches[0].labels)
@@ -269,7 +274,7 @@ def published(tmp_path: Path) -> PublishedLatents:
 
 
 def test_the_published_layout_is_aligned_with_its_pictures(
-    make_aligned: Make, published: PublishedLatents, encoder: Path
+    make_aligned: Make, published: PublishedLatents, encoder: Path, device: torch.device
 ) -> None:
     """Every sample's own picture, paired by folder and digits; without alignment no picture is looked at."""
     options = {"data__source": published.folder, "model__in_channels": 4, "model__input_size": 2}
@@ -280,8 +285,8 @@ def test_the_published_layout_is_aligned_with_its_pictures(
     assert batch.target.dtype == torch.uint8 and batch.target.shape == (4, 3, 16, 16)
     numbers = torch.tensor([int(Path(published.files[row]).stem[-8:]) for row in rows])
     assert torch.equal(batch.target, numbers.view(4, 1, 1, 1).expand(4, 3, 16, 16))
-    state = make_state(config, CPU)
-    loss, summands = batch_loss(config, state, batch, CPU)
+    state = make_state(config, device)
+    loss, summands = batch_loss(config, state, batch, device)
     tokens = load_encoder(str(encoder)).encoder_tokens(batch.target)
     side = round(tokens.shape[1] ** 0.5)
     state.model(batch.flow.x_t, batch.flow.t, batch.labels)
@@ -308,17 +313,17 @@ def test_pictures_of_the_published_layout_that_are_not_there(make_aligned: Make,
     again.read(torch.tensor([3]), [torch.Generator()])
 
 
-def test_compiled_blocks_give_their_tokens_too(make_aligned: Make) -> None:
+def test_compiled_blocks_give_their_tokens_too(make_aligned: Make, device: torch.device) -> None:
     """Traced by dynamo, the hook gives the loss and the gradients that it gives otherwise."""
     config = make_aligned()
     batch = draw_batch(config, load_data(config), 0)
     found = []
     for compiled in (False, True):
-        state = make_state(config, CPU)
+        state = make_state(config, device)
         randomised(state.model)
         for block in state.model.blocks if compiled else ():
             block.compile(backend="eager", fullgraph=True)
-        loss, _ = batch_loss(config, state, batch, CPU)
+        loss, _ = batch_loss(config, state, batch, device)
         loss.backward()
         found.append((loss.item(), state.model.patch_embedding.weight.grad))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-6)

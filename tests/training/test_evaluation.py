@@ -20,7 +20,6 @@ from elit.training.evaluation import Evaluator
 from elit.training.loop import load_data, make_state, train
 from elit.weights import load_model, read_tensors
 
-CPU = torch.device("cpu")
 MakeConfig = Callable[..., TrainConfig]
 TOLD = {"evaluate__every": 2, "evaluate__count": 6, "evaluate__budgets": "[0.25, 1.0]"}
 NAME = "FD (EfficientNet-Lite0) at "
@@ -56,35 +55,35 @@ def test_a_run_logs_the_distances_of_its_averaged_weights(make_config: MakeConfi
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_state_is_left_as_it_was_and_the_reference_kept(make_config: MakeConfig) -> None:
+def test_the_state_is_left_as_it_was_and_the_reference_kept(make_config: MakeConfig, device: torch.device) -> None:
     """Weights, mode and random numbers; the reference's statistics are made once, and a file serves in their place."""
     config = make_config(**TOLD)
     Path(config.out).mkdir()
-    data, state = load_data(config), make_state(config, CPU)
+    data, state = load_data(config), make_state(config, device)
     for name in state.ema:
         state.ema[name] += 0.1
     state.model.train()
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     random = torch.random.get_rng_state()
-    found = Evaluator(config, data, CPU, PixelCodec()).distances(state)
+    found = Evaluator(config, data, device, PixelCodec()).distances(state)
     assert list(found) == [f"{NAME}0.25", f"{NAME}1"]
     assert state.model.training
     assert torch.equal(torch.random.get_rng_state(), random)
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
     (kept,) = Path(config.out).glob("reference-*.npz")
     when = kept.stat().st_mtime_ns
-    assert Evaluator(config, data, CPU, PixelCodec()).distances(state) == found
+    assert Evaluator(config, data, device, PixelCodec()).distances(state) == found
     assert kept.stat().st_mtime_ns == when
     other = make_config(**TOLD, evaluate__reference=kept, out=Path(config.out).with_name("other"))
-    assert Evaluator(other, data, CPU, PixelCodec()).distances(state) == found
+    assert Evaluator(other, data, device, PixelCodec()).distances(state) == found
 
 
-def test_what_cannot_be_measured_is_refused(make_config: MakeConfig) -> None:
+def test_what_cannot_be_measured_is_refused(make_config: MakeConfig, device: torch.device) -> None:
     with pytest.raises(ValueError, match=r"evaluate\.count is 1; it should be greater than or equal to 2"):
         make_config(**{**TOLD, "evaluate__count": 1})
     latent = make_config(**TOLD, model__in_channels=4)
     with pytest.raises(ValueError, match=r"evaluate\.every measures pictures, and the data are latents: give data\.codec"):
-        Evaluator(latent, load_data(make_config()), CPU, None)
+        Evaluator(latent, load_data(make_config()), device, None)
 
 
 def test_a_mistake_is_told_before_the_first_step_and_mended_in_the_same_folder(make_config: MakeConfig) -> None:

@@ -26,7 +26,6 @@ from models import inputs_of
 from randomised import randomised
 from ranks import run_ranks
 
-CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]
 
 
@@ -57,7 +56,7 @@ def raw_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("options", [{}, {"rope": True, "qk_norm": True}, {"write_sees_dropped": True, "write_depth": 2}])
 def test_a_converted_model_is_the_dense_one_without_its_core(
-    make_dit: Callable[..., DiT], tmp_path: Path, options: dict[str, object]
+    make_dit: Callable[..., DiT], tmp_path: Path, options: dict[str, object], device: torch.device
 ) -> None:
     """At every budget: its head, the two fresh tables of token positions, and its tail, stated block by block."""
     size = {"depth": 5, "head_depth": 2, "tail_depth": 1}
@@ -76,17 +75,17 @@ def test_a_converted_model_is_the_dense_one_without_its_core(
     core, grid = model.core, model.config.grid
     tables = core.read.token_positions + core.write.token_positions
     h = ungroup(group(seen[1], grid, core.window) + tables, grid, core.window)
-    rope = token_rope(grid, dense.config.width // dense.config.heads, CPU) if dense.config.rope else None
+    rope = token_rope(grid, dense.config.width // dense.config.heads, device) if dense.config.rope else None
     c = dense.time_embedding(t) + dense.label_embedding(y)
     expected = unpatchify(dense.final(dense.blocks[4](h, c, Layout(grid, rope)), c), grid, dense.config.patch_size)
     for budget in (1.0, 0.5, 0.25):
         torch.testing.assert_close(model(x, t, y, budget), expected)
 
 
-def test_every_tensor_of_the_dense_model_is_taken(make_tuned: Make, dense: Path) -> None:
+def test_every_tensor_of_the_dense_model_is_taken(make_tuned: Make, dense: Path, device: torch.device) -> None:
     """Block i becomes block i wherever it stands; Read and Write alone are fresh, as from scratch; all is told."""
     with console.capture() as captured:
-        state = make_state(make_tuned(model__depth=3), CPU)
+        state = make_state(make_tuned(model__depth=3), device)
     source, own = load_file(dense / "model.safetensors"), state.model.state_dict()
     moved = {"blocks.0.": "blocks.0.", "blocks.1.": "blocks.1.blocks.0.", "blocks.2.": "blocks.2."}
     taken = set()
@@ -100,7 +99,7 @@ def test_every_tensor_of_the_dense_model_is_taken(make_tuned: Make, dense: Path)
     told = " ".join(captured.get().split())
     assert f"{len(source)} tensors are taken from {dense}" in told
     assert all(name in told for name in fresh)
-    scratch = make_state(make_tuned(init_from=None), CPU).model.state_dict()
+    scratch = make_state(make_tuned(init_from=None), device).model.state_dict()
     assert all(torch.equal(scratch[name], own[name]) for name in fresh)
 
 
@@ -166,49 +165,51 @@ def test_settings_without_anything_to_work_on_are_refused(make_config: Make, mak
         make_tuned(finetune__distill=-1)
 
 
-def test_distillation_is_the_mean_squared_difference_from_the_original(make_tuned: Make, dense: Path) -> None:
+def test_distillation_is_the_mean_squared_difference_from_the_original(
+    make_tuned: Make, dense: Path, device: torch.device
+) -> None:
     """loss = flow + weight x distillation; the original runs at its full budget, on the same points, times and labels."""
     config = make_tuned(finetune__distill=3.0, budget__highest=0.25)
-    state, original, data = make_state(config, CPU), load_model(dense), load_data(config)
+    state, original, data = make_state(config, device), load_model(dense), load_data(config)
     for step in range(3):
         batch = draw_batch(config, data, step)
         with torch.no_grad():
             velocity = state.model(batch.flow.x_t, batch.flow.t, batch.labels, batch.budget)
             wanted = original(batch.flow.x_t, batch.flow.t, batch.labels)
         flow, far = (velocity - batch.flow.velocity).square().mean().item(), (velocity - wanted).square().mean().item()
-        assert batch_loss(config, state, batch, CPU)[0].item() == pytest.approx(flow + 3 * far, rel=1e-5)
-        train_step(config, state, batch, CPU)
+        assert batch_loss(config, state, batch, device)[0].item() == pytest.approx(flow + 3 * far, rel=1e-5)
+        train_step(config, state, batch, device)
     teacher = state.objective.teacher.state_dict()
     assert all(torch.equal(teacher[name], tensor) for name, tensor in original.state_dict().items())
-    assert make_state(make_tuned(), CPU).objective.teacher is None
+    assert make_state(make_tuned(), device).objective.teacher is None
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_the_interface_learns_first(make_tuned: Make, optimizer: str) -> None:
+def test_the_interface_learns_first(make_tuned: Make, optimizer: str, device: torch.device) -> None:
     """For so many steps nothing but Read and Write changes, weight decay or not; from the next on everything does."""
     config = make_tuned(finetune__interface_first=2, optimizer__name=optimizer, optimizer__weight_decay=0.1, steps=9)
-    state, data = make_state(config, CPU), load_data(config)
+    state, data = make_state(config, device), load_data(config)
     start = {name: p.detach().clone() for name, p in state.model.named_parameters()}
 
     def changed() -> set[str]:
         return {name for name, p in state.model.named_parameters() if not torch.equal(p, start[name])}
 
     for step in range(2):
-        train_step(config, state, draw_batch(config, data, step), CPU)
+        train_step(config, state, draw_batch(config, data, step), device)
         assert changed() and changed() <= state.model.interface_parameters().keys()
         assert all(torch.equal(average, start[name]) for name, average in state.ema.items() if name not in changed())
-    train_step(config, state, draw_batch(config, data, 2), CPU)
+    train_step(config, state, draw_batch(config, data, 2), device)
     assert not changed() <= state.model.interface_parameters().keys()
 
 
-def test_adam_counts_what_was_held_from_its_own_first_update(make_tuned: Make) -> None:
+def test_adam_counts_what_was_held_from_its_own_first_update(make_tuned: Make, device: torch.device) -> None:
     """The first update of a held weight is AdamW's first: lr times the gradient's sign, after however many steps."""
     config = make_tuned(finetune__interface_first=5, optimizer__clip=1e9, optimizer__lr=1e-3, steps=9)
-    state, data = make_state(config, CPU), load_data(config)
+    state, data = make_state(config, device), load_data(config)
     held = state.model.final.linear.weight
     before = held.detach().clone()
     for step in range(6):
-        train_step(config, state, draw_batch(config, data, step), CPU)
+        train_step(config, state, draw_batch(config, data, step), device)
     moved = (held.detach() - before).abs()
     assert moved[moved > 0].median().item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -230,11 +231,11 @@ def test_a_run_goes_on_exactly(make_tuned: Make, lost: int) -> None:
     assert json.loads((last / "training.json").read_text())["held"] == 3
 
 
-def test_two_processes_hold_what_one_does(make_tuned: Make, tmp_path: Path) -> None:
+def test_two_processes_hold_what_one_does(make_tuned: Make, tmp_path: Path, device: torch.device) -> None:
     """Muon on shards leaves what is held as it was, to the bit, and moves Read and Write."""
     config = make_tuned(finetune__interface_first=2, optimizer__name="muon", steps=2, log__every=0)
     assert run_ranks(2, lambda: train(config), tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
-    start = make_state(config, CPU).model
+    start = make_state(config, device).model
     moved = load_file(Path(config.out) / "checkpoints" / "step_00000002" / "model.safetensors")
     changed = {name for name, p in start.state_dict().items() if not torch.equal(p, moved[name])}
     assert changed and changed <= start.interface_parameters().keys()

@@ -21,7 +21,6 @@ from elit.training.config import TrainConfig
 from elit.training.evaluation import RunImages
 from elit.training.loop import train
 
-CPU = torch.device("cpu")
 OF_LATENTS = {"model__in_channels": 4, "model__input_size": 4, "model__patch_size": 1}
 
 
@@ -80,22 +79,24 @@ def test_the_published_layout_trains_too(make_config: Callable[..., TrainConfig]
     assert train(make_config(data__source=source, steps=1, batch_size=2, **OF_LATENTS)).is_dir()
 
 
-def test_latents_are_decoded_by_a_codec_of_their_scale(latents: Path, codec: Path, tmp_path: Path) -> None:
+def test_latents_are_decoded_by_a_codec_of_their_scale(
+    latents: Path, codec: Path, tmp_path: Path, device: torch.device
+) -> None:
     """None without one, and none is needed for pixels; the published layout has the scale of Stable Diffusion."""
     data, other = PreparedData(latents), str(save_autoencoder(tmp_path / "sdxl", "sdxl"))
     theirs = PublishedLatents(published_layout(tmp_path / "theirs"))
     for some in (data, theirs):
-        decoder = decoder_of(some, str(codec), CPU)
+        decoder = decoder_of(some, str(codec), device)
         assert isinstance(decoder, KLCodec) and decoder.scale == 0.18215
-        assert decoder_of(some, None, CPU) is None
+        assert decoder_of(some, None, device) is None
         with pytest.raises(ValueError, match=r"scale 0.13025 and shift 0, and the latents 0.18215 and 0"):
-            decoder_of(some, other, CPU)
-    assert isinstance(decoder_of(open_data("emoji", 32), None, CPU), PixelCodec)
+            decoder_of(some, other, device)
+    assert isinstance(decoder_of(open_data("emoji", 32), None, device), PixelCodec)
 
 
-def test_the_reference_of_a_run_on_latents_is_decoded(latents: Path, codec: Path) -> None:
+def test_the_reference_of_a_run_on_latents_is_decoded(latents: Path, codec: Path, device: torch.device) -> None:
     """As diffusers decodes them."""
-    data, decoder = PreparedData(latents), decoder_of(PreparedData(latents), str(codec), CPU)
+    data, decoder = PreparedData(latents), decoder_of(PreparedData(latents), str(codec), device)
     assert decoder is not None
     images = RunImages("latents", data, 0, decoder)
     assert images.size == (8, 8) and images.count == 10

@@ -28,7 +28,6 @@ from elit.training.loop import (
 )
 
 Make = Callable[..., TrainConfig]
-CPU = torch.device("cpu")
 
 
 def pictures_of(batch: Batch) -> list[int]:
@@ -116,14 +115,14 @@ def test_budget_is_uniform_over_the_levels_of_the_config(make_config: Make) -> N
     assert draw_batch(make_config(model__group_size=None), data, 0).budget is None
 
 
-def test_weights_come_from_the_seed(make_config: Make) -> None:
+def test_weights_come_from_the_seed(make_config: Make, device: torch.device) -> None:
     """The same seed makes the same weights, and neither uses nor moves the global generator."""
     torch.manual_seed(1)
     before = torch.get_rng_state()
-    first = make_state(make_config(seed=3), CPU)
+    first = make_state(make_config(seed=3), device)
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
-    second, other = (dict(make_state(make_config(seed=seed), CPU).model.named_parameters()) for seed in (3, 4))
+    second, other = (dict(make_state(make_config(seed=seed), device).model.named_parameters()) for seed in (3, 4))
     for name, p in first.model.named_parameters():
         assert torch.equal(p, second[name])
         assert torch.equal(p, first.ema[name])
@@ -146,11 +145,11 @@ def literal_adamw(config: OptimizerConfig, weights: list[Tensor], gradients: lis
     return weights
 
 
-def test_a_step_is_adamw_on_clipped_gradients(make_config: Make) -> None:
+def test_a_step_is_adamw_on_clipped_gradients(make_config: Make, device: torch.device) -> None:
     """Three steps are the algorithm written out, with the schedule, both betas, weight decay and clip of the config."""
     options = {"lr": 0.01, "beta1": 0.8, "beta2": 0.95, "weight_decay": 0.1, "clip": 0.3, "warmup_steps": 5}
     config = make_config(**{f"optimizer__{key}": value for key, value in options.items()})
-    data, state = load_data(config), make_state(config, CPU)
+    data, state = load_data(config), make_state(config, device)
     start, gradients = [p.detach().clone() for p in state.model.parameters()], []
     for step in range(3):
         batch = draw_batch(config, data, step)
@@ -160,7 +159,7 @@ def test_a_step_is_adamw_on_clipped_gradients(make_config: Make) -> None:
 
         loss = FlowPath.LINEAR.loss(velocity(batch.flow.x_t, batch.flow.t), batch.flow)
         gradients.append(list(torch.autograd.grad(loss, list(state.model.parameters()))))
-        assert train_step(config, state, batch, CPU).loss.item() == pytest.approx(loss.item(), rel=1e-6)
+        assert train_step(config, state, batch, device).loss.item() == pytest.approx(loss.item(), rel=1e-6)
     norms = [math.sqrt(sum(g.square().sum().item() for g in step)) for step in gradients]
     assert min(norms) > config.optimizer.clip  # so that clipping matters
     for p, expected in zip(state.model.parameters(), literal_adamw(config.optimizer, start, gradients), strict=True):
@@ -170,13 +169,13 @@ def test_a_step_is_adamw_on_clipped_gradients(make_config: Make) -> None:
 
 
 @pytest.mark.parametrize("decay", [0.9, 0.9999])
-def test_ema_is_that_of_a_float64_loop(make_config: Make, decay: float) -> None:
+def test_ema_is_that_of_a_float64_loop(make_config: Make, decay: float, device: torch.device) -> None:
     """ema <- d ema + (1 - d) weights after every step, where d is the lower of the decay and (1 + k) / (10 + k)."""
     config = make_config(optimizer__ema_decay=decay, optimizer__lr=0.02)
-    data, state = load_data(config), make_state(config, CPU)
+    data, state = load_data(config), make_state(config, device)
     expected = {name: p.detach().double() for name, p in state.model.named_parameters()}
     for k in range(1, 121):
-        train_step(config, state, draw_batch(config, data, k - 1), CPU)
+        train_step(config, state, draw_batch(config, data, k - 1), device)
         d = min(decay, (1 + k) / (10 + k))
         for name, p in state.model.named_parameters():
             expected[name] = d * expected[name] + (1 - d) * p.detach().double()
@@ -206,19 +205,19 @@ def held_loss(config: TrainConfig, state: TrainState, budget: float) -> float:
     return sum(losses) / len(losses)
 
 
-def test_a_tiny_model_overfits_four_pictures(make_config: Make) -> None:
+def test_a_tiny_model_overfits_four_pictures(make_config: Make, device: torch.device) -> None:
     """The loss starts near E|noise - x|^2 = 2 and falls far below, of the averaged weights and at every budget."""
     config = make_config(batch_size=32, model__width=32, optimizer__lr=8e-3, optimizer__ema_decay=0.98)
-    state, data = make_state(config, CPU), four_pictures()
+    state, data = make_state(config, device), four_pictures()
     before = [held_loss(config, state, budget) for budget in (0.25, 1.0)]
     assert before == pytest.approx([2, 2], abs=0.15)
     for step in range(150):
-        train_step(config, state, draw_batch(config, data, step), CPU)
+        train_step(config, state, draw_batch(config, data, step), device)
     after = [held_loss(config, state, budget) for budget in (0.25, 1.0)]
     assert max(after) < 0.7
 
 
-def test_a_run_from_end_to_end(make_config: Make) -> None:
+def test_a_run_from_end_to_end(make_config: Make, device: torch.device) -> None:
     """Checkpoints as often as asked, of which the last few stay; previews; and the last step is always saved."""
     config = make_config(steps=7, log__checkpoint_every=2, log__keep=3, log__preview_every=4, log__preview_budgets="[1]")
     final = train(config)
@@ -228,7 +227,7 @@ def test_a_run_from_end_to_end(make_config: Make) -> None:
     assert sorted(p.name for p in (run / "previews").iterdir()) == ["step_00000004.png", "step_00000007.png"]
     with Image.open(run / "previews" / "step_00000007.png") as sheet:
         assert len(sheet.getcolors(1 << 20)) > 10
-    state = make_state(config, CPU)
+    state = make_state(config, device)
     load_checkpoint(final, state)
     assert state.step == 7
     assert train(config) == final  # a finished run is left as it is
@@ -240,23 +239,25 @@ def test_no_scalars_no_checkpoints_and_no_previews_on_the_way(make_config: Make)
     assert final.name == "step_00000003"
 
 
-def test_preview_leaves_the_training_weights_alone(make_config: Make, tmp_path: Path) -> None:
+def test_preview_leaves_the_training_weights_alone(make_config: Make, tmp_path: Path, device: torch.device) -> None:
     """It shows the averaged weights, whatever the raw ones, which are back in place to the bit."""
     config = make_config()
-    state = make_state(config, CPU)
+    state = make_state(config, device)
     state.ema = {name: p + 0.05 for name, p in state.ema.items()}
-    save_preview(config, state, PixelCodec(), CPU, tmp_path / "previews" / "a.png")
+    save_preview(config, state, PixelCodec(), device, tmp_path / "previews" / "a.png")
     with torch.no_grad():
         for p in state.model.parameters():
             p.mul_(3)
     raw = [p.detach().clone() for p in state.model.parameters()]
-    save_preview(config, state, PixelCodec(), CPU, tmp_path / "previews" / "b.png")
+    save_preview(config, state, PixelCodec(), device, tmp_path / "previews" / "b.png")
     assert all(torch.equal(p, kept) for p, kept in zip(state.model.parameters(), raw, strict=True))
     assert (tmp_path / "previews" / "a.png").read_bytes() == (tmp_path / "previews" / "b.png").read_bytes()
 
 
 @pytest.mark.parametrize(("every", "checkpoint_every"), [(1, 1), (50, 1), (50, 0)])
-def test_a_loss_that_is_not_finite_stops_the_run(make_config: Make, every: int, checkpoint_every: int) -> None:
+def test_a_loss_that_is_not_finite_stops_the_run(
+    make_config: Make, every: int, checkpoint_every: int, device: torch.device
+) -> None:
     """However seldom the loss is logged, the run stops with FloatingPointError, and no broken weights are saved."""
     config = make_config(
         steps=6, optimizer__lr=1e30, log__every=every, log__checkpoint_every=checkpoint_every, log__keep=9, skip_limit=3
@@ -264,20 +265,22 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_config: Make, every: int, 
     with pytest.raises(FloatingPointError, match=r"last 3 steps, up to step 4; lower optimizer\.lr"):
         train(config)
     for folder in checkpoints(Path(config.out)):
-        state = make_state(config, CPU)
+        state = make_state(config, device)
         load_checkpoint(folder, state)
         assert all(p.isfinite().all() for p in state.model.parameters())
 
 
 @pytest.mark.parametrize(("group_size", "optimizer"), [(2, "adamw"), (None, "adamw"), (2, "muon")])
-def test_dry_run_counts_what_a_run_holds(make_config: Make, group_size: int | None, optimizer: str) -> None:
+def test_dry_run_counts_what_a_run_holds(
+    make_config: Make, group_size: int | None, optimizer: str, device: torch.device
+) -> None:
     """Parameters are the model's; the state's bytes those of weights, gradients, moments and the average."""
     config = make_config(model__group_size=group_size, optimizer__name=optimizer)
-    cost, state = dry_run(config), make_state(config, CPU)
+    cost, state = dry_run(config), make_state(config, device)
     assert cost.parameters == sum(p.numel() for p in state.model.parameters())
 
     batch = draw_batch(config, load_data(config), 0)
-    train_step(config, state, batch, CPU)
+    train_step(config, state, batch, device)
     FlowPath.LINEAR.loss(state.model(batch.flow.x_t, batch.flow.t, batch.labels, batch.budget), batch.flow).backward()
     parameters = list(state.model.parameters())
     kept = [values for o in state.optimizers for values in o.state.values()]
@@ -298,7 +301,7 @@ def test_dry_run_knows_budgets_and_checkpointing(make_config: Make) -> None:
     assert saving.parameters == cost.parameters
 
 
-def test_dry_run_knows_the_mesh(make_config: Make) -> None:
+def test_dry_run_knows_the_mesh(make_config: Make, device: torch.device) -> None:
     """A rank of 2 x 4 holds a quarter of the state, gathers less than the weights, and runs an eighth of a batch."""
     alone = dry_run(make_config(batch_size=16))
     assert (alone.ranks, alone.rank_state_bytes, alone.rank_gathered_bytes) == (1, alone.state_bytes, 0)
@@ -307,7 +310,7 @@ def test_dry_run_knows_the_mesh(make_config: Make) -> None:
     assert cost.ranks == 8
     assert cost.rank_state_bytes == alone.state_bytes / 4
     assert cost.activation_bytes_highest == dry_run(make_config(batch_size=2)).activation_bytes_highest
-    state = make_state(make_config(), CPU)
+    state = make_state(make_config(), device)
     sizes = {name: p.numel() for name, p in state.model.named_parameters()}
     two = sum(size for name, size in sizes.items() if name.startswith(("blocks.0.", "blocks.1.read.layers")))
     rest = sum(

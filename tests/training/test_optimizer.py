@@ -12,7 +12,6 @@ from elit.training.loop import draw_batch, load_data, make_state, train_step
 from elit.training.optimizer import lr_scale
 
 Make = Callable[..., TrainConfig]
-CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize(("warmup", "steps"), [(0, 100), (10, 100), (100, 100), (200, 100)])
@@ -37,9 +36,9 @@ def test_trapezoid() -> None:
     assert scales == pytest.approx([0.25, 0.5, 0.75, *[1.0] * 13, 0.8, 0.6, 0.4, 0.2, 0])
 
 
-def test_muon_has_the_hidden_matrices_and_adamw_the_rest(make_config: Make) -> None:
+def test_muon_has_the_hidden_matrices_and_adamw_the_rest(make_config: Make, device: torch.device) -> None:
     """Every weight has one optimiser: Muon's are the linears of blocks, Read and Write, but no modulation or embedding."""
-    state = make_state(make_config(optimizer__name="muon"), CPU)
+    state = make_state(make_config(optimizer__name="muon"), device)
     muon, adamw = state.optimizers
     names = {p: name for name, p in state.model.named_parameters()}
     by_muon, by_adamw = ([names[p] for p in optimizer.param_groups[0]["params"]] for optimizer in (muon, adamw))
@@ -50,16 +49,16 @@ def test_muon_has_the_hidden_matrices_and_adamw_the_rest(make_config: Make) -> N
 
 
 @pytest.mark.parametrize("rate", [0.01, 0.03])
-def test_muon_steps_are_orthogonal(make_config: Make, rate: float) -> None:
+def test_muon_steps_are_orthogonal(make_config: Make, rate: float, device: torch.device) -> None:
     """A first step goes rate x scale x sqrt(max(1, rows / columns)) along the gradient's polar factor, or nearly so."""
     config = make_config(optimizer__name="muon", optimizer__muon_lr=rate, optimizer__warmup_steps=2, model__width=32)
-    state = make_state(config, CPU)
+    state = make_state(config, device)
     for p in state.model.parameters():  # zero weights would hide the gradients of what lies before them
         torch.nn.init.normal_(p.data, std=0.1, generator=torch.Generator().manual_seed(p.numel()))
     batch = draw_batch(config, load_data(config), 0)
     matrices = state.optimizers[0].param_groups[0]["params"]
     before = [p.detach().clone() for p in matrices]
-    train_step(config, state, batch, CPU)
+    train_step(config, state, batch, device)
     for p, old in zip(matrices, before, strict=True):
         momentum = state.optimizers[0].state[p]["momentum_buffer"]  # along the gradient, after one step
         step = (old - p.detach()) / (0.5 * rate * math.sqrt(max(1.0, p.shape[0] / p.shape[1])))

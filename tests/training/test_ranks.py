@@ -18,7 +18,6 @@ from elit.training.muon import Muon
 from elit.training.optimizer import with_moments
 from ranks import run_ranks
 
-CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]
 RUN = {"steps": 8, "batch_size": 6, "log__every": 1, "optimizer__warmup_steps": 3, "optimizer__clip": 0.1}
 
@@ -67,33 +66,35 @@ def test_any_number_of_processes_trains_alike(
     assert far < 1e-4 or muon
 
 
-def losses(config: TrainConfig, compiled: bool) -> list[float]:
+def losses(config: TrainConfig, compiled: bool, device: torch.device) -> list[float]:
     """Of four steps in this group of processes."""
-    state, data, share = make_state(config, CPU), load_data(config), own_share(config.batch_size)
+    state, data, share = make_state(config, device), load_data(config), own_share(config.batch_size)
     if compiled:
         state.model.compile_blocks(backend="eager", fullgraph=True)
-    return [train_step(config, state, draw_batch(config, data, step, share), CPU).loss.item() for step in range(4)]
+    return [train_step(config, state, draw_batch(config, data, step, share), device).loss.item() for step in range(4)]
 
 
-def test_compiled_blocks_are_one_graph_each_between_the_shards(make_config: Make, tmp_path: Path) -> None:
+def test_compiled_blocks_are_one_graph_each_between_the_shards(
+    make_config: Make, tmp_path: Path, device: torch.device
+) -> None:
     """FSDP gathers and lets go of weights outside the graphs, which are whole; the losses are those of one process."""
     config = make_config(**RUN)
 
     def work() -> None:
         with process_group():
-            assert losses(config, compiled=True) == pytest.approx(alone, rel=0, abs=1e-5)
+            assert losses(config, compiled=True, device=device) == pytest.approx(alone, rel=0, abs=1e-5)
 
-    alone = losses(config, compiled=False)
+    alone = losses(config, compiled=False, device=device)
     assert run_ranks(2, work, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
 
 
-def muon_step(shard: bool) -> list[torch.Tensor]:
+def muon_step(shard: bool, device: torch.device) -> list[torch.Tensor]:
     """The whole of two matrices after two steps of Muon, on given gradients."""
     torch.manual_seed(0)
     layers = nn.Sequential(nn.Linear(6, 5, bias=False), nn.Linear(5, 1, bias=False))  # rows that two ranks cannot halve
     gradients = [[torch.randn(p.shape) for p in layers.parameters()] for _ in range(2)]
     if shard:
-        shard_model(layers, layers, make_mesh(1, 2, CPU, timedelta(minutes=1)), torch.float32)
+        shard_model(layers, layers, make_mesh(1, 2, device, timedelta(minutes=1)), torch.float32)
     muon = with_moments(Muon(list(layers.parameters()), lr=0.1, weight_decay=0.2, momentum=0.9))
     for given in gradients:
         for p, gradient in zip(layers.parameters(), given, strict=True):
@@ -102,13 +103,13 @@ def muon_step(shard: bool) -> list[torch.Tensor]:
     return [gathered(p.detach()) for p in layers.parameters()]
 
 
-def test_muon_on_shards_is_muon(tmp_path: Path) -> None:
+def test_muon_on_shards_is_muon(tmp_path: Path, device: torch.device) -> None:
     """Given the same gradients, steps on shards are bit for bit those on whole matrices."""
 
     def work() -> None:
         with process_group():
-            sharded = muon_step(shard=True)
-        for ours, whole in zip(sharded, muon_step(shard=False), strict=True):
+            sharded = muon_step(shard=True, device=device)
+        for ours, whole in zip(sharded, muon_step(shard=False, device=device), strict=True):
             assert torch.equal(ours, whole)
 
     log = tmp_path / "log"

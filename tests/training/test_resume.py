@@ -24,7 +24,6 @@ from elit.training.loop import draw_batch, load_data, make_state, train, train_s
 from elit.training.run_folder import open_run, reads_of
 from ranks import run_ranks, start_ranks, wait_for
 
-CPU = torch.device("cpu")
 SHARD = "shard-00001-model-00001-of-00001.safetensors"
 Make = Callable[..., TrainConfig]
 
@@ -47,11 +46,11 @@ def files_of(folder: Path) -> dict[Path, bytes]:
     return {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def trained_state(config: TrainConfig, steps: int) -> TrainState:
+def trained_state(config: TrainConfig, steps: int, device: torch.device) -> TrainState:
     """A state some steps into training."""
-    state, data = make_state(config, CPU), load_data(config)
+    state, data = make_state(config, device), load_data(config)
     for step in range(steps):
-        train_step(config, state, draw_batch(config, data, step), CPU)
+        train_step(config, state, draw_batch(config, data, step), device)
     return state
 
 
@@ -91,10 +90,10 @@ def test_a_killed_run_goes_on_exactly(
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_checkpoint_holds_the_whole_state(make_config: Make, tmp_path: Path, optimizer: str) -> None:
+def test_a_checkpoint_holds_the_whole_state(make_config: Make, tmp_path: Path, optimizer: str, device: torch.device) -> None:
     """Loaded into a fresh state it is the saved one to the bit; its folder is a model folder of the average."""
     config = make_config(optimizer__name=optimizer)
-    saved, loaded = trained_state(config, 3), make_state(make_config(seed=9, optimizer__name=optimizer), CPU)
+    saved, loaded = trained_state(config, 3, device), make_state(make_config(seed=9, optimizer__name=optimizer), device)
     folder = save_checkpoint(tmp_path, saved, keep=1)
     load_checkpoint(folder, loaded)
     assert loaded.step == saved.step == 3
@@ -108,9 +107,9 @@ def test_a_checkpoint_holds_the_whole_state(make_config: Make, tmp_path: Path, o
         assert all(torch.equal(value, back[key]) for key, value in kept.items())
 
 
-def test_a_loaded_state_needs_its_file_no_longer(make_config: Make, tmp_path: Path) -> None:
+def test_a_loaded_state_needs_its_file_no_longer(make_config: Make, tmp_path: Path, device: torch.device) -> None:
     """What becomes of the checkpoint afterwards does not reach the state: nothing in it is a view of the file."""
-    saved, loaded = trained_state(make_config(), 2), make_state(make_config(), CPU)
+    saved, loaded = trained_state(make_config(), 2, device), make_state(make_config(), device)
     folder = save_checkpoint(tmp_path, saved, keep=1)
     load_checkpoint(folder, loaded)
     for name in ("model.safetensors", SHARD):
@@ -148,11 +147,11 @@ def killed_in(save: Callable[[], object], operation: int) -> bool:
 
 @pytest.mark.parametrize(("step", "keep"), [(2, 1), (2, 2), (1, 1)], ids=["and prunes", "and keeps", "over itself"])
 def test_a_kill_at_any_moment_of_saving_leaves_whole_checkpoints(
-    tmp_path: Path, make_config: Make, step: int, keep: int
+    tmp_path: Path, make_config: Make, step: int, keep: int, device: torch.device
 ) -> None:
     """Killed before any change of a file, a save leaves only checkpoints that load, and always one, once tidied."""
     config = make_config()
-    state, fresh = trained_state(config, 1), make_state(config, CPU)
+    state, fresh = trained_state(config, 1, device), make_state(config, device)
     save_checkpoint(tmp_path / "before", state, keep=1)
     state.step = step
     operation, killed = 0, True
@@ -199,19 +198,19 @@ def test_a_truncated_checkpoint_is_refused(make_config: Make, name: str, share: 
     assert {file: file.read_bytes() for file in folder.iterdir()} == before
 
 
-def test_a_checkpoint_of_another_model_is_refused(make_config: Make, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_model_is_refused(make_config: Make, tmp_path: Path, device: torch.device) -> None:
     """Weights of another shape or name are a ValueError that says what to do."""
-    folder = save_checkpoint(tmp_path, trained_state(make_config(), 1), keep=1)
+    folder = save_checkpoint(tmp_path, trained_state(make_config(), 1, device), keep=1)
     for other in ({"model__width": 32}, {"model__depth": 4}, {"model__num_classes": 5}):
         with pytest.raises(ValueError, match=r"is not a checkpoint of this run .* remove it"):
-            load_checkpoint(folder, make_state(make_config(**other), CPU))
+            load_checkpoint(folder, make_state(make_config(**other), device))
 
 
 @pytest.mark.parametrize("damage", ["zeroed", "shorter", "missing", "counts", "no counts"])
-def test_damage_is_told_and_proven(make_config: Make, tmp_path: Path, damage: str) -> None:
+def test_damage_is_told_and_proven(make_config: Make, tmp_path: Path, damage: str, device: torch.device) -> None:
     """The advice to remove a checkpoint comes with what is wrong in it."""
     config = make_config()
-    folder = save_checkpoint(tmp_path, trained_state(config, 1), keep=1)
+    folder = save_checkpoint(tmp_path, trained_state(config, 1, device), keep=1)
     shard, counts = folder / SHARD, folder / "training.json"
     content = shard.read_bytes()
     if damage in ("zeroed", "shorter"):
@@ -222,16 +221,16 @@ def test_damage_is_told_and_proven(make_config: Make, tmp_path: Path, damage: st
         counts.write_text('{"step": -1}' if damage == "counts" else "null")
     told = {"zeroed": "cannot be read", "shorter": f"not {len(content)}", "missing": "is missing", "counts": "step is -1"}
     with pytest.raises(ValueError, match=rf"{told.get(damage, 'training.json')}.*; remove it to go on"):
-        load_checkpoint(folder, make_state(config, CPU))
+        load_checkpoint(folder, make_state(config, device))
 
 
 @pytest.mark.parametrize("error", [RuntimeError("Connection closed by peer"), MemoryError(), KeyError("a fault of ours")])
 def test_what_proves_no_damage_advises_no_removal(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, device: torch.device
 ) -> None:
     """A lost connection, too little memory and a fault of the program leave load_checkpoint as what they are."""
     config = make_config()
-    folder, state = save_checkpoint(tmp_path, trained_state(config, 1), keep=1), make_state(config, CPU)
+    folder, state = save_checkpoint(tmp_path, trained_state(config, 1, device), keep=1), make_state(config, device)
 
     def failing(*given: object) -> None:
         raise error
@@ -243,10 +242,10 @@ def test_what_proves_no_damage_advises_no_removal(
 
 
 def test_a_checkpoint_that_may_not_be_read_need_not_be_removed(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
     config = make_config()
-    folder, state = save_checkpoint(tmp_path, trained_state(config, 1), keep=1), make_state(config, CPU)
+    folder, state = save_checkpoint(tmp_path, trained_state(config, 1, device), keep=1), make_state(config, device)
     from torch.distributed.checkpoint import hf_storage
 
     def forbidden(*given: object) -> None:
@@ -281,12 +280,14 @@ def test_another_config_in_the_folder_is_refused(make_config: Make, changed: dic
 @pytest.mark.parametrize(
     ("schedule", "decay"), [("constant", 0), ("trapezoid", 2)], ids=["constant", "before the trapezoid's end"]
 )
-def test_a_run_may_be_given_more_steps(make_config: Make, tmp_path: Path, schedule: str, decay: int) -> None:
+def test_a_run_may_be_given_more_steps(
+    make_config: Make, tmp_path: Path, schedule: str, decay: int, device: torch.device
+) -> None:
     """4 steps of 6 with logs, checkpoints, workers and keeping of another kind, then 9: the bits of 9 in one go."""
     rate = {"optimizer__schedule": schedule, "optimizer__decay_steps": decay}
     first = make_config(steps=4 + decay, log__checkpoint_every=4, **rate)
     if decay:
-        straight = trained_state(first, 4)
+        straight = trained_state(first, 4, device)
         save_checkpoint(opened(first), straight, keep=9)
     else:
         train(first)

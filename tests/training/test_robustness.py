@@ -29,7 +29,6 @@ from elit.training.run_folder import open_run, reads_of
 from elit.training.stopping import asked_to_stop
 from ranks import run_ranks, start_ranks, torchrun, wait_for
 
-CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]
 Arguments = Callable[..., list[str]]
 
@@ -91,13 +90,15 @@ def test_stopped_and_killed_runs_go_on_exactly(tmp_path: Path, arguments: Argume
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_checkpoint_of_two_ranks_is_that_of_one(make_config: Make, tmp_path: Path, optimizer: str) -> None:
+def test_a_checkpoint_of_two_ranks_is_that_of_one(
+    make_config: Make, tmp_path: Path, optimizer: str, device: torch.device
+) -> None:
     """Saved by two ranks, loaded by one, saved by it, loaded by two: the same bits, also of weights of a single row."""
     config = make_config(model__group_size=1, budget__lowest=1, optimizer__name=optimizer)
     data, whole = load_data(config), tmp_path / "whole.safetensors"
 
     def state_of(folder: Path | None) -> dict[str, torch.Tensor]:
-        state = make_state(config, CPU)
+        state = make_state(config, device)
         if folder is not None:
             load_checkpoint(folder, state)
             assert state.step == 3 and all(float(s["step"]) == 3 for s in state.optimizers[-1].state.values())
@@ -106,10 +107,10 @@ def test_a_checkpoint_of_two_ranks_is_that_of_one(make_config: Make, tmp_path: P
 
     def two_save() -> None:
         with process_group():
-            state = make_state(config, CPU)
+            state = make_state(config, device)
             for step in range(3):
                 share = range(2) if os.environ["RANK"] == "0" else range(2, 4)
-                train_step(config, state, draw_batch(config, data, step, share), CPU)
+                train_step(config, state, draw_batch(config, data, step, share), device)
             save_checkpoint(tmp_path / "two", state, keep=1)
             tensors = {key: gathered(tensor).clone() for key, tensor in (state_tensors(state) | state.ema).items()}
             if os.environ["RANK"] == "0":
@@ -124,7 +125,7 @@ def test_a_checkpoint_of_two_ranks_is_that_of_one(make_config: Make, tmp_path: P
     assert [key for key in one if not torch.equal(one[key], expected[key])] == []
     assert any(value.any() for key, value in one.items() if key.startswith("optimizer"))
 
-    state = make_state(config, CPU)
+    state = make_state(config, device)
     load_checkpoint(two, state)
     again = save_checkpoint(tmp_path / "one", state, keep=1)
 
@@ -137,22 +138,22 @@ def test_a_checkpoint_of_two_ranks_is_that_of_one(make_config: Make, tmp_path: P
 
     next(two.glob("shard-00001-*")).unlink()  # what is left tells all shapes, and would leave half the weights as they were
     with pytest.raises(ValueError, match=r"is not a checkpoint of this run .*remove it"):
-        load_checkpoint(two, make_state(config, CPU))
+        load_checkpoint(two, make_state(config, device))
 
 
-def test_checkpoints_of_one_file_are_read(make_config: Make, tmp_path: Path) -> None:
+def test_checkpoints_of_one_file_are_read(make_config: Make, tmp_path: Path, device: torch.device) -> None:
     """As they were before there were shards: training.safetensors with AdamW's steps, and training.json with the step."""
     config = make_config()
-    state = make_state(config, CPU)
+    state = make_state(config, device)
     for step in range(2):
-        train_step(config, state, draw_batch(config, load_data(config), step), CPU)
+        train_step(config, state, draw_batch(config, load_data(config), step), device)
     folder = save_checkpoint(tmp_path, state, keep=1)
     tensors = {key: tensor.clone() for key, tensor in state_tensors(state).items()}
     steps = {f"optimizer.step.{name}": torch.tensor(2.0) for name, _ in state.model.named_parameters()}
     save_file(tensors | steps, folder / "training.safetensors")
     next(folder.glob("shard-*")).unlink()
     (folder / "training.json").write_text('{"step": 2}\n')
-    back = make_state(make_config(seed=5), CPU)
+    back = make_state(make_config(seed=5), device)
     load_checkpoint(folder, back)
     assert back.step == 2
     ours, theirs = state_tensors(back), state_tensors(state)
@@ -174,7 +175,9 @@ def test_a_run_keeps_others_out(make_config: Make, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_full_disk_ends_the_run_and_keeps_what_was(make_config: Make, tmp_path: Path, count: int) -> None:
+def test_a_full_disk_ends_the_run_and_keeps_what_was(
+    make_config: Make, tmp_path: Path, count: int, device: torch.device
+) -> None:
     """Where one rank's files cannot grow, all exit 2 with one sentence; the checkpoint before stays, and is gone on from.
 
     Logging goes on without its files, and a path that says timeout makes no lost process.
@@ -188,9 +191,9 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was(make_config: Make, tmp_path
             resource.setrlimit(resource.RLIMIT_FSIZE, (4000, resource.RLIM_INFINITY))
         train(config)
 
-    save_first = make_state(config, CPU)
+    save_first = make_state(config, device)
     for step in range(2):
-        train_step(config, save_first, draw_batch(config, load_data(config), step), CPU)
+        train_step(config, save_first, draw_batch(config, load_data(config), step), device)
     before = save_checkpoint(open_run(config, reads_of(config, load_data(config))), save_first, keep=1)
     assert run_ranks(count, short_of_room, log) == [2] * count, log.read_text()
     assert re.search(r"step_00000004 could not be written \(File too large\); the last whole", log.read_text())
@@ -201,36 +204,38 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was(make_config: Make, tmp_path
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_a_gradient_that_is_not_finite_skips_the_step_everywhere(make_config: Make, tmp_path: Path, count: int) -> None:
+def test_a_gradient_that_is_not_finite_skips_the_step_everywhere(
+    make_config: Make, tmp_path: Path, count: int, device: torch.device
+) -> None:
     """One rank's NaN: no rank's weights, moments or average move, the loss scale is halved, and the next step is taken."""
     config = make_config(dtype="fp16", batch_size=4)
     data, log = load_data(config), tmp_path / "log"
 
     def work() -> None:
         with process_group():
-            state = make_state(config, CPU)
+            state = make_state(config, device)
             rank = int(os.environ["RANK"])
             share = range(rank * 4 // count, (rank + 1) * 4 // count)
-            train_step(config, state, draw_batch(config, data, 0, share), CPU)
+            train_step(config, state, draw_batch(config, data, 0, share), device)
             assert state.skipped == 0
             before = {key: gathered(t).clone() for key, t in (state_tensors(state) | state.ema).items()}
             batch = draw_batch(config, data, 1, share)
             if rank == count - 1:
                 batch.flow.x_t[0, 0, 0, 0] = float("nan")
-            train_step(config, state, batch, CPU)
+            train_step(config, state, batch, device)
             assert (state.step, state.skipped, state.skipped_in_row) == (2, 1, 1)
             assert state.scaler.get_scale() == 2.0**15
             after = {key: gathered(t) for key, t in (state_tensors(state) | state.ema).items()}
             assert all(torch.equal(before[key], after[key]) for key in before)
             folder = save_checkpoint(tmp_path / "saved", state, keep=1)
-            train_step(config, state, draw_batch(config, data, 2, share), CPU)
+            train_step(config, state, draw_batch(config, data, 2, share), device)
             assert (state.skipped, state.skipped_in_row) == (1, 0)
             assert not torch.equal(gathered(state.ema["final.linear.weight"]), before["final.linear.weight"])
-            again = make_state(config, CPU)
+            again = make_state(config, device)
             load_checkpoint(folder, again)
             assert (again.step, again.skipped, again.skipped_in_row) == (2, 1, 1)
             assert again.scaler.get_scale() == 2.0**15
-            train_step(config, again, draw_batch(config, data, 2, share), CPU)
+            train_step(config, again, draw_batch(config, data, 2, share), device)
             ours, theirs = state_tensors(again), state_tensors(state)
             assert all(torch.equal(gathered(ours[key]), gathered(theirs[key])) for key in theirs)
 
@@ -290,7 +295,9 @@ def test_classes_without_pictures_are_told(make_config: Make, capfd: pytest.Capt
     assert "set model.num_classes 2, or give them pictures" in told
 
 
-def test_what_fails_to_be_made_in_one_process_is_told_as_itself(make_config: Make, tmp_path: Path) -> None:
+def test_what_fails_to_be_made_in_one_process_is_told_as_itself(
+    make_config: Make, tmp_path: Path, device: torch.device
+) -> None:
     """Not as a lost process, though the others are about to share the weights out."""
     config, log = make_config(), tmp_path / "log"
 
@@ -301,19 +308,19 @@ def test_what_fails_to_be_made_in_one_process_is_told_as_itself(make_config: Mak
         with process_group():
             if os.environ["RANK"] == "1":
                 step_module.make_objective = no_model
-            make_state(config, CPU)
+            make_state(config, device)
 
     assert run_ranks(2, work, log) == [2, 2]
     assert log.read_text().count("UserError: the encoder is not here") == 2
 
 
-def test_half_precision_trains_like_float32(make_config: Make) -> None:
+def test_half_precision_trains_like_float32(make_config: Make, device: torch.device) -> None:
     """The losses in fp16, whose gradients are scaled, are those in fp32 to its rounding, and none of them is skipped."""
     losses = {}
     for dtype in ("fp32", "fp16"):
         config = make_config(dtype=dtype, batch_size=16)
-        data, state = load_data(config), make_state(config, CPU)
-        losses[dtype] = [train_step(config, state, draw_batch(config, data, step), CPU).loss.item() for step in range(12)]
+        data, state = load_data(config), make_state(config, device)
+        losses[dtype] = [train_step(config, state, draw_batch(config, data, step), device).loss.item() for step in range(12)]
         assert state.skipped == 0
     assert losses["fp16"] == pytest.approx(losses["fp32"], abs=5e-3)
 

@@ -16,7 +16,6 @@ from elit.training.step import batch_loss
 from randomised import randomised
 from ranks import difference_of_two
 
-CPU = torch.device("cpu")
 Make = Callable[..., TrainConfig]
 HALF = "1/2@t>0.5,1"
 
@@ -33,10 +32,10 @@ def test_a_schedule_gives_every_sample_the_budget_of_its_time(make_dit: Callable
     assert step_budget(BudgetConfig(schedule=HALF), make_dit(group_size=None).config, 0, 0, t) is None
 
 
-def test_a_batch_runs_every_sample_at_its_own_budget(make_config: Make) -> None:
+def test_a_batch_runs_every_sample_at_its_own_budget(make_config: Make, device: torch.device) -> None:
     """The loss is the mean of the samples' own losses, each alone at half the latents or at all; parts of a batch too."""
     config = make_config(budget__schedule=HALF, batch_size=8, flow__time_law="uniform")
-    state, batch = make_state(config, CPU), draw_batch(config, load_data(config), 0)
+    state, batch = make_state(config, device), draw_batch(config, load_data(config), 0)
     randomised(state.model)
     assert {0.5, 1.0} == set(batch.budget.tolist())
     alone = [batch.split(8)[i] for i in range(8)]
@@ -46,7 +45,7 @@ def test_a_batch_runs_every_sample_at_its_own_budget(make_config: Make) -> None:
         (state.model(one.flow.x_t, one.flow.t, one.labels, one.budget.item()) - one.flow.velocity).square().mean().item()
         for one in alone
     )
-    assert batch_loss(config, state, batch, CPU)[0].item() == pytest.approx(expected / 8, rel=1e-5)
+    assert batch_loss(config, state, batch, device)[0].item() == pytest.approx(expected / 8, rel=1e-5)
 
 
 def test_a_schedule_that_cannot_be_read_is_refused(make_config: Make) -> None:
