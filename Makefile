@@ -26,10 +26,10 @@ format: $(VENV)/installed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# The quality figures of the bundled model, written into its card and the README; resumable, under an hour on two cores.
+# The quality figures of the bundled model, written into its card and docs/evaluation.md; resumable, under an hour on two cores.
 # make results DENSE=runs/emoji-tiny-dense/checkpoints/step_00006623 measures its dense twin beside it.
 results: $(VENV)/installed
-	$(BIN)/elit results --readme README.md $(if $(DENSE),--dense $(DENSE))
+	$(BIN)/elit results --readme docs/evaluation.md $(if $(DENSE),--dense $(DENSE))
 
 # Best on a machine that does nothing else.
 benchmark: $(VENV)/installed

@@ -1,11 +1,13 @@
 """The form of static shapes goes through torch.export and torch.compile and stays the same function."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 
-from elit import DiTConfig
+from elit import DiTConfig, UserError
+from elit.compiler import check_compiler
 from models import CONFIGS, elastic, inputs_of, made
 
 NAMES = [  # whose graphs differ by more than shapes
@@ -72,3 +74,15 @@ def test_machine_code_agrees_with_eager():
     with torch.no_grad():
         compiled = torch.compile(form, fullgraph=True)
         torch.testing.assert_close(compiled(*inputs_of(config)), form(*inputs_of(config)), **CLOSE)
+
+
+def test_a_missing_compiler_is_told_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch calls g++ or what CXX names, with its arguments; a GPU's code needs none of it."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(UserError, match=r"needs a C\+\+ compiler, and \S+ is not here"):
+        check_compiler(torch.device("cpu"))
+    check_compiler(torch.device("cuda"))
+    (tmp_path / "mine").touch(0o755)
+    monkeypatch.setenv("CXX", "mine -O3")
+    check_compiler(torch.device("cpu"))

@@ -1,38 +1,63 @@
-"""Every command and every line of Python in the README runs as written.
+"""Every command and every line of Python in the README and in docs/ runs as written, and every link leads somewhere.
 
 They run on small stand-ins of the bundled model and of the recipes in configs/: what is tested is that each does what it
 says, not how long it takes.
 """
 
+import argparse
+import functools
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from torch.distributed.run import get_args_parser
 
-from elit.cli import main
+import elit
+from elit.cli import COMMANDS, main, parse, parser_of
+from elit.training.config import TrainConfig
+from elit.training.reading import keys_of, load_config
 from ranks import run_ranks
 from small_world import small_recipes, use_as_bundled
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf8")
-INSTALLING = ("python3.11 -m venv", ".venv/bin/pip install", "source ")  # what `make` itself does
+PAGES = {
+    page: (ROOT / page).read_text(encoding="utf8")
+    for page in ["README.md", *(f"docs/{p.name}" for p in sorted(ROOT.glob("docs/*.md")))]
+}
+INSTALLING = ("python3.11 -m venv .venv", ".venv/bin/pip install --constraint constraints.txt", "source .venv/bin/activate")
+OTHERS = {
+    "--nproc-per-node",
+    "--nproc_per_node",
+    "--max-restarts",
+    "--shutdown-timeout",
+    "--help",
+    "--version",
+}  # torchrun's
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 
 
-SECTIONS = dict(re.findall(r"^## (.*?)$(.*?)(?=^## |\Z)", README, re.S | re.M))
+def blocks(page: str) -> list[tuple[str, str]]:
+    """(language, text) of each block of a page, in order."""
+    return FENCE.findall(PAGES[page])
 
 
-def blocks(language: str, text: str = README) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", text, re.S)
+def lines(block: str) -> list[str]:
+    """The commands of a block: continued lines joined, without empty ones and those that are remarks."""
+    return [line for line in block.replace("\\\n", " ").splitlines() if shlex.split(line, comments=True)]
 
 
-def commands(*programs: str, text: str = README) -> list[str]:
-    joined = [block.replace("\\\n", " ") for block in blocks("bash", text)]
-    lines = [line.split("#")[0].strip() for block in joined for line in block.splitlines()]
-    return [line for line in lines if line.startswith(programs)]
+def words_of(command: str) -> list[str] | None:
+    """What `elit` is given by a command, also under torchrun; None for another program's."""
+    program, *words = shlex.split(command, comments=True)
+    if program == "torchrun":
+        asked = get_args_parser().parse_args(words)
+        assert (asked.module, asked.training_script) == (True, "elit"), command
+        return list(asked.training_script_args)
+    return words if program == "elit" else None
 
 
 @pytest.fixture
@@ -46,51 +71,169 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: Path) -
 
 
 def run(command: str) -> None:
-    """A command of `elit`, or of torchrun, whose processes are forked from this one."""
-    program, *words = shlex.split(command)
+    """Runs a line of a bash block; of what is long or changes the machine only that it could be run."""
+    program, *words = shlex.split(command, comments=True)
     if program == "elit":
         assert main(words) == 0, command
-        return
-    asked = get_args_parser().parse_args(words)
-    assert (asked.module, asked.training_script) == (True, "elit.cli"), command
-    codes = run_ranks(int(asked.nproc_per_node), lambda: sys.exit(main(asked.training_script_args)), Path("ranks.log"))
-    assert not any(codes), command + Path("ranks.log").read_text()
+    elif program == "torchrun":
+        count, ours = int(get_args_parser().parse_args(words).nproc_per_node), words_of(command)
+        codes = run_ranks(count, lambda: sys.exit(main(ours)), Path("ranks.log"))  # forked from this process
+        assert not any(codes), command + Path("ranks.log").read_text()
+    elif program == "make":
+        subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True)
+    elif program == "python" and words[0].startswith("benchmarks/"):
+        check_benchmark(words)
+    else:
+        assert command.startswith(INSTALLING), f"{command} is none that this test can run"
 
 
-@pytest.mark.parametrize("section", [name for name, text in SECTIONS.items() if commands("elit ", "torchrun ", text=text)])
-def test_every_elit_command_runs(elsewhere: Path, section: str) -> None:
-    """Those of a section, one after another, in a folder where nothing was done before."""
-    for command in commands("elit ", "torchrun ", text=SECTIONS[section]):
-        run(command)
+def check_benchmark(words: list[str]) -> None:
+    """That a benchmark is there, and knows each option it is given."""
+    text = (ROOT / words[0]).read_text(encoding="utf8")
+    for word in words[1:]:
+        assert not word.startswith("--") or f'"{word}"' in text, words
 
 
-def test_no_command_is_outside_the_sections() -> None:
-    ours = ("elit ", "torchrun ")
-    assert commands(*ours) == [command for text in SECTIONS.values() for command in commands(*ours, text=text)]
+def check(words: list[str]) -> None:
+    """That a command which is not run would be understood: its options, and for training its configuration too."""
+    options = parse(words)
+    if words[0] == "train":
+        assert options.config is None or (ROOT / options.config).is_file(), words
+        load_config(None if options.config is None else ROOT / options.config, options.rest)
 
 
-def test_every_python_block_runs(elsewhere: Path) -> None:
-    for block in blocks("python"):
-        exec(compile(block, "README.md", "exec"), {})
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(language in ("bash", "python") for language, _ in blocks(page))]
+)
+def test_every_block_of_a_page_runs(page: str, elsewhere: Path) -> None:
+    """One after another, in a folder where nothing was done before; text blocks are for what needs other machines."""
+    for language, block in blocks(page):
+        if language == "bash":
+            for line in lines(block):
+                run(line)
+        elif language == "python":
+            exec(compile(block, page, "exec"), {})
 
 
-def test_every_make_target_exists() -> None:
-    targets = [command.split()[1] for command in commands("make ")]
-    assert {"demo", "test", "results"} <= set(targets)
-    for target in targets:
-        subprocess.run(["make", "--dry-run", target], cwd=ROOT, check=True, capture_output=True)
+def test_text_blocks_hold_commands_that_would_be_understood() -> None:
+    seen = 0
+    for page in PAGES:
+        for language, block in blocks(page):
+            assert language in ("bash", "python", "text"), (page, block)
+            if language != "text" or page == "docs/house.md":  # which draws trees
+                continue
+            if "elit." in block:
+                compile(block, page, "exec")
+                assert all(hasattr(elit, name) for name in re.findall(r"elit\.(\w+)", block)), block
+                continue
+            for line in lines(block):
+                words = words_of(line)
+                assert words, (page, line)
+                check(words)
+                seen += 1
+    assert seen >= 10
 
 
-def test_no_other_kind_of_command_stands_in_the_readme() -> None:
-    assert all(line.startswith(("elit ", "make ", "torchrun ", *INSTALLING)) for line in commands("") if line)
+@functools.cache
+def options_of(command: str) -> frozenset[str]:
+    """Every option of a command and of its kinds; of training, every key."""
+    keys = [key.name for key in keys_of(TrainConfig)] if command == "train" else []
+    return frozenset(
+        [*_options(parser_of(command)), *(f"--{form}" for key in keys for form in (key, key.replace("_", "-")))]
+    )
 
 
-def test_the_tree_names_every_module() -> None:
-    tree = README.split("## The house")[1]
-    for file in (ROOT / "src/elit").rglob("*.py"):
-        assert file.name == "__init__.py" or file.name in tree, file
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                yield from _options(child)
 
 
-def test_every_picture_is_there() -> None:
-    for path in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (ROOT / path).is_file(), path
+def spans(page: str) -> list[str]:
+    """The code within the lines of a page, outside its blocks and beyond the authors' columns of tables."""
+    text = FENCE.sub("", PAGES[page])
+    theirs = page == "docs/from-the-authors-code.md"
+    cells = [line.split("|", 2)[2] if theirs and line.startswith("|") else line for line in text.splitlines()]
+    return [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", "\n".join(cells))]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_and_option_within_a_line_is_there(page: str) -> None:
+    """`elit COMMAND ...` names a command (and kind) and options of it; an option alone is one of some command."""
+    everything = OTHERS.union(*(options_of(name) for name in COMMANDS))
+    theirs = {"--ckpt", "--max_train_steps"} if page == "docs/from-the-authors-code.md" else set()
+    for span in spans(page):
+        command, *words = span.split()
+        named = {word.partition("=")[0] for word in words if word.startswith("--")}
+        if command == "elit" and words and not words[0].startswith("-"):
+            assert words[0] in COMMANDS, (page, span)
+            assert named <= options_of(words[0]) | {"--help"}, (page, span)
+            if words[0] in ("prepare", "report") and len(words) > 1 and words[1][0] != "-":
+                assert words[1] in {"images", "latents", "folder", "budgets", "guidance", "attention", "schedule", "results"}
+        elif command.startswith("--"):
+            assert {command.partition("=")[0], *named} <= everything | theirs, (page, span)
+        elif command == "make":
+            subprocess.run(["make", "--dry-run", *words], cwd=ROOT, check=True, capture_output=True)
+        elif command == "python" and words[0].startswith("benchmarks/"):
+            check_benchmark(words)
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_and_picture_is_there(page: str) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", FENCE.sub("", PAGES[page])):
+        if target.startswith(("http://", "https://")):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (ROOT / page).parent / file if file else ROOT / page
+        assert found.is_file(), (page, target)
+        if anchor:
+            heads = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf8"), re.M)
+            assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, (page, target)
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    assert len(PAGES["README.md"].splitlines()) <= 130
+    assert all(f"]({page})" in PAGES["README.md"] for page in PAGES if page != "README.md")
+    assert {"make demo", "make test"} <= {
+        line.split("#")[0].strip() for _, block in blocks("README.md") for line in lines(block)
+    }
+
+
+def test_the_readmes_figures_are_those_of_the_whole_table() -> None:
+    def rows(text: str) -> dict[str, dict[str, str]]:
+        table = next(part for part in re.findall(r"(?:^\|.*\n)+", text, re.M) if "Fréchet distance |" in part)
+        head, _, *body = [[cell.strip() for cell in line.strip("|\n").split("|")] for line in table.splitlines()]
+        return {cells[0]: dict(zip(head, cells, strict=True)) for cells in body}
+
+    short, whole = rows(PAGES["README.md"]), rows(PAGES["docs/evaluation.md"].split("<!-- table:begin -->")[1])
+    assert len(short) >= 3
+    for name, row in short.items():
+        assert row.items() <= whole[name].items(), name
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "elit sample --buget 1/4",
+        "elit sample --count 0",
+        "elit report nothing",
+        "elit train --config configs/nowhere.yaml",
+        "elit train --config configs/emoji-tiny.yaml --optimizer.rate 1",
+        "torchrun --nproc-per-node 2 -m elit smaple",
+        "make nothing",
+        "python benchmarks/forward.py --nothing",
+        "python benchmarks/nothing.py",
+        "pip install elit",
+        "ls",
+    ],
+)
+def test_a_wrong_command_would_be_found(command: str, elsewhere: Path) -> None:
+    """What runs the pages fails for each kind of mistake, and what only reads them too."""
+    with pytest.raises((AssertionError, OSError, subprocess.CalledProcessError, elit.UserError)):
+        words = words_of(command)
+        if words:
+            check(words)
+        else:
+            run(command)

@@ -1,4 +1,4 @@
-"""The results of a model: the README's table from its card, the dense twin, copies, and one command for all."""
+"""The results of a model: the table of docs/evaluation.md from its card, the dense twin, copies, and one command for all."""
 
 import json
 import shutil
@@ -38,11 +38,13 @@ def cells(table: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
 
 
-def test_the_readmes_table_is_the_cards() -> None:
+def test_the_published_table_is_the_cards() -> None:
     """Word for word, and its figures are those of card.json."""
-    text = (ROOT / "README.md").read_text(encoding="utf8")
+    text = (ROOT / "docs/evaluation.md").read_text(encoding="utf8")
     block = text.split(BEGIN)[1].split(END)[0].strip()
-    assert block == results_block(elit.load_bundled(), load_card(FOLDER)), "run elit results --from-card --readme README.md"
+    assert block == results_block(elit.load_bundled(), load_card(FOLDER)), (
+        "run elit results --from-card --readme docs/evaluation.md"
+    )
     quality = json.loads((ROOT / "src/elit/bundled/card.json").read_text())["quality"]
     rows = {row[0]: row for row in cells(block[block.index("| budget") :])}
     column = rows["budget"].index("Fréchet distance")

@@ -1,4 +1,4 @@
-"""The authors' YAML files: every key is translated, ignored with a reason or refused, as the README's table says."""
+"""The authors' YAML files: every key is translated, ignored with a reason or refused, as the table of its page says."""
 
 import dataclasses
 import re
@@ -42,8 +42,8 @@ def told(load: Load, **keys: Any) -> str:
 
 
 def table_rows() -> list[tuple[str, str]]:
-    """(their cell, our cell) of the README's table."""
-    text = (ROOT / "README.md").read_text(encoding="utf8")
+    """(their cell, our cell) of the table of docs/from-the-authors-code.md."""
+    text = (ROOT / "docs/from-the-authors-code.md").read_text(encoding="utf8")
     rows = text.split("| `train.py` | `elit train` |\n|---|---|\n")[1].split("\n\n")[0]
     cells = [re.findall(r"\|(.*)\|(.*)\|", row)[0] for row in rows.splitlines()]
     return [(theirs, ours) for theirs, ours in cells if "--config FILE" not in theirs]

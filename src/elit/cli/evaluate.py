@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elit.cli.parsing import DTYPES, MOST, MOST_AT_ONCE, MOST_SEEDS, Parser, folder, parse_budgets, place, torch_dtype, whole
-from elit.cli.sample import add_sampling, make_recipe
+from elit.cli.sample import add_sampling, wishes_of
 from elit.console import say, show
 from elit.errors import UserError
 
@@ -176,7 +176,7 @@ def model_samples(options: argparse.Namespace, folder: Path) -> "list[Sampled]":
     model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
     card = load_card(folder)
     codec = load_codec(options.codec, model.input.channels, device, card.encoding)
-    recipe, labels = make_recipe(options, card), parse_labels(options.labels, model.null_class, card.label_names)
+    recipe, labels = wishes_of(options).over(card.recipe), parse_labels(options.labels, model.null_class, card.label_names)
     return [
         Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), labels, codec, 2)
         for budget in dict.fromkeys(parse_budgets(options.budgets))

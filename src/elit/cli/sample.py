@@ -1,7 +1,6 @@
 """`elit sample`: images in any number."""
 
 import argparse
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from elit.cli.parsing import (
@@ -18,13 +17,11 @@ from elit.cli.parsing import (
     torch_dtype,
     whole,
 )
-from elit.console import say, show
+from elit.console import show
 from elit.errors import UserError
 
 if TYPE_CHECKING:
-    from elit.card import Card
-    from elit.guidance import Guidance
-    from elit.recipe import Recipe
+    from elit.request import Wishes
 
 
 @option
@@ -109,52 +106,38 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
 
 
 def run_sample(options: argparse.Namespace) -> None:
-    from elit.card import load_card
-    from elit.codec import load_codec
-    from elit.distributed import from_main, is_main, local_device, process_group
-    from elit.generation import check_count, fitting_tile, generate
-    from elit.hub import find_model
-    from elit.labels import parse_labels
-    from elit.target import Budget
-    from elit.weights import load_model
+    from elit.distributed import is_main
+    from elit.request import Request
 
-    source = find_model(options.model)
-    card, device = load_card(source), local_device(options.device)
-    model = load_model(source, str(device)).to(torch_dtype(options.dtype))
-    labels = parse_labels(options.labels, model.null_class, card.label_names)
-    count = (len(labels.values) or 16) if options.count is None else options.count
-    check_count(count)
-    recipe, out = make_recipe(options, card), options.out
-    recipe = recipe if options.tile is not None else replace(recipe, tile=min(recipe.tile, count))
-    budget = Budget.parse(options.budget, model, recipe.tile)
-    recipe = replace(recipe, budget=budget)
-    if is_main() and isinstance(budget, float) and not options.budget[-1:].isdigit():  # a cost was given
-        say(f"budget {options.budget}: {model.levels.of(budget)}/{model.latents} of the latents")
-    codec = load_codec(options.codec, model.input.channels, device, card.encoding)
-    with process_group():
-        if options.tile is None:
-            recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, out))
-        made = generate(model, recipe, labels, count, out, codec, options.batch, options.npz, card.label_names)
+    request = Request(
+        out=options.out,
+        wishes=wishes_of(options),
+        model=options.model,
+        labels=options.labels,
+        budget=options.budget,
+        count=options.count,
+        codec=options.codec,
+        dtype=torch_dtype(options.dtype),
+        device=options.device,
+        batch=options.batch,
+        npz=options.npz,
+    )
+    count, made = request.make()
     if is_main():
         show(f"{count} images are in {made}")
 
 
-def make_recipe(options: argparse.Namespace, card: "Card") -> "Recipe":
-    """The recipe that the options of `add_sampling` ask for, at the full budget: the card's where they are silent."""
-    recipe = card.recipe
-    return replace(
-        recipe,
-        sampler=options.sampler,
-        steps=recipe.steps if options.steps is None else options.steps,
-        guidance=parse_guidance(options, recipe.guidance.scale),
-        seed=options.seed,
-        tile=recipe.tile if options.tile is None else options.tile,
+def wishes_of(options: argparse.Namespace) -> "Wishes":
+    """What the options of `add_sampling` ask for."""
+    from elit.request import Wishes
+
+    return Wishes(
+        options.sampler,
+        options.steps,
+        options.scale,
+        options.interval,
+        options.weak_budget,
+        options.weak_label,
+        options.seed,
+        options.tile,
     )
-
-
-def parse_guidance(options: argparse.Namespace, default_scale: float) -> "Guidance":
-    """The guidance that the options ask for."""
-    from elit.guidance import Guidance
-
-    scale = default_scale if options.scale is None else options.scale
-    return Guidance(scale, options.interval, options.weak_budget, options.weak_label)

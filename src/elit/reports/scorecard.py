@@ -1,6 +1,6 @@
 """A model's measured results: quality and latency per budget, its dense twin beside it, what it copies; as card and table.
 
-The README's table is `results_block` of the bundled model's card, and nothing else.
+The table of docs/evaluation.md is `results_block` of the bundled model's card, and nothing else.
 """
 
 import json
@@ -159,7 +159,7 @@ def results_table(model: ElasticModel, quality: dict[str, Any]) -> str:
 
 
 def results_block(model: ElasticModel, card: Card) -> str:
-    """How it was measured, what came of it, and the table, as in the README. Raises UserError for an empty card."""
+    """How it was measured, what came of it, and the table of docs/evaluation.md. Raises UserError for an empty card."""
     quality = card.quality
     if quality is None:
         raise UserError("the model's card holds no measured quality; measure it with elit results")

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from elit.card import Card
 from elit.codec import Codec
+from elit.compiler import check_compiler
 from elit.data.loader import Data, Stored, read_ahead
 from elit.data.opening import check_fit, classes_without_pictures, decoder_of, open_data
 from elit.data.stream import StreamedData
@@ -60,6 +61,8 @@ def train(config: TrainConfig) -> Path:
     """
     device = local_device(config.device)
     check_shares(config)
+    if config.compile:
+        check_compiler(device)
     with asked_to_stop() as stop, process_group(timedelta(seconds=config.parallel.timeout), device), quiet():
         if config.dtype == "bf16" and not fast_bfloat16(device):
             say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and exacter")

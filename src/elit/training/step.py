@@ -118,10 +118,10 @@ def make_state(config: TrainConfig, device: torch.device, stored: Stored | None 
     mesh = make_mesh(
         *mesh_size(config.parallel.replicate, config.parallel.shard), device, timedelta(seconds=config.parallel.timeout)
     )
-    shard_model(model, model.units(), mesh, DTYPES[config.dtype])  # a unit at a time goes to the device
+    shard_model(model, model.units(), mesh, products_of(config, device))  # a unit at a time goes to the device
     model.to(device)
     if objective.projector is not None:
-        shard_model(objective.projector, (), mesh, DTYPES[config.dtype])
+        shard_model(objective.projector, (), mesh, products_of(config, device))
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
     scaler = GradScaler(device.type, enabled=config.dtype == "fp16")
     optimizers = make_optimizers(model, config.optimizer, objective.projector)
@@ -163,9 +163,15 @@ def model_of(state: TrainState, weights: dict[str, Tensor], device: torch.device
 
 
 def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Matrix products in the configuration's dtype; in float32 for bf16 where the device has no fast products of it."""
+    """Matrix products in the dtype of `products_of`."""
+    dtype = products_of(config, device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
+
+
+def products_of(config: TrainConfig, device: torch.device) -> torch.dtype:
+    """The configuration's dtype; float32 for bf16 where the device has no fast products of it."""
     slow = config.dtype == "bf16" and not fast_bfloat16(device)
-    return torch.autocast(device.type, DTYPES[config.dtype], enabled=config.dtype != "fp32" and not slow)
+    return torch.float32 if slow else DTYPES[config.dtype]
 
 
 def batch_loss(
