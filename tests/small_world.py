@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import elit.bundled
-import elit.pipeline
+import elit.hub
 from elit import DiT, DiTConfig
 from elit.weights import load_model, save_weights
 from randomised import randomised
@@ -41,4 +41,4 @@ def small_bundled(folder: Path) -> Path:
 def use_as_bundled(folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Makes a model folder the one that commands take where none is given."""
     patch.setattr(elit.bundled, "FOLDER", folder)
-    patch.setattr(elit.pipeline, "FOLDER", folder)
+    patch.setattr(elit.hub, "FOLDER", folder)
