@@ -61,8 +61,6 @@ def train(config: TrainConfig) -> Path:
     """
     device = local_device(config.device)
     check_shares(config)
-    if config.compile:
-        check_compiler(device)
     with asked_to_stop() as stop, process_group(timedelta(seconds=config.parallel.timeout), device), quiet():
         if config.dtype == "bf16" and not fast_bfloat16(device):
             say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and exacter")
@@ -93,6 +91,8 @@ class Found:
 
 def look_around(config: TrainConfig, device: torch.device) -> Found:
     """Looks for it in this process alone, and writes nothing. Raises UserError for what is missing or does not fit."""
+    if config.compile:
+        check_compiler(device)
     data, run = load_data(config), Path(config.out)
     codec, stored = decoder_of(data, config.data.codec, device), stored_features(config.alignment, data)
     reads = reads_of(config, data)
