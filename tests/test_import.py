@@ -33,6 +33,16 @@ def test_import_is_light_and_leaves_no_trace(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_the_keys_of_training_are_explained_without_torch() -> None:
+    """The configuration's schema is plain; what reads and checks it is loaded when there is something to read."""
+    code = (
+        "import sys\nfrom elit.cli.train import train_keys\ntext = train_keys()\n"
+        "print([name for name in ('torch', 'pydantic', 'numpy') if name in sys.modules], max(map(len, text.splitlines())))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split("] ")[0] == "[" and int(done.stdout.split("] ")[1]) <= 80
+
+
 def test_the_public_face_is_there() -> None:
     import elit
 
