@@ -103,6 +103,12 @@ def test_names_that_are_numbers_are_not_mixed_with_indices() -> None:
             listed(mixed)
 
 
+def test_names_beyond_the_classes_are_no_labels() -> None:
+    """As of a card that was edited by hand."""
+    with pytest.raises(UserError, match="no label 'c'"):
+        parse_labels("c", 2, ("a", "b", "c"))
+
+
 def test_a_name_with_a_comma_is_a_name(tmp_path: Path) -> None:
     assert parse_labels("tench, Tinca tinca", 3, ("cat", "tench, Tinca tinca", "dog")).values == (1,)
 

@@ -125,7 +125,7 @@ def _range(first: int, last: int, text: str, classes: int, names: Sequence[str])
 
 def label_index(text: str, classes: int, names: Sequence[str] = ()) -> int:
     """The index of a label given by name or number. Raises UserError, naming close ones, for one that is not there."""
-    if text in names:
+    if text in names[:classes]:
         return list(names).index(text)
     if re.fullmatch("[0-9]{1,9}", text) and int(text) < classes:
         return int(text)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from elit.console import progress_bar
@@ -27,13 +26,13 @@ from elit.evaluation.metrics import (
     precision_recall,
     rank_correlation,
 )
-from elit.files import digest, write_whole, written_whole
+from elit.files import digest, write_whole
 from elit.pixels import to_float, to_uint8
 from elit.precision import fast_bfloat16
 from elit.recipe import Recipe
 from elit.sampling import image_noise
 from elit.seeding import generator_for
-from elit.weights import fingerprint, read_tensors
+from elit.weights import fingerprint, read_tensors, save_tensors
 
 NEIGHBOURS = 3  # precision's and recall's k
 BATCH = 13  # 949 samples are 73 whole batches, whose activations stay in the caches
@@ -216,8 +215,7 @@ def drawn_once(
     images = to_uint8(judge.draw(model, recipe, done))
     drawn = Drawn(images, judge.extract(to_float(images)))
     if file is not None:
-        with written_whole(file) as part:
-            save_file({"images": drawn.images.contiguous(), "features": drawn.features}, part)
+        save_tensors({"images": drawn.images.contiguous(), "features": drawn.features}, file)
     return drawn
 
 
