@@ -71,7 +71,7 @@ def test_tall_sheets_have_their_names_above_too() -> None:
         ("heart", ["heart"]),
         ("transport-ground", ["transport-", "ground"]),
         ("a few short words", ["a few short", "words"]),
-        ("two\nlines", ["two lines"]),
+        ("two\nlines", ["two", "lines"]),
         ("", []),
     ],
 )

@@ -56,7 +56,7 @@ def sheet(
         rows: one name for each row, on the left; its lines are kept. captions: one name for each image, below it.
         cell: pixels of an image's longer side, at least: small images are enlarged by a whole number.
 
-    Names too long for their column are broken into lines, at spaces and hyphens where that is possible.
+    Names keep their lines; longer ones than their column are broken, at spaces and hyphens where that is possible.
     """
     height, width = images_NCHW.shape[-2:]
     pixels = enlarged(images_NCHW, max(1, cell // max(height, width)))
@@ -108,8 +108,14 @@ def font(size: int) -> ImageFont.FreeTypeFont:
 
 def wrapped(name: str, letters: ImageFont.FreeTypeFont, width: float) -> list[str]:
     """A name in lines no wider than so many pixels, the last of them cut where they would be too many."""
+    lines = [line for own in name.splitlines() for line in _wrapped(one_line(own), letters, width)]
+    return lines if len(lines) <= LINES else [*lines[: LINES - 1], f"{lines[LINES - 1][:-1]}…"]
+
+
+def _wrapped(name: str, letters: ImageFont.FreeTypeFont, width: float) -> list[str]:
+    """The lines of a name that is one line."""
     lines: list[str] = []
-    for piece in one_line(name).replace("-", "-\0").replace(" ", " \0").split("\0"):
+    for piece in name.replace("-", "-\0").replace(" ", " \0").split("\0"):
         if lines and letters.getlength((lines[-1] + piece).rstrip()) <= width:
             lines[-1] += piece
             continue
@@ -118,8 +124,7 @@ def wrapped(name: str, letters: ImageFont.FreeTypeFont, width: float) -> list[st
             lines.append(piece[:fits])
             piece = piece[fits:]
         lines.append(piece)
-    lines = [text.strip() for text in lines if text.strip()]
-    return lines if len(lines) <= LINES else [*lines[: LINES - 1], f"{lines[LINES - 1][:-1]}…"]
+    return [text.strip() for text in lines if text.strip()]
 
 
 class Row(NamedTuple):

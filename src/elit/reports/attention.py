@@ -116,7 +116,7 @@ def attention_sheet(subject: Subject, images: Tensor, maps: Sequence[ReadMaps], 
     columns, names = [], ["image"]
     for m in maps:
         columns += [picture_of(m.token_attention, subject.model), picture_of(m.loss, subject.model)]
-        names += [f"attention, t = {m.t:g}", f"loss, t = {m.t:g}"]
+        names += [f"attention\nt = {m.t:g}", f"loss\nt = {m.t:g}"]
     together = [[0, 2 * i + 1, 2 * i + 2] for i in range(len(maps))]
     return ImageSheet(rows_of(subject, images, columns, shown), names, together)
 
@@ -126,7 +126,7 @@ def latents_sheet(subject: Subject, images: Tensor, maps: ReadMaps, shown: Seque
     latents = subject.model.latents
     chosen = sorted({0, 1, latents - 2, latents - 1})
     columns = [picture_of(latent_map(maps, j, subject.model), subject.model) for j in chosen]
-    names = ["image", *(f"latent {j + 1} of {latents}" for j in chosen)]
+    names = ["image", *(f"latent {j + 1}\nof {latents}" for j in chosen)]
     return ImageSheet(rows_of(subject, images, columns, shown), names, [range(len(names))])
 
 

@@ -15,6 +15,7 @@ from elit.files import written_whole
 from elit.pictures import CELL, Row, save_png, sheet
 from elit.reports.colophon import MARK
 from elit.reports.page import Piece
+from elit.words import one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -66,8 +67,8 @@ class ImageSheet:
         for columns in self.together or parts_of(len(self.columns), ACROSS):
             image, stream = self.draw(columns, SHARP * CELL), io.BytesIO()
             image.save(stream, format="PNG", optimize=True)
-            named = ", ".join(self.columns[i] for i in columns)
-            alt = f"Images of {named}; from top to bottom: {', '.join(one.name.split(chr(10))[0] for one in self.rows)}."
+            named = ", ".join(one_line(self.columns[i]) for i in columns)
+            alt = f"Images of {named}; from top to bottom: {', '.join(one_line(row.name) for row in self.rows)}."
             made.append(Piece("png", stream.getvalue(), image.width // SHARP, image.height // SHARP, alt))
         return made
 
@@ -152,6 +153,7 @@ class Panels:
         places = figure.subplots(down, across, squeeze=False).flatten()
         for ax, panel in zip(places, shown, strict=False):
             self._draw(ax, panel)
+        figure.get_layout_engine().set(h_pad=0.12)  # type: ignore[union-attr, call-arg]
         for ax in places[len(shown) :]:
             ax.remove()
         with written_whole(file) as part:

@@ -70,11 +70,12 @@ figcaption, .note { color: var(--soft); font-size: 0.9rem; max-width: 48rem; mar
 footer { color: var(--soft); font-size: 0.85rem; margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; margin: 0; }
 dd { margin: 0; overflow-wrap: anywhere; }
-code { font-size: 0.95em; }
+dd span { display: inline-block; max-width: 100%; }
 @media (max-width: 40rem) {
   table { font-size: 0.8rem; }
-  th, td { padding: 0.25rem 0.35rem; white-space: normal; }
-  th.key, td.key { white-space: nowrap; }
+  th, td { padding: 0.25rem 0.35rem; }
+  th { white-space: normal; }
+  td span { display: block; }
 }
 """
 
@@ -109,12 +110,7 @@ def _piece(piece: Piece) -> str:
 
 def _table(table: Table) -> str:
     def row(cells: Sequence[str], tag: str) -> str:
-        classes = ['class="key"' if i < table.keys else "" for i in range(len(cells))]
-        return (
-            "<tr>"
-            + "".join(f"<{f'{tag} {c}'.strip()}>{escape(t)}</{tag}>" for c, t in zip(classes, cells, strict=True))
-            + "</tr>"
-        )
+        return "<tr>" + "".join(f"<{tag}>{_cell(cell)}</{tag}>" for cell in cells) + "</tr>"
 
     body = "\n".join(row(cells, "td") for cells in table.rows)
     note = f'\n<p class="note">{escape(table.note)}</p>' if table.note else ""
@@ -124,6 +120,20 @@ def _table(table: Table) -> str:
     )
 
 
+def _cell(text: str) -> str:
+    """A cell's text; what stands beside a figure, such as "± 1.5" or an interval, may go below it."""
+    for mark in (" ± ", " ("):
+        figure, found, beside = text.partition(mark)
+        if found:
+            return f"{escape(figure)} <span>{escape(found[1:] + beside)}</span>"
+    return escape(text)
+
+
 def _footer(made: Mapping[str, str]) -> str:
-    told = "\n".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in made.items())
+    told = "\n".join(f"<dt>{escape(name)}</dt><dd>{_unbroken(value)}</dd>" for name, value in made.items())
     return f"<footer>\n<dl>\n{told}\n</dl>\n</footer>"
+
+
+def _unbroken(text: str) -> str:
+    """A text whose words are not broken at their hyphens while a line has room for them."""
+    return " ".join(f"<span>{escape(word)}</span>" for word in text.split(" "))
