@@ -112,3 +112,16 @@ def test_a_panel_is_an_svg_of_its_own_that_follows_the_readers_colours() -> None
 def test_spread_indices_differ_and_cover() -> None:
     assert spread(4, 12) == [0, 3, 6, 9]
     assert spread(12, 5) == [0, 1, 2, 3, 4]
+
+
+def test_ticks_are_whole_numbers() -> None:
+    """Where all values are near 155 the axis says 155, and not 5 with 150 to be added."""
+    from matplotlib.figure import Figure
+
+    figure = Figure()
+    ax = figure.subplots()
+    panel = Panel("KID", "GFLOPs", {"": [Point(0.00342, 155.01), Point(0.00343, 155.02)]}, from_zero=False)
+    Panels([panel])._draw(ax, panel)
+    figure.draw_without_rendering()
+    assert not ax.yaxis.get_offset_text().get_text().startswith(("+", "1e2+"))
+    assert all(tick.get_text().startswith("155") for tick in ax.get_yticklabels())

@@ -141,12 +141,14 @@ def finish(report: "Report", out: Path, typed: str, device: "torch.device | None
 
     typed: the command line, which the page names. device: of the model, where there is one.
     """
-    from elit.console import say
+    from elit.console import say, show
     from elit.reports.colophon import write_colophon
     from elit.reports.report import print_table, write_report, written_files
 
     for table in report.tables:
         print_table(table)
+    if report.verdict:
+        show(report.verdict)
     write_report(report, out, write_colophon(typed, device))
     say(f"pictures and figures are in {out}: {written_files(report)}")
 

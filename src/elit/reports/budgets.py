@@ -18,7 +18,15 @@ from elit.reports.drawing import ImageSheet, Panel, Panels, Point
 from elit.reports.page import Table
 from elit.reports.report import Part, Picture, Report
 from elit.reports.samples import budget_name, draw_all
-from elit.reports.scores import QUALITY_COLUMNS, Scores, quality_cells, quality_note, quality_panels, without_empty
+from elit.reports.scores import (
+    QUALITY_COLUMNS,
+    Scores,
+    gflops_text,
+    quality_cells,
+    quality_note,
+    quality_panels,
+    without_empty,
+)
 from elit.reports.subject import Subject
 
 REAL_ROWS = 2
@@ -66,7 +74,7 @@ def report_budgets(subject: Subject, quality: dict[str, Any] | None = None) -> R
     timed = measure_latency(model, budgets)
     rows = [replace(row, latency=ms) for row, ms in zip(budget_rows(model, budgets, quality), timed, strict=True)]
     images = [
-        Row(f"{budget_name(row.budget, model)}\n{row.gflops:.2f} GFLOPs", some)
+        Row(f"{budget_name(row.budget, model)}\n{gflops_text(row.gflops)} GFLOPs", some)
         for row, some in zip(rows, samples, strict=True)
     ]
     if subject.data is not None:
@@ -152,7 +160,7 @@ def cost_table(rows: Sequence[BudgetRow], model: ElasticModel) -> Table:
     cells = [
         [
             budget_name(row.budget, model),
-            f"{row.gflops:.2f}",
+            gflops_text(row.gflops),
             f"{row.gflops / full:.0%}",
             *((f"{row.latency.median:.1f}", f"{row.latency.first:.1f}", f"{row.latency.third:.1f}") if row.latency else ()),
         ]

@@ -233,6 +233,7 @@ def dress(ax: "Axes", panel: Panel) -> None:
     ax.set_title(panel.title, fontsize=11, color=LIGHT["ink"])
     ax.set_xlabel(panel.x_label, fontsize=10, color=LIGHT["ink"])
     ax.tick_params(colors=LIGHT["ink"], labelsize=9)
+    ax.ticklabel_format(useOffset=False)  # whole numbers at the ticks, none to be added to them
     ax.grid(color=LIGHT["line"], linewidth=0.6)
     ax.set_axisbelow(True)
     for side, spine in ax.spines.items():

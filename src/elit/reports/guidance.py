@@ -15,7 +15,15 @@ from elit.reports.drawing import ImageSheet, Panel, Panels, Point
 from elit.reports.page import Table
 from elit.reports.report import Part, Picture, Report
 from elit.reports.samples import budget_name, draw_all
-from elit.reports.scores import QUALITY_COLUMNS, Scores, quality_cells, quality_note, quality_panels, without_empty
+from elit.reports.scores import (
+    QUALITY_COLUMNS,
+    Scores,
+    gflops_text,
+    quality_cells,
+    quality_note,
+    quality_panels,
+    without_empty,
+)
 from elit.reports.subject import Subject
 
 KINDS = ("CFG", "cheap CFG", "autoguidance")
@@ -123,14 +131,12 @@ def by_kind(rows: Sequence[GuidanceRow]) -> dict[str, list[GuidanceRow]]:
 
 def guidance_table(rows: Sequence[GuidanceRow], best: Mapping[str, Best], quality: Mapping[str, Any] | None) -> Table:
     """A line per kind and scale, the best of each kind marked."""
-    columns = ("guidance", "scale", "GFLOPs a step", *QUALITY_COLUMNS, "")
+    columns = ("guidance at scale", "GFLOPs a step", *QUALITY_COLUMNS)
     cells = [
         [
-            row.kind,
-            f"{row.scale:g}",
-            f"{row.gflops_per_step:.2f}",
+            f"{row.kind} {row.scale:g}{' (best)' if row.kind in best and best[row.kind].row is row else ''}",
+            gflops_text(row.gflops_per_step),
             *quality_cells(row.scores),
-            "best" if row.kind in best and best[row.kind].row is row else "",
         ]
         for row in rows
     ]
@@ -138,11 +144,11 @@ def guidance_table(rows: Sequence[GuidanceRow], best: Mapping[str, Best], qualit
     if quality is None:
         note += " Quality is not measured."
     else:
-        cells.append(["real", "", "", *quality_cells(quality["real"]), ""])
+        cells.append(["real", "", *quality_cells(quality["real"])])
         ends = [kind for kind, found in best.items() if found.at_an_end]
         wider = f" For {', '.join(ends)} it is at an end of the scales: try more with --scales." if ends else ""
         note += f" Best: the scale of the lowest Fréchet distance of each kind.{wider} {quality_note(quality)}"
-    return without_empty(Table("Guidance over scales", columns, cells, note, keys=2))
+    return without_empty(Table("Guidance over scales", columns, cells, note))
 
 
 def panels(rows: Sequence[GuidanceRow]) -> list[Panel]:

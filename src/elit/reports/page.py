@@ -61,6 +61,7 @@ h2 { font-size: 1.15rem; margin-top: 2.5rem; margin-bottom: 0.5rem; }
 table { border-collapse: collapse; margin: 0 auto; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { vertical-align: bottom; }
+th:first-child, td:first-child { position: sticky; left: 0; background: var(--paper); }
 figure { margin: 2.5rem 0; }
 .pieces { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), max-content)); gap: 1.5rem 1rem;
   justify-content: center; justify-items: center; align-items: start; }

@@ -38,11 +38,15 @@ Part: TypeAlias = str | Table | Picture
 
 @dataclass(frozen=True)
 class Report:
-    """`parts` are paragraphs, tables and pictures; `results` is what results.json holds, beside the colophon."""
+    """`parts` are paragraphs, tables and pictures; `results` is what results.json holds, beside the colophon.
+
+    verdict: what comes of it, in a sentence, where there is one; a terminal shows it below the tables.
+    """
 
     title: str
     parts: Sequence[Part]
     results: Mapping[str, object]
+    verdict: str = ""
 
     @property
     def pictures(self) -> list[Picture]:

@@ -8,6 +8,7 @@ from elit.evaluation.results import SETTINGS, ResultRow, group_of, read_results
 from elit.reports.drawing import Panel, Panels, Point
 from elit.reports.page import Table
 from elit.reports.report import Part, Picture, Report
+from elit.reports.scores import gflops_text
 
 BESIDE = (" low", " high", " deviation")  # ends of the names of what is shown beside a figure
 HASHES = ("model", "fingerprint", "reference_hash")  # settings that say nothing to people
@@ -31,7 +32,11 @@ def results_table(rows: Sequence[ResultRow]) -> Table:
     """A line for each set, or for each budget of a model over its seeds; below, what the figures stand on."""
     names, groups = figures_of(rows), by_budget(rows)
     models = any(row.budget is not None for row in rows)
-    lines = [[*identity(group, models), *(figure(group, name) for name in names)] for group in groups]
+    called = sample_names([group[0] for group in groups])
+    lines = [
+        [one, *identity(group, models), *(figure(group, name) for name in names)]
+        for one, group in zip(called, groups, strict=True)
+    ]
     columns = ["samples", *(("budget", "GFLOPs", "seeds") if models else ()), "n", *names]
     stands = dict.fromkeys(f"{row.features}, {row.dtype}, beside {row.reference}" for row in rows)
     note = f"n: samples. {'GFLOPs: of one forward. ' if models else ''}Features: {'; '.join(stands)}."
@@ -41,12 +46,11 @@ def results_table(rows: Sequence[ResultRow]) -> Table:
 
 
 def identity(group: Sequence[ResultRow], models: bool) -> list[str]:
-    """The first cells of a line; models: with those that only samples of models have."""
+    """The cells of a line between the samples' name and the figures; models: with those that only models' samples have."""
     first = group[0]
     budget = "" if first.budget is None else f"{first.budget:g}"
-    gflops = "" if first.gflops is None else f"{first.gflops:.2f}"
-    name = first.called or Path(first.samples).name
-    return [name, *((budget, gflops, str(len(group))) if models else ()), f"{first.count:,}"]
+    gflops = "" if first.gflops is None else gflops_text(first.gflops)
+    return [*((budget, gflops, str(len(group))) if models else ()), f"{first.count:,}"]
 
 
 def figure(group: Sequence[ResultRow], name: str) -> str:
@@ -114,7 +118,7 @@ def curve_names(groups: Sequence[Sequence[ResultRow]]) -> list[str]:
     Paths are without what they have in common. Hashes are told only where nothing else tells the curves apart.
     """
     firsts = [group[0] for group in groups]
-    samples = apart([row.called or row.samples for row in firsts])
+    samples = sample_names(firsts)
     files = apart([row.file or "" for row in firsts])
     differing = [key for key in SETTINGS if len({str(getattr(row, key)) for row in firsts}) > 1]
     words = [key for key in differing if key not in ("samples", "file", *HASHES)]
@@ -128,6 +132,12 @@ def curve_names(groups: Sequence[Sequence[ResultRow]]) -> list[str]:
     return [
         ", ".join([name, *(f"{key} {getattr(r, key)}" for key in hashes)]) for name, r in zip(names, firsts, strict=True)
     ]
+
+
+def sample_names(rows: Sequence[ResultRow]) -> list[str]:
+    """What the samples of each row are called, or the end of their path that tells them apart."""
+    found = iter(apart([row.samples for row in rows if not row.called]))
+    return [row.called or next(found) for row in rows]
 
 
 def apart(paths: Sequence[str]) -> list[str]:

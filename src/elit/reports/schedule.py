@@ -19,7 +19,15 @@ from elit.reports.drawing import ImageSheet, Panel, Panels, Point
 from elit.reports.page import Table
 from elit.reports.report import Part, Picture, Report
 from elit.reports.samples import budget_name, draw_all
-from elit.reports.scores import QUALITY_COLUMNS, Scores, quality_cells, quality_note, quality_panels, without_empty
+from elit.reports.scores import (
+    QUALITY_COLUMNS,
+    Scores,
+    gflops_text,
+    quality_cells,
+    quality_note,
+    quality_panels,
+    without_empty,
+)
 from elit.reports.subject import Subject
 
 CONSTANT, HIGH, LOW = "constant", "few at high noise", "few at low noise"
@@ -105,12 +113,13 @@ def report_schedule(
         subject.describe(),
         *subject.notes(),
         "t = 1 is noise and t = 0 is data; where nothing is said, the full budget runs.",
-        schedule_table(rows, sentence, quality),
+        sentence,
+        schedule_table(rows, quality),
         Picture("schedule.png", panels_caption(rows), Panels(panels(rows))),
         Picture("images.png", caption, ImageSheet(shown, subject.label_names)),
     ]
     results = {**subject.results(), "rows": [row.told() for row in rows], "verdict": sentence, "quality": quality}
-    return Report("Schedules: are fewer latents at high noise free?", parts, results)
+    return Report("Schedules: are fewer latents at high noise free?", parts, results, sentence)
 
 
 def rms(images: Tensor, full: Tensor) -> float:
@@ -155,20 +164,20 @@ def verdict(rows: Sequence[ScheduleRow], seeds: int) -> str:
     return out
 
 
-def schedule_table(rows: Sequence[ScheduleRow], sentence: str, quality: Mapping[str, Any] | None) -> Table:
+def schedule_table(rows: Sequence[ScheduleRow], quality: Mapping[str, Any] | None) -> Table:
     """A line for each way to spend the budget."""
     columns = ("latents", "GFLOPs a step", "of full", "RMS to full", *QUALITY_COLUMNS)
     cells = [
         [
             row.name,
-            f"{row.gflops_per_step:.2f}",
+            gflops_text(row.gflops_per_step),
             f"{row.gflops_per_step / rows[0].gflops_per_step:.0%}",
             f"{row.rms:.3f}",
             *quality_cells(row.scores),
         ]
         for row in rows
     ]
-    note = f"{sentence} RMS: the root mean square of the pixels' differences; RGB spans -1 to 1."
+    note = "RMS: the root mean square of the pixels' differences; RGB spans -1 to 1."
     if quality is not None:
         cells.append(["real", "", "", "", *quality_cells(quality["real"])])
         note = f"{note} {quality_note(quality)}"

@@ -36,6 +36,11 @@ def figure_text(scores: Scores, name: str, digits: int) -> str:
     return f"{scores[name]:.{digits}f}{spread}"
 
 
+def gflops_text(gflops: float) -> str:
+    """GFLOPs as tables show them: two decimals, or two digits of a tiny model's."""
+    return f"{gflops:.2f}" if gflops >= 0.1 else f"{gflops:.2g}"
+
+
 def quality_cells(scores: Scores) -> list[str]:
     """The cells under QUALITY_COLUMNS."""
     return [figure_text(scores, name, digits) for name, (_, digits) in FIGURES.items()]
