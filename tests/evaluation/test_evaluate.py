@@ -15,7 +15,7 @@ from extractors_for_tests import tiny_extractor
 from PIL import Image
 from torch import Tensor
 
-from elit import DiT, Guidance
+from elit import DiT, Guidance, UserError
 from elit.card import Card, save_card
 from elit.cli import main
 from elit.codec import PixelCodec
@@ -508,3 +508,18 @@ def test_classes_go_by_name_where_the_card_names_them(
     assert json.loads((tmp_path / "out" / "results.jsonl").read_text())["labels"] == "2,0"
     capsys.readouterr()
     assert "there is no label 'z'" in refused(capsys, model_folder, "--reference", reference, *more, "z")
+
+
+def test_what_several_rows_have_in_common_is_said_once(
+    tiny_features: Extractor, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = ["--budgets", "1/4,1", "--seeds", "2", "--count", "4", "--steps", "2", "--tile", "4"]
+    assert main(arguments(model_folder, write_pictures(tmp_path / "a", pictures(12)), tmp_path / "out", *more)) == 0
+    assert capsys.readouterr().err.count("the covariance is singular") == 1
+
+
+def test_a_share_of_the_images_is_never_taken_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the launcher started two processes that have not met, each would measure its half and call it the set."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="is in no group"):
+        measure_features(Images("all", pictures(12)), tiny_extractor(), 4, tmp_path / "work")

@@ -133,3 +133,19 @@ def test_a_card_survives_a_round_trip_and_a_broken_one_is_refused(tmp_path: Path
     with pytest.raises(ValueError, match=r"card\.json"):
         load_card(tmp_path)
     assert load_card(tmp_path / "none") == Card(SamplingDefaults())
+
+
+def test_what_is_damaged_in_a_work_folder_is_made_anew(
+    model: elit.DiT, judge: Judge, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = Recipe(steps=2, budget=0.5)
+    [whole] = measure_recipes(judge, model, [recipe], [0], tmp_path)
+    [drawn] = tmp_path.glob("*.safetensors")
+    for text in ("[" * 100_000, '{"frechet": "many"}'):
+        drawn.with_suffix(".json").write_text(text)
+        assert measure_recipes(judge, model, [recipe], [0], tmp_path) == [whole]
+        assert "measured anew" in capsys.readouterr().err
+    drawn.with_suffix(".json").unlink()
+    drawn.write_bytes(drawn.read_bytes()[:-9])
+    assert measure_recipes(judge, model, [recipe], [0], tmp_path) == [whole]
+    assert "sampled anew" in capsys.readouterr().err

@@ -31,6 +31,7 @@ from elit.errors import UserError
 from elit.evaluation.arrays import array_names
 from elit.evaluation.extractors import Extractor
 from elit.evaluation.intervals import bootstrap, check_rounds
+from elit.evaluation.kept import keep, kept
 from elit.evaluation.measure import Measured, Rows, Wanted, measure_all
 from elit.evaluation.metrics import (
     density_coverage_rows,
@@ -145,13 +146,29 @@ def evaluate(
     if rounds:
         check_rounds(rounds)
     from_main(lambda: check_writable(out))
-    results = []
+    results, say_once = [], SayOnce()
     with ExitStack() as stack:
         sides = _sides(references, measures, batch, out, stack)
         for source in sources:
-            results += _rows_of(source, sides, measures, out, batch, rounds)
+            rows = _rows_of(source, sides, measures, out, batch, rounds)
+            for row in rows:
+                for note in row.notes:
+                    say_once(f"{row.samples}: {note}")
+            results += rows
         barrier()
     return results if is_main() else []
+
+
+class SayOnce:
+    """Says a text in the main process, and never again: budgets and seeds have most of their notes in common."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    def __call__(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            _say(text)
 
 
 @dataclass(frozen=True)
@@ -201,7 +218,7 @@ def _rows_of(
     facts, sampled = facts_of(source), isinstance(source, Sampled)
     keys = [_key(source, facts, side, measures, batch, rounds) for side in sides]
     files = [out / "kept" / f"{key}.json" for key in keys]
-    rows = from_main(lambda: [_kept(file) if sampled else None for file in files])
+    rows = from_main(lambda: [kept(file, ResultRow) if sampled else None for file in files])
     for row, file in zip(rows, files, strict=True):
         if row is not None:
             _say(f"{_named(row)}: taken from {file}, measured before")
@@ -213,13 +230,11 @@ def _rows_of(
     with ExitStack() as stack:
         found = [stack.enter_context(one) for one in measure_all(source, wanted, batch, out / f".{keys[left[0]]}", text)]
         notes = source.notes()
-        for note in notes:
-            _say(f"{source.name}{_at(facts)}: {note}")
         for i, one in zip(left, found, strict=True):
             row = from_main(partial(_row, source, facts, one, sides[i], measures, rounds, notes))
             rows[i] = row
             if sampled:
-                from_main(partial(_keep, row, files[i]))
+                from_main(partial(keep, row, files[i]))
     return [row for row in rows if row is not None]
 
 
@@ -233,9 +248,6 @@ def _row(
     notes: Sequence[str],
 ) -> ResultRow:
     values = compute(found, side.measured, side.statistics, side.extractor, measures, rounds)
-    few = few_samples(source.count, side.statistics, measures)
-    for note in few:
-        _say(f"{source.name}{_at(facts)}, {side.extractor.name}: {note}")
     return ResultRow(
         samples=source.name,
         count=source.count,
@@ -246,26 +258,9 @@ def _row(
         reference=str(side.statistics.provenance),
         reference_hash=side.statistics.hash,
         metrics=values,
-        notes=(*notes, *few),
+        notes=(*notes, *few_samples(source.count, side.statistics, measures)),
         **facts,
     )
-
-
-def _kept(file: Path) -> ResultRow | None:
-    """A row that was measured before; none where it is not there, or is no row."""
-    if not file.is_file():
-        return None
-    try:
-        return read_json(file, ResultRow)
-    except UserError as error:
-        _say(f"{error}: measured anew")
-        return None
-
-
-def _keep(row: ResultRow, file: Path) -> None:
-    with told(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(file, json.dumps(row.told(), indent=2) + "\n")
 
 
 def facts_of(source: Source) -> Facts:

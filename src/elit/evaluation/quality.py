@@ -5,7 +5,6 @@ their other side, and trains a linear probe of the nine categories. Samples carr
 one, and the other half itself is the yardstick: what real pictures score. Features: EfficientNet-Lite0, 1280 wide.
 """
 
-import json
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,10 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elit.console import progress_bar
+from elit.console import progress_bar, say
 from elit.data.emoji import Emoji, load_emoji
 from elit.elastic.model import ElasticModel
+from elit.errors import UserError
 from elit.evaluation.features import LinearProbe, efficientnet_features, load_efficientnet
+from elit.evaluation.kept import keep, kept
 from elit.evaluation.metrics import (
     frechet_distance,
     kernel_distance,
@@ -26,10 +27,11 @@ from elit.evaluation.metrics import (
     precision_recall,
     rank_correlation,
 )
-from elit.files import digest, write_whole
+from elit.files import check_writable, digest
 from elit.pixels import to_float, to_uint8
 from elit.precision import fast_bfloat16
 from elit.recipe import Recipe
+from elit.records import Share, record
 from elit.sampling import image_noise
 from elit.seeding import generator_for
 from elit.weights import fingerprint, read_tensors, save_tensors
@@ -38,15 +40,26 @@ NEIGHBOURS = 3  # precision's and recall's k
 BATCH = 13  # 949 samples are 73 whole batches, whose activations stay in the caches
 
 
-@dataclass(frozen=True)
+@record
 class Quality:
     """Of one set of images: Fréchet distance, KID times 1000, precision, recall, share in the asked category."""
 
     frechet: float
     kernel: float
-    precision: float
-    recall: float
-    accuracy: float
+    precision: Share
+    recall: Share
+    accuracy: Share
+
+
+@record
+class KeptQuality(Quality):
+    """The quality as a work folder keeps it, with the recipe in words: the file's name is a hash, so it says of what."""
+
+    setting: str = ""
+
+    @property
+    def figures(self) -> Quality:
+        return Quality(self.frechet, self.kernel, self.precision, self.recall, self.accuracy)
 
 
 @dataclass(frozen=True)
@@ -157,7 +170,7 @@ def measure_recipes(
     the images and features that they are of, so that a new figure needs no new samples.
     """
     if work is not None:
-        work.mkdir(parents=True, exist_ok=True)
+        check_writable(work)
     weights, different = fingerprint(model), dict.fromkeys(recipes)
     found = {}
     with progress_bar() as bar:
@@ -166,8 +179,8 @@ def measure_recipes(
             scores = []
             for seed in seeds:
                 one = replace(recipe, seed=seed)
-                kept = None if work is None else work / kept_name(weights, one, judge.count)
-                scores.append(_one(judge, model, one, kept, lambda n: bar.advance(task, n)))
+                file = None if work is None else work / kept_name(weights, one, judge.count)
+                scores.append(_one(judge, model, one, file, lambda n: bar.advance(task, n)))
             found[recipe] = summary(scores)
     return [found[recipe] for recipe in recipes]
 
@@ -181,42 +194,48 @@ def measured(
     return scores, {**judge.describe(), "seeds": list(seeds)}
 
 
-def _one(judge: Judge, model: ElasticModel, recipe: Recipe, kept: Path | None, done: Callable[[int], None]) -> Quality:
-    if kept is not None and (found := _kept_figures(kept)) is not None:
+def _one(judge: Judge, model: ElasticModel, recipe: Recipe, file: Path | None, done: Callable[[int], None]) -> Quality:
+    if file is not None and (found := kept(file, KeptQuality)) is not None:
         done(judge.count)
-        return found
-    quality = judge.score_features(drawn_once(judge, model, recipe, kept, done).features)
-    if kept is not None:  # the name is a hash, so the file says of what
-        write_whole(kept, json.dumps({**asdict(quality), "setting": repr(recipe)}) + "\n")
+        return found.figures
+    quality = judge.score_features(drawn_once(judge, model, recipe, file, done).features)
+    if file is not None:
+        keep(KeptQuality(**asdict(quality), setting=repr(recipe)), file)
     return quality
-
-
-def _kept_figures(kept: Path) -> Quality | None:
-    """The figures of a work folder's file; None where it is not there, or lacks figures that are measured now."""
-    if not kept.is_file():
-        return None
-    values = json.loads(kept.read_text(encoding="utf8"))
-    names = [field.name for field in fields(Quality)]
-    return Quality(**{name: values[name] for name in names}) if set(names) <= values.keys() else None
 
 
 def drawn_once(
     judge: Judge,
     model: ElasticModel,
     recipe: Recipe,
-    kept: Path | None,
+    figures: Path | None,
     done: Callable[[int], None] = lambda count: None,
 ) -> Drawn:
-    """The judge's samples of a recipe and their features; kept beside the figures `kept`, and read where they are there."""
-    file = None if kept is None else kept.with_suffix(".safetensors")
-    if file is not None and file.is_file():
+    """The judge's samples of a recipe and their features; kept beside the file `figures`, and read where they are there."""
+    file = None if figures is None else figures.with_suffix(".safetensors")
+    if file is not None and (found := _drawn_before(file, judge.count)) is not None:
         done(judge.count)
-        return Drawn(**read_tensors(file))
+        return found
     images = to_uint8(judge.draw(model, recipe, done))
     drawn = Drawn(images, judge.extract(to_float(images)))
     if file is not None:
         save_tensors({"images": drawn.images.contiguous(), "features": drawn.features}, file)
     return drawn
+
+
+def _drawn_before(file: Path, count: int) -> Drawn | None:
+    """What a work folder keeps of samples; None where it is not there, or is damaged, which is said."""
+    if not file.is_file():
+        return None
+    try:
+        tensors = read_tensors(file)
+        if tensors.keys() == {"images", "features"} and all(len(tensor) == count for tensor in tensors.values()):
+            return Drawn(tensors["images"], tensors["features"])
+        why = "it holds no images with their features"
+    except UserError as error:
+        why = str(error)
+    say(f"{file} is not used ({why}): sampled anew")
+    return None
 
 
 def kept_name(weights: str, recipe: Recipe, count: int) -> str:
