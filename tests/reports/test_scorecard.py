@@ -195,8 +195,8 @@ def test_one_command_measures_both_and_writes_card_table_and_pictures(
     ("options", "said"),
     [
         (["--dense", "elastic"], "elastic holds no dense model of the emoji"),
-        (["--seeds", "0"], "0 seeds"),
-        (["--count", "3"], "of 3 samples are too few"),
+        (["--seeds", "0"], "--seeds: 0 is not from 1"),
+        (["--count", "3"], "--count: 3 is not from 4"),
         (["--from-card"], "no measured quality"),
         (["--model", "other"], "other holds no model of the 99 emoji classes"),
     ],
