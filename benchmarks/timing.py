@@ -77,8 +77,10 @@ def interleave(variants: Mapping[str, Variant], rounds: int, title: str) -> dict
 
 def machine() -> dict[str, str | int]:
     """What the figures were taken on."""
+    card = {"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}
     return {
         "cpu": cpu_name(),
+        **card,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
