@@ -214,7 +214,7 @@ def test_mistakes_in_the_options_of_a_report(capsys: pytest.CaptureFixture[str])
 
 def test_more_memory_than_there_is(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A model's first matrix is of 4 EB."""
-    monkeypatch.setattr("elit.training.loop.make_state", lambda *_: torch.empty(2**60))
+    monkeypatch.setattr("elit.training.loop.make_state", lambda *_, **__: torch.empty(2**60))
     said = refused(capsys, "train", *TINY, "--data.source", str(picture_folder(Path("p"))))
     assert "memory ran out" in said and "ask for fewer or smaller things" in said
 
