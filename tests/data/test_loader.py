@@ -156,10 +156,14 @@ def test_readers_end_with_a_trainer_that_is_killed(tmp_path: Path) -> None:
     noted = tmp_path / "readers"
     trainer = os.fork()
     if trainer == 0:
-        numbers = read_ahead(number_of_process, range(100), 2)
-        noted.with_name("part").write_text(f"{next(numbers)} {next(numbers)}")
-        noted.with_name("part").rename(noted)
-        signal.pause()
+        try:
+            numbers = read_ahead(number_of_process, range(100), 2)
+            noted.with_name("part").write_text(f"{next(numbers)} {next(numbers)}")
+            noted.with_name("part").rename(noted)
+            while True:  # a signal of a reader ends a pause
+                signal.pause()
+        finally:
+            os._exit(1)  # never back into the tests
     end = time.monotonic() + 100
     while not noted.is_file():
         assert time.monotonic() < end
