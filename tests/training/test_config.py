@@ -85,6 +85,11 @@ def test_preset_gives_way_to_file_and_overrides(tmp_path: Path) -> None:
     assert load_config(None, ["--preset", "ELIT-SiT-XL/2"]).model == preset_config("ELIT-SiT-XL/2")
 
 
+def test_a_preset_of_another_backbone_is_refused() -> None:
+    """Rather than trained as a SiT."""
+    assert "SiT and ELIT-SiT can" in refused(None, "--preset", "ELIT-UViT-B/2")
+
+
 def test_unknown_preset_names_the_nearest() -> None:
     assert "ELIT-SiT-B/2" in refused(None, "--preset", "ELIT-SiT-B2")
 

@@ -113,6 +113,15 @@ def test_an_elastic_model_starts_warm(make_dit: Callable[..., DiT], tmp_path: Pa
         assert torch.equal(model(x, t, y, budget), source(x, t, y, budget))
 
 
+def test_a_sharp_conversion_loses_nothing(make_tuned: Make, dense: Path, device: torch.device) -> None:
+    """At the full budget the converted run's model is the dense one, before its first step."""
+    state = make_state(make_tuned(model__depth=3, model__anchor="sharp"), device)
+    original = load_model(dense)
+    x, t, y = inputs_of(original.config)
+    expected = original(x, t, y)
+    assert (state.model(x, t, y) - expected).norm() < 1e-4 * expected.norm()
+
+
 def test_a_dense_model_starts_one_of_another_size_of_input(make_dit: Callable[..., DiT], tmp_path: Path) -> None:
     """Its positions are computed; an elastic model's are learned for one grid."""
     folder = saved(make_dit(group_size=None), tmp_path / "dense")

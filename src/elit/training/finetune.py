@@ -33,6 +33,7 @@ OF_THE_INTERFACE = (
     "interface_mlp_ratio",
     "write_sees_dropped",
     "latent_table",
+    "anchor",
 )
 
 
@@ -81,7 +82,7 @@ def differing(source: DiTConfig, wanted: DiTConfig) -> list[str]:
         free.add("input_size")
     return [
         f"model.{field.name} is {getattr(source, field.name)} there and {getattr(wanted, field.name)} here"
-        for field in fields(DiTConfig)
+        for field in fields(wanted)
         if field.name not in free and getattr(source, field.name) != getattr(wanted, field.name)
     ]
 

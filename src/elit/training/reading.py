@@ -45,9 +45,13 @@ def load_config(file: str | Path | None, options: list[str]) -> TrainConfig:
     check_known(known, given, None)
     merged = {key: as_text(value) if known[key].is_text else value for key, value in (values | given).items()}
     if merged.get("preset") is not None:
+        from elit.backbones.config import DiTConfig
         from elit.backbones.table import preset_config
 
-        base = dataclasses.asdict(preset_config(merged["preset"]))
+        preset = preset_config(merged["preset"])
+        if type(preset) is not DiTConfig:
+            raise UserError(f"preset {merged['preset']} cannot be trained from a configuration yet; SiT and ELIT-SiT can")
+        base = dataclasses.asdict(preset)
         merged = {f"model.{key}": value for key, value in base.items()} | merged
 
     def origin(place: str) -> str:
