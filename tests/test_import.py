@@ -1,6 +1,5 @@
 """Importing elit does nothing: no heavy library, no folder, no global setting of torch."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -44,39 +43,6 @@ def test_the_keys_of_training_are_explained_without_torch() -> None:
 
 
 def test_the_public_face_is_there() -> None:
-    import elit
 
     assert all(hasattr(elit, name) for name in elit.__all__)
     assert elit.evaluation.metrics.frechet_distance.__doc__
-
-
-def imports_within() -> dict[str, set[str]]:
-    """The modules of the package that each imports, wherever in its file it does."""
-    root = Path(elit.__file__).parent
-    files = {".".join(("elit", *file.relative_to(root).with_suffix("").parts)): file for file in root.rglob("*.py")}
-    files = {name.removesuffix(".__init__"): file for name, file in files.items()}
-    found: dict[str, set[str]] = {name: set() for name in files}
-    for name, file in files.items():
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf8"))):
-            if isinstance(node, ast.ImportFrom) and node.module:
-                inner = {f"{node.module}.{alias.name}" for alias in node.names}
-                found[name] |= {module if module in files else node.module for module in inner} & files.keys()
-            elif isinstance(node, ast.Import):
-                found[name] |= {alias.name for alias in node.names} & files.keys()
-    return found
-
-
-def test_nobody_imports_in_a_circle() -> None:
-    """Imports inside of functions included; the package itself imports no module of its own before it is asked for one."""
-    left = {name: modules - {name, "elit"} for name, modules in imports_within().items()}
-    while leaves := {name for name, modules in left.items() if not modules}:
-        left = {name: modules - leaves for name, modules in left.items() if name not in leaves}
-    assert not left
-
-
-def test_only_the_command_line_knows_the_upper_floors() -> None:
-    """Training, reports and the command line are imported by themselves and by the command line alone."""
-    upper = ("elit.cli", "elit.reports", "elit.training")
-    for name, modules in imports_within().items():
-        if not name.startswith(("elit.__main__", *upper)) and name != "elit":
-            assert not [module for module in modules if module.startswith(upper)], name
