@@ -22,7 +22,8 @@ def on_meta(name, **overrides):
 
 
 def test_the_names_are_these():
-    assert sorted(preset_names()) == sorted(f"{kind}-{size}/{patch}" for kind, size, patch in EVERY)
+    others = [f"{kind}{family}-{size}/2" for kind in ("", "ELIT-") for family in ("UViT", "HDiT") for size in SIZES]
+    assert sorted(preset_names()) == sorted([f"{kind}-{size}/{patch}" for kind, size, patch in EVERY] + others)
 
 
 @pytest.mark.parametrize(("kind", "size", "patch"), EVERY)
@@ -121,7 +122,7 @@ def test_an_unknown_option_is_answered_with_near_ones(wrong, near):
         ({"input_size": 33}, "input_size 33 .* patch_size 2"),
         ({"input_size": (32, 31)}, r"input_size \(32, 31\)"),
         ({"input_size": 0}, "input_size is 0"),
-        ({"group_size": 5}, "window of 5x5 does not divide a grid of 16x16 tokens; .*: 4x4 or 8x8"),
+        ({"group_size": 65}, "a group of 65x65 tokens is too large"),
         ({"head_depth": 6, "tail_depth": 6}, "no core in a depth of 12"),
         ({"head_depth": -1}, "head_depth is -1"),
         ({"write_depth": 0}, "write_depth"),
