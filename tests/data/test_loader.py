@@ -3,6 +3,8 @@
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -151,27 +153,31 @@ def alive(process: int) -> bool:
         return False
 
 
+TRAINER = """
+import signal, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from elit.data.loader import read_ahead
+from test_loader import number_of_process
+numbers, noted = read_ahead(number_of_process, range(100), 2), Path(sys.argv[1])
+noted.with_name("part").write_text(f"{next(numbers)} {next(numbers)}")
+noted.with_name("part").rename(noted)
+while True:
+    signal.pause()
+"""
+
+
 def test_readers_end_with_a_trainer_that_is_killed(tmp_path: Path) -> None:
     """Whatever the readers are at, none of them outlives it by more than moments."""
-    noted = tmp_path / "readers"
-    trainer = os.fork()
-    if trainer == 0:
-        try:
-            numbers = read_ahead(number_of_process, range(100), 2)
-            noted.with_name("part").write_text(f"{next(numbers)} {next(numbers)}")
-            noted.with_name("part").rename(noted)
-            while True:  # a signal of a reader ends a pause
-                signal.pause()
-        finally:
-            os._exit(1)  # never back into the tests
-    end = time.monotonic() + 100
+    noted, here = tmp_path / "readers", Path(__file__).parent
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER, noted, here, here.parent])
     while not noted.is_file():
-        assert time.monotonic() < end
+        assert trainer.poll() is None
         time.sleep(0.01)
     readers = [int(number) for number in noted.read_text().split()]
     assert len(set(readers)) == 2 and all(alive(reader) for reader in readers)
-    os.kill(trainer, signal.SIGKILL)
-    os.waitpid(trainer, 0)
+    trainer.kill()
+    trainer.wait()
     end = time.monotonic() + 20
     while any(alive(reader) for reader in readers):
         assert time.monotonic() < end
