@@ -119,7 +119,7 @@ def test_the_config_of_another_program_is_refused(folder, contents, said):
         ("num_classes", 10.5),
         ("depth", 4.0),
         ("mlp_ratio", "4"),
-        ("group_size", 3),
+        ("group_size", 70),
         ("width", 33),
         ("width", 2**40),
         ("in_channels", 2**41),
