@@ -238,15 +238,14 @@ def test_the_psnr_is_torchmetrics_own_and_poor_codecs_are_told(tmp_path: Path, c
     assert poor(19.9) is not None and poor(20.0) is None
 
 
-@pytest.mark.parametrize(
-    ("factor", "shown"), [(1e6, "latent of 0.png holds [0-9.e+]+,"), (float("nan"), "holds NaN or infinite values")]
-)
+@pytest.mark.parametrize(("factor", "shown"), [(1e6, "latent of 0.png holds [0-9.e+]+,"), (float("nan"), "holds nan")])
 def test_what_float16_cannot_keep_is_refused(factor: float, shown: str, tmp_path: Path) -> None:
     source = make_source(tmp_path / "images", 3)
     autoencoder = make_autoencoder("sd")
+    codec = KLCodec(autoencoder)
     autoencoder.quant_conv.weight.data *= factor
     with pytest.raises(ValueError, match=shown):
-        prepare_latents(source, Encoding(KLCodec(autoencoder)), tmp_path / "out", tile=2)
+        prepare_latents(source, Encoding(codec), tmp_path / "out", tile=2)
     with pytest.raises(ValueError, match="not prepared to the end"):
         PreparedData(tmp_path / "out")
 
