@@ -23,26 +23,28 @@ from elit.data.loader import read_ahead
 from elit.distributed import local_device
 from elit.training.batch import Batch, draw_batch
 from elit.training.checkpoint import Saver
-from elit.training.config import LogConfig, TrainConfig
-from elit.training.loop import Log, load_data, take_steps
+from elit.training.config import LogConfig
+from elit.training.log import Log
+from elit.training.loop import load_data, take_steps
+from elit.training.parts import Parts, take_apart
 from elit.training.reading import load_config
 from elit.training.step import TrainState, batch_loss, make_state
 from timing import Variant, interleave, machine, open_report, spread
 
 
-def bare_steps(config: TrainConfig, state: TrainState, batches: list[Batch], device: torch.device) -> None:
+def bare_steps(parts: Parts, state: TrainState, batches: list[Batch]) -> None:
     """What no loop can leave out."""
     for batch in batches:
-        batch_loss(config, state, batch, device)[0].backward()
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), config.optimizer.clip)
+        batch_loss(parts.rules.products, state, batch)[0].backward()
+        torch.nn.utils.clip_grad_norm_(state.model.parameters(), parts.rules.optimizer.clip)
         for optimizer in state.optimizers:
             optimizer.step()
             optimizer.zero_grad()
 
 
-def ready_state(config: TrainConfig, device: torch.device) -> TrainState:
-    state = make_state(config, device)
-    if config.compile:
+def ready_state(parts: Parts) -> TrainState:
+    state = make_state(parts.start)
+    if parts.course.compile:
         state.model.compile_blocks()
     state.model.train()
     return state
@@ -72,9 +74,9 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     config = load_config(args.config, overrides)
     config = replace(config, steps=10**9, log=LogConfig(every=config.log.every, checkpoint_every=0, preview_every=0))
-    device, data = local_device(config.device), load_data(config)
-    batches = [draw_batch(config, data, step) for step in range(args.steps)]  # the same budgets in every round
-    bare, looped = ready_state(config, device), ready_state(config, device)
+    parts, data = take_apart(config, local_device(config.device)), load_data(config.data, config.model)
+    batches = [draw_batch(parts.draws, data, step) for step in range(args.steps)]  # the same budgets in every round
+    bare, looped = ready_state(parts), ready_state(parts)
 
     with tempfile.TemporaryDirectory() as folder:
         saver = Saver(Path(folder), 1)
@@ -82,14 +84,14 @@ def main() -> None:
         def loop(_: object) -> None:
             looped.step = 0
             with Log(config.log, Path(folder), config.steps, config.batch_size, 0) as log:
-                ahead = read_ahead(partial(draw_batch, config, data), range(args.steps), config.data.workers)
-                take_steps(config, looped, ahead, device, log, saver, threading.Event(), look=lambda last: None)
+                ahead = read_ahead(partial(draw_batch, parts.draws, data), range(args.steps), config.data.workers)
+                take_steps(parts, looped, ahead, log, saver, threading.Event(), look=lambda last: None)
 
-        variants = {"loop": Variant(loop), "bare": Variant(lambda _: bare_steps(config, bare, batches, device))}
+        variants = {"loop": Variant(loop), "bare": Variant(lambda _: bare_steps(parts, bare, batches))}
         seconds = interleave(variants, args.rounds, "training")
     ratio = spread([a / b - 1 for a, b in zip(seconds["loop"], seconds["bare"], strict=True)])
     rate = {name: spread([args.steps / value for value in values]) for name, values in seconds.items()}
-    drawing = milliseconds(lambda: draw_batch(config, data, 0), 20)
+    drawing = milliseconds(lambda: draw_batch(parts.draws, data, 0), 20)
     averaging = milliseconds(lambda: looped.update_ema(config.optimizer.ema_decay, torch.tensor(True)), 20)
 
     out = open_report()

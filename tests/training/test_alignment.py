@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from by_config import batch_loss, draw_batch, load_data, make_state, train_step
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,8 +23,7 @@ from elit.encoder import load_encoder
 from elit.pixels import to_uint8
 from elit.training.alignment import Projector, alignment_loss, resample_tokens, stored_features
 from elit.training.config import TrainConfig, alignment_depth
-from elit.training.loop import draw_batch, load_data, make_state, train, train_step
-from elit.training.step import batch_loss
+from elit.training.loop import train
 from randomised import randomised
 from ranks import difference_of_two
 

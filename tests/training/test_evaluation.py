@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_config import load_data, make_evaluator, make_state
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from elit.backbones.dit import DiT
@@ -16,8 +17,7 @@ from elit.labels import LabelRule
 from elit.pixels import to_float, to_uint8
 from elit.recipe import Recipe
 from elit.training.config import TrainConfig
-from elit.training.evaluation import Evaluator
-from elit.training.loop import load_data, make_state, train
+from elit.training.loop import train
 from elit.weights import load_model, read_tensors
 
 MakeConfig = Callable[..., TrainConfig]
@@ -65,17 +65,17 @@ def test_the_state_is_left_as_it_was_and_the_reference_kept(make_config: MakeCon
     state.model.train()
     before = {name: p.detach().clone() for name, p in state.model.named_parameters()}
     random = torch.random.get_rng_state()
-    found = Evaluator(config, data, device, PixelCodec()).distances(state)
+    found = make_evaluator(config, data, state, PixelCodec(), device).distances(state)
     assert list(found) == [f"{NAME}0.25", f"{NAME}1"]
     assert state.model.training
     assert torch.equal(torch.random.get_rng_state(), random)
     assert all(torch.equal(p, before[name]) for name, p in state.model.named_parameters())
     (kept,) = Path(config.out).glob("reference-*.npz")
     when = kept.stat().st_mtime_ns
-    assert Evaluator(config, data, device, PixelCodec()).distances(state) == found
+    assert make_evaluator(config, data, state, PixelCodec(), device).distances(state) == found
     assert kept.stat().st_mtime_ns == when
     other = make_config(**TOLD, evaluate__reference=kept, out=Path(config.out).with_name("other"))
-    assert Evaluator(other, data, device, PixelCodec()).distances(state) == found
+    assert make_evaluator(other, data, state, PixelCodec(), device).distances(state) == found
 
 
 def test_what_cannot_be_measured_is_refused(make_config: MakeConfig, device: torch.device) -> None:
@@ -83,7 +83,7 @@ def test_what_cannot_be_measured_is_refused(make_config: MakeConfig, device: tor
         make_config(**{**TOLD, "evaluate__count": 1})
     latent = make_config(**TOLD, model__in_channels=4)
     with pytest.raises(ValueError, match=r"evaluate\.every measures pictures, and the data are latents: give data\.codec"):
-        Evaluator(latent, load_data(make_config()), device, None)
+        make_evaluator(latent, load_data(make_config()), make_state(latent, device), None, device)
 
 
 def test_a_mistake_is_told_before_the_first_step_and_mended_in_the_same_folder(make_config: MakeConfig) -> None:

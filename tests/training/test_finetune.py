@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_config import batch_loss, draw_batch, load_data, make_state, train_step
 from safetensors.torch import load_file
 
 from elit import DiT, DiTConfig
@@ -19,8 +20,7 @@ from elit.elastic.rope import token_rope
 from elit.flow import FlowPath
 from elit.training.config import TrainConfig
 from elit.training.finetune import start_from
-from elit.training.loop import draw_batch, load_data, make_state, train, train_step
-from elit.training.step import batch_loss
+from elit.training.loop import train
 from elit.weights import load_model, save_weights
 from models import inputs_of
 from randomised import randomised

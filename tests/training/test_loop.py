@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from by_config import draw_batch, load_data, make_state, save_preview, train_step
 from PIL import Image
 from torch import Tensor
 
@@ -14,18 +15,11 @@ from elit.codec import PixelCodec
 from elit.data.images import LabelledImages
 from elit.flow import FlowPath
 from elit.pixels import to_uint8
+from elit.training.batch import Batch
 from elit.training.checkpoint import TrainState, checkpoints, load_checkpoint
 from elit.training.config import OptimizerConfig, TrainConfig
-from elit.training.loop import (
-    Batch,
-    draw_batch,
-    dry_run,
-    load_data,
-    make_state,
-    save_preview,
-    train,
-    train_step,
-)
+from elit.training.dry_run import dry_run
+from elit.training.loop import train
 
 Make = Callable[..., TrainConfig]
 

@@ -4,12 +4,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from by_config import draw_batch, load_data, make_state, train_step
 from torch import Tensor
 
 from elit import precision
 from elit.training import muon as module
 from elit.training.config import TrainConfig
-from elit.training.loop import draw_batch, load_data, make_state, train_step
 from elit.training.muon import Muon, orthogonal
 
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from by_config import draw_batch, load_data, make_state, train_step
 
 from elit.training.config import OptimizerConfig, TrainConfig
-from elit.training.loop import draw_batch, load_data, make_state, train_step
 from elit.training.optimizer import lr_scale
 
 Make = Callable[..., TrainConfig]

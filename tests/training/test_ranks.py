@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_config import draw_batch, load_data, make_state, train_step
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
@@ -13,7 +14,7 @@ from torch import nn
 from elit.distributed import gathered, make_mesh, own_share, process_group, shard_model, sharded_like
 from elit.training.checkpoint import checkpoints
 from elit.training.config import TrainConfig
-from elit.training.loop import draw_batch, load_data, make_state, train, train_step
+from elit.training.loop import train
 from elit.training.muon import Muon
 from elit.training.optimizer import with_moments
 from ranks import run_ranks

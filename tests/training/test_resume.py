@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_config import draw_batch, load_data, make_state, reads_of, train_step
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -20,8 +21,8 @@ from elit.cli import main
 from elit.training import checkpoint
 from elit.training.checkpoint import TrainState, checkpoints, load_checkpoint, save_checkpoint, tidy
 from elit.training.config import TrainConfig
-from elit.training.loop import draw_batch, load_data, make_state, train, train_step
-from elit.training.run_folder import open_run, reads_of
+from elit.training.loop import train
+from elit.training.run_folder import open_run
 from ranks import run_ranks, start_ranks, wait_for
 
 SHARD = "shard-00001-model-00001-of-00001.safetensors"

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_config import CPU, draw_batch, load_data, make_state, reads_of, train_step
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -24,8 +25,9 @@ from elit.training import step as step_module
 from elit.training.batch import Batch
 from elit.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint, state_tensors
 from elit.training.config import TrainConfig
-from elit.training.loop import draw_batch, draw_own, load_data, make_state, train, train_step
-from elit.training.run_folder import open_run, reads_of
+from elit.training.loop import draw_own, train
+from elit.training.parts import take_apart
+from elit.training.run_folder import open_run
 from elit.training.stopping import asked_to_stop
 from ranks import run_ranks, start_ranks, torchrun, wait_for
 
@@ -379,8 +381,8 @@ def test_data_that_one_rank_cannot_read_names_it(make_config: Make, monkeypatch:
     data = load_data(config)
     torn = Torn(data.images, data.labels, data.label_names)
     with pytest.raises(ValueError, match=r"^shard 3 is cut short"):
-        draw_own(config, torn, range(4), 0)
+        draw_own(take_apart(config, CPU).draws, torn, range(4), 0)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(OneRankError, match=r"^rank 1: shard 3 is cut short"):
-        draw_own(config, torn, range(4), 0)
+        draw_own(take_apart(config, CPU).draws, torn, range(4), 0)

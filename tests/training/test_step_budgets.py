@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from by_config import batch_loss, draw_batch, load_data, make_state
 
 from elit import DiT, count_flops
 from elit.flow import FlowPath, TimeLaw
 from elit.training.budgets import mean_flops, schedule_levels, step_budget
 from elit.training.config import BudgetConfig, FlowConfig, TrainConfig
-from elit.training.loop import draw_batch, load_data, make_state
-from elit.training.step import batch_loss
 from randomised import randomised
 from ranks import difference_of_two
 

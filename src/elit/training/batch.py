@@ -7,11 +7,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elit.backbones.config import DiTConfig
 from elit.data.loader import Data, read_part, sample_generators
 from elit.flow import FlowPath, FlowSample, TimeLaw
 from elit.training.alignment import alignment_target
 from elit.training.budgets import step_budget
-from elit.training.config import TrainConfig
+from elit.training.config import AlignmentConfig, BudgetConfig, FlowConfig
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What decides a run's batches beside its data: their size over all processes, and the laws that they are drawn by."""
+
+    seed: int
+    batch_size: int
+    model: DiTConfig
+    flow: FlowConfig
+    budget: BudgetConfig
+    alignment: AlignmentConfig
 
 
 @dataclass(frozen=True)
@@ -54,24 +67,24 @@ class Batch:
         return replace(self, flow=flow, labels=moved(self.labels), target=target)
 
 
-def draw_batch(config: TrainConfig, data: Data, step: int, share: range | None = None) -> Batch:
+def draw_batch(draws: Draws, data: Data, step: int, share: range | None = None) -> Batch:
     """The batch of a step, or those of its samples that are in `share`. Images come in a new random order each epoch.
 
     Every sample's noise, time and dropped label come from (seed, step, place in the batch), so a share is a slice.
     """
-    share = range(config.batch_size) if share is None else share
-    rows, x, labels = read_part(data, config.seed, config.batch_size, step, share)
+    share = range(draws.batch_size) if share is None else share
+    rows, x, labels = read_part(data, draws.seed, draws.batch_size, step, share)
 
     def generators() -> list[torch.Generator]:
-        return sample_generators("data", config.seed, step, share.start, share.stop)
+        return sample_generators("data", draws.seed, step, share.start, share.stop)
 
-    target = alignment_target(config.alignment, data, rows, x, generators)
-    path, law = FlowPath(config.flow.path), TimeLaw(config.flow.time_law)
+    target = alignment_target(draws.alignment, data, rows, x, generators)
+    path, law = FlowPath(draws.flow.path), TimeLaw(draws.flow.time_law)
     noise, t, dropped = torch.empty_like(x), torch.empty(len(share)), torch.empty(len(share))
-    for i, generator in enumerate(sample_generators("sample", config.seed, step, share.start, share.stop)):
+    for i, generator in enumerate(sample_generators("sample", draws.seed, step, share.start, share.stop)):
         t[i] = law.draw(1, path, generator)[0]
         torch.rand((), generator=generator, out=dropped[i])
         torch.randn(x.shape[1:], generator=generator, out=noise[i])
-    labels = torch.where((dropped < config.flow.label_dropout) | (labels < 0), config.model.num_classes, labels)
-    budget = step_budget(config.budget, config.model, config.seed, step, t)
+    labels = torch.where((dropped < draws.flow.label_dropout) | (labels < 0), draws.model.num_classes, labels)
+    budget = step_budget(draws.budget, draws.model, draws.seed, step, t)
     return Batch(path.interpolate(x, noise, t), labels, budget, target)

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from elit.codec import Codec
 from elit.data.loader import Data, sample_generators
-from elit.data.opening import classes_without_pictures
 from elit.distributed import anywhere, is_main, together
 from elit.errors import UserError
 from elit.evaluation.evaluate import Reference, open_reference
@@ -21,8 +20,9 @@ from elit.evaluation.statistics import Statistics, load_statistics, save_statist
 from elit.labels import LabelRule
 from elit.pixels import to_uint8
 from elit.recipe import Recipe
-from elit.training.config import TrainConfig
-from elit.training.step import TrainState, autocast, averaged_weights, model_of
+from elit.training.config import EvaluateConfig
+from elit.training.samples import Sampler
+from elit.training.step import TrainState
 from elit.words import spread
 
 BATCH, STEPS, LARGEST_REFERENCE = 16, 20, 50_000
@@ -31,60 +31,48 @@ BATCH, STEPS, LARGEST_REFERENCE = 16, 20, 50_000
 class Evaluator:
     """Measures the averaged weights of a run. Made before its first step, so that what cannot be measured is said then.
 
-    Every process of a group makes one, and they share the work. Raises UserError for latents without a codec, data that
-    are no reference, budgets that the model has not, and features or a reference that cannot be had.
+    folder: where the reference's statistics are kept. Every process of a group makes one, and they share the work. Raises
+    UserError for features or a reference that cannot be had.
     """
 
-    def __init__(self, config: TrainConfig, data: Data, device: torch.device, codec: Codec | None) -> None:
-        wanted, window = config.evaluate, config.model.window
-        if codec is None:
-            raise UserError(
-                "evaluate.every measures pictures, and the data are latents: give data.codec, which decodes them"
-            )
-        if wanted.reference == "data" and (not data.exact or len(data.members) > 1):
-            raise UserError(
-                "a stream, or pictures of several sizes, is no reference of evaluate.every; set evaluate.reference to a file"
-                " of elit evaluate stats"
-            )
-        self.config, self.device, self.codec = config, device, codec
-        self.budgets = wanted.budgets if window is not None else (1.0,)
-        empty = set(classes_without_pictures(data, config.model.num_classes))
-        seen = tuple(label for label in range(config.model.num_classes) if label not in empty)
-        self.labels = LabelRule("list", config.model.num_classes, seen)
+    def __init__(
+        self, wanted: EvaluateConfig, sampler: Sampler, num_classes: int, images: "RunImages", folder: Path
+    ) -> None:
+        self.wanted, self.sampler, self.images, self.folder = wanted, sampler, images, folder
+        self.labels = LabelRule("list", num_classes, sampler.classes)
         with torch.random.fork_rng(devices=[]):  # networks are drawn before their weights are loaded
-            self.extractor = together(lambda: load_extractor(wanted.features, device))
-        self.images = RunImages(config.data.source, data, config.seed, codec)
+            self.extractor = together(lambda: load_extractor(wanted.features, sampler.products.device))
         if wanted.reference != "data":
-            together(lambda: open_reference(wanted.reference, self.extractor, self.images.size))
+            together(lambda: open_reference(wanted.reference, self.extractor, images.size))
         self.reference: Statistics | None = None
 
     def distances(self, state: TrainState) -> dict[str, float]:
-        """The Fréchet distance at each of `config.evaluate.budgets`, by a name such as "FID at 0.25".
+        """The Fréchet distance at each of the wanted budgets, by a name such as "FID at 0.25".
 
         The same `count` images each time: 20 Euler steps without guidance, the noise of the run's seed, and in turn every
         class that the data have. A model without latents is measured at 1 alone. Changes no random state. Every process of
         a group calls this.
         """
         if self.reference is None:
-            self.reference = reference_statistics(self.config, self.images, self.extractor)
-        config = self.config
-        model, found = model_of(state, averaged_weights(state), self.device), {}
-        with autocast(config, self.device):
-            for budget in self.budgets:
-                recipe = Recipe("euler", STEPS, budget, seed=config.seed, path=config.flow.path)
-                source = Sampled(f"samples at {budget:g}", model, recipe, self.labels, self.codec, config.evaluate.count)
-                a = measure_features(source, self.extractor, BATCH, Path(config.out)).statistics.pooled
+            self.reference = reference_statistics(self.wanted.reference, self.images, self.extractor, self.folder)
+        sampler, found = self.sampler, {}
+        model = sampler.model(state, everywhere=True)
+        assert model is not None
+        with sampler.products.autocast():
+            for budget in sampler.budgets(self.wanted.budgets):
+                recipe = Recipe("euler", STEPS, budget, seed=self.images.seed, path=sampler.path)
+                source = Sampled(f"samples at {budget:g}", model, recipe, self.labels, sampler.codec, self.wanted.count)
+                a = measure_features(source, self.extractor, BATCH, self.folder).statistics.pooled
                 b = self.reference.pooled
                 distance = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
                 found[f"{self.extractor.distance} at {budget:g}"] = distance
         return found
 
 
-def reference_statistics(config: TrainConfig, images: "RunImages", extractor: Extractor) -> Statistics:
-    """Those of `config.evaluate.reference`: read from a file, or made once and kept in the run's folder."""
-    name = config.evaluate.reference
+def reference_statistics(name: str, images: "RunImages", extractor: Extractor, folder: Path) -> Statistics:
+    """Those of a reference: read from a file, or made once and kept in the run's folder. `name`: as `evaluate.reference`."""
     key = hashlib.sha256(f"{name} {extractor.fingerprint}".encode()).hexdigest()[:12]
-    kept = Path(config.out) / f"reference-{key}.npz"
+    kept = folder / f"reference-{key}.npz"
     if anywhere([is_main() and kept.is_file()])[0]:
         return load_statistics(kept, extractor)
     reference = Reference(name, extractor, None, images) if name == "data" else open_reference(name, extractor, images.size)
@@ -96,6 +84,18 @@ def reference_statistics(config: TrainConfig, images: "RunImages", extractor: Ex
     if is_main():
         save_statistics(statistics, kept)
     return statistics
+
+
+def check_measurable(reference: str, data: Data, codec: Codec | None) -> Codec:
+    """What decodes a run's samples. Raises UserError for latents without a codec, and for data that are no reference."""
+    if codec is None:
+        raise UserError("evaluate.every measures pictures, and the data are latents: give data.codec, which decodes them")
+    if reference == "data" and (not data.exact or len(data.members) > 1):
+        raise UserError(
+            "a stream, or pictures of several sizes, is no reference of evaluate.every; set evaluate.reference to a file"
+            " of elit evaluate stats"
+        )
+    return codec
 
 
 @dataclass

@@ -37,7 +37,7 @@ OF_THE_INTERFACE = (
 )
 
 
-def start_from(model: ElasticModel, folder: str | Path, path: str) -> ElasticModel:
+def start_from(model: ElasticModel, folder: str | Path, path: FlowPath) -> ElasticModel:
     """Copies the weights of a model folder into `model`, says on the console which, and returns the original model.
 
     `path`: of the flow that the model will be trained on. Raises UserError for a folder that is no model, for one trained
@@ -45,7 +45,7 @@ def start_from(model: ElasticModel, folder: str | Path, path: str) -> ElasticMod
     """
     folder = find_model(folder)
     source = load_model(folder)
-    if (theirs := load_card(folder).path) != FlowPath(path):
+    if (theirs := load_card(folder).path) != path:
         raise UserError(f"{folder} was trained on the {theirs} path; set flow.path {theirs}, not {path}")
     own, given = model.canonical_names(), source.canonical_names()
     state, taken = source.state_dict(), model.state_dict()

@@ -1,16 +1,16 @@
 """The training loop, for any number of processes: flow matching with one random budget per step."""
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from elit.backbones.config import DiTConfig
 from elit.card import Card
 from elit.codec import Codec
 from elit.compiler import check_compiler
@@ -29,25 +29,17 @@ from elit.distributed import (
     world_size,
 )
 from elit.errors import NumbersError, UserError
-from elit.flow import FlowPath
-from elit.pictures import save_png, sheet
-from elit.precision import fast_bfloat16
-from elit.sampling import sample
 from elit.training.alignment import stored_features
-from elit.training.batch import Batch, draw_batch
+from elit.training.batch import Batch, Draws, draw_batch
 from elit.training.checkpoint import Saver, checkpoints, kept, load_checkpoint, quiet, tidy
-from elit.training.config import TrainConfig
-from elit.training.dry_run import dry_run
-from elit.training.evaluation import Evaluator
+from elit.training.config import DataConfig, EvaluateConfig, ParallelConfig, TrainConfig
+from elit.training.evaluation import Evaluator, RunImages, check_measurable
 from elit.training.log import Log, say
+from elit.training.parts import Parts, take_apart
 from elit.training.run_folder import Reads, check_run, held_run, reads_of
-from elit.training.step import TrainState, autocast, averaged_weights, make_state, model_of, train_step
+from elit.training.samples import Sampler, save_preview
+from elit.training.step import TrainState, make_state, train_step
 from elit.training.stopping import asked_to_stop
-from elit.words import spread
-
-PREVIEWED = 12  # classes, in a preview
-
-__all__ = ["Batch", "draw_batch", "dry_run", "load_data", "make_state", "save_preview", "train", "train_step"]
 
 
 def train(config: TrainConfig) -> Path:
@@ -60,17 +52,20 @@ def train(config: TrainConfig) -> Path:
     another process died. The last whole checkpoint is kept in every case.
     """
     device = local_device(config.device)
-    check_shares(config)
-    with asked_to_stop() as stop, process_group(timedelta(seconds=config.parallel.timeout), device), quiet():
-        if config.dtype == "bf16" and not fast_bfloat16(device):
+    check_shares(config.parallel, config.batch_size, config.accumulate)
+    parts = take_apart(config, device)
+    with asked_to_stop() as stop, process_group(parts.course.timeout, device), quiet():
+        if config.dtype == "bf16" and parts.rules.products.dtype == torch.float32:
             say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and exacter")
         found = together(lambda: look_around(config, device))
-        state = make_state(config, device, found.stored, start=not found.goes_on)
-        evaluator = Evaluator(config, found.data, device, found.codec) if config.evaluate.every else None
-        with held_run(config, found.reads) as run:
+        state = make_state(parts.start, found.stored, fresh=not found.goes_on)
+        run = Run(parts, found, state, stop)
+        if config.evaluate.every:
+            run.evaluator = make_evaluator(config.evaluate, config.data.source, Path(config.out), run)
+        with held_run(config, found.reads) as folder:
             if found.notice is not None:
                 say(found.notice)
-            return train_in(run, config, found.data, found.codec, state, evaluator, device, stop)
+            return train_in(folder, run)
 
 
 @dataclass(frozen=True)
@@ -93,73 +88,106 @@ def look_around(config: TrainConfig, device: torch.device) -> Found:
     """Looks for it in this process alone, and writes nothing. Raises UserError for what is missing or does not fit."""
     if config.compile:
         check_compiler(device)
-    data, run = load_data(config), Path(config.out)
+    data, run = load_data(config.data, config.model), Path(config.out)
     codec, stored = decoder_of(data, config.data.codec, device), stored_features(config.alignment, data)
-    reads = reads_of(config, data)
+    reads = reads_of(config.data.source, data, config.init_from)
     return Found(data, codec, stored, reads, goes_on=bool(checkpoints(run)), notice=check_run(run, config, reads))
 
 
-def check_shares(config: TrainConfig) -> None:
+def check_shares(parallel: ParallelConfig, batch_size: int, accumulate: int) -> None:
     """Raises UserError where the processes do not form the mesh asked for, or some would have no sample."""
-    mesh_size(config.parallel.replicate, config.parallel.shard)
-    if config.batch_size < world_size() * config.accumulate:
+    mesh_size(parallel.replicate, parallel.shard)
+    if batch_size < world_size() * accumulate:
         raise UserError(
-            f"batch_size {config.batch_size} leaves parts of no sample for {world_size()} processes x accumulate"
-            f" {config.accumulate}; raise batch_size, or lower accumulate or the number of processes"
+            f"batch_size {batch_size} leaves parts of no sample for {world_size()} processes x accumulate"
+            f" {accumulate}; raise batch_size, or lower accumulate or the number of processes"
         )
 
 
-def train_in(
-    run: Path,
-    config: TrainConfig,
-    data: Data,
-    codec: Codec | None,
-    state: TrainState,
-    evaluator: Evaluator | None,
-    device: torch.device,
-    stop: threading.Event,
-) -> Path:
+@dataclass
+class Run:
+    """A run under way: what decides it, what it found, what it changes, and whether it was asked to stop."""
+
+    parts: Parts
+    found: Found
+    state: TrainState
+    stop: threading.Event
+    evaluator: Evaluator | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return self.parts.start.model.num_classes
+
+    def empty(self) -> list[int]:
+        """The model's classes that the data hold no samples of."""
+        return classes_without_pictures(self.found.data, self.num_classes)
+
+    def sampler(self, codec: Codec) -> Sampler:
+        """How the averaged weights are sampled."""
+        start, empty = self.parts.start, set(self.empty())
+        classes = tuple(label for label in range(self.num_classes) if label not in empty)
+        return Sampler(start.aims.path, codec, classes, start.model.window is not None, start.products)
+
+
+def make_evaluator(wanted: EvaluateConfig, source: str, folder: Path, run: Run) -> Evaluator:
+    """What measures a run on its way. Raises UserError for what cannot be measured. `source`: how the data are named."""
+    data = run.found.data
+    codec = check_measurable(wanted.reference, data, run.found.codec)
+    images = RunImages(source, data, run.parts.course.seed, codec)
+    return Evaluator(wanted, run.sampler(codec), run.num_classes, images, folder)
+
+
+def train_in(folder: Path, run: Run) -> Path:
     """`train`, in a run's folder that is ours, with all that it needs."""
-    together(lambda: tidy(run) if is_main() else None)
-    last = from_main(lambda: next(iter(checkpoints(run)[-1:]), None))
+    together(lambda: tidy(folder) if is_main() else None)
+    last = from_main(lambda: next(iter(checkpoints(folder)[-1:]), None))
+    data, state, course = run.found.data, run.state, run.parts.course
     if last is not None:
         load_checkpoint(last, state)
         inexact = "" if data.exact else "; its data is a stream, which begins anew: this is not the run it would have been"
         say(f"going on from {last}{inexact}")
     if isinstance(data, StreamedData):
-        data.begin(config.seed, state.step)
-    if config.compile:
+        data.begin(course.seed, state.step)
+    if course.compile:
         state.model.compile_blocks()
     state.model.train()
-    empty = classes_without_pictures(data, config.model.num_classes)
+    empty = run.empty()
     if empty:
-        say(describe_empty(empty, config.model.num_classes))
+        say(describe_empty(empty, run.num_classes))
     card = Card(
-        path=FlowPath(config.flow.path), label_names=data.label_names, encoding=data.encoding, label_counts=data.label_counts
+        path=run.parts.start.aims.path,
+        label_names=data.label_names,
+        encoding=data.encoding,
+        label_counts=data.label_counts,
     )
-    saver = Saver(run, config.log.keep, card, timedelta(seconds=config.parallel.timeout))
-    steps = range(state.step, config.steps)
-    batches = read_ahead(partial(draw_own, config, data, own_share(config.batch_size)), steps, config.data.workers)
-    if config.log.preview_every and codec is None:
+    saver = Saver(folder, course.log.keep, card, course.timeout)
+    steps, batch_size = range(state.step, course.steps), run.parts.draws.batch_size
+    batches = read_ahead(partial(draw_own, run.parts.draws, data, own_share(batch_size)), steps, course.workers)
+    if course.log.preview_every and run.found.codec is None:
         say("no previews are drawn, for the data are latents; give data.codec, which decodes them")
-    classes = [label for label in range(config.model.num_classes) if label not in set(empty)]
-    with Log(config.log, run, config.steps, config.batch_size, state.step) as log, closing(batches):
-
-        def look(last: bool) -> None:
-            if codec and config.log.preview_every and (last or state.step % config.log.preview_every == 0):
-                file = run / "previews" / f"step_{state.step:08d}.png"
-                names = data.label_names
-                log.attempt(lambda: save_preview(config, state, codec, device, file, names, classes))
-            if evaluator and (last or state.step % config.evaluate.every == 0):
-                log.distances(state, evaluator.distances(state))
-
+    with Log(course.log, folder, course.steps, batch_size, state.step) as log, closing(batches):
         try:
-            with asked_to_stop(("SIGINT",), stop):
-                stopped = take_steps(config, state, batches, device, log, saver, stop, look)
+            with asked_to_stop(("SIGINT",), run.stop):
+                stopped = take_steps(run.parts, state, batches, log, saver, run.stop, look_of(run, folder, log))
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"stopped at once; {kept(run)}, and the same command goes on from there") from None
+            raise KeyboardInterrupt(f"stopped at once; {kept(folder)}, and the same command goes on from there") from None
     saver.wait()
-    return tell_end(config, run, state, stopped)
+    return tell_end(course.steps, folder, state, stopped)
+
+
+def look_of(run: Run, folder: Path, log: Log) -> Callable[[bool], None]:
+    """What looks at a run after a step: previews and distances, where they are due. Told whether it was the last step."""
+    state, course, codec = run.state, run.parts.course, run.found.codec
+    sampler = None if codec is None else run.sampler(codec)
+
+    def look(last: bool) -> None:
+        if sampler and course.log.preview_every and (last or state.step % course.log.preview_every == 0):
+            file, names = folder / "previews" / f"step_{state.step:08d}.png", run.found.data.label_names
+            log.attempt(lambda: save_preview(sampler, course.log.preview_budgets, names, state, file))
+        if run.evaluator and (last or state.step % course.evaluate_every == 0):
+            log.distances(state, run.evaluator.distances(state))
+
+    return look
 
 
 def describe_empty(empty: list[int], num_classes: int) -> str:
@@ -171,18 +199,17 @@ def describe_empty(empty: list[int], num_classes: int) -> str:
     )
 
 
-def draw_own(config: TrainConfig, data: Data, share: range, step: int) -> Batch:
+def draw_own(draws: Draws, data: Data, share: range, step: int) -> Batch:
     """`draw_batch`, whose errors name the process where there are several: the others have read something else."""
     with named_rank():
-        return draw_batch(config, data, step, share)
+        return draw_batch(draws, data, step, share)
 
 
 def take_steps(
-    config: TrainConfig,
+    parts: Parts,
     state: TrainState,
     batches: Iterable[Batch],
-    device: torch.device,
-    log: "Log",
+    log: Log,
     saver: Saver,
     stop: threading.Event,
     look: Callable[[bool], None],
@@ -193,19 +220,19 @@ def take_steps(
 
     Returns whether it was asked to stop.
     """
-    late = Late()
+    late, course = Late(), parts.course
     for batch in batches:
-        taken = train_step(config, state, batch, device, [stop.is_set(), saver.failed])
+        taken = train_step(parts.rules, state, batch, [stop.is_set(), saver.failed])
         skipped, stopping, failed = late.read(torch.cat([state.counts[1:2].float(), taken.raised]))
         if failed:
             break  # `saver.wait` tells why
-        if skipped >= config.skip_limit:
+        if skipped >= course.skip_limit:
             not_finite(int(skipped), state, saver)
         log.step(state, taken)
-        last = bool(stopping) or state.step == config.steps
+        last = bool(stopping) or state.step == course.steps
         if last and state.skipped == state.step:
             not_finite(state.skipped, state, saver)
-        due = config.log.checkpoint_every and state.step % config.log.checkpoint_every == 0
+        due = course.log.checkpoint_every and state.step % course.log.checkpoint_every == 0
         if last or (due and not state.skipped_in_row):
             saver.save(state)
         if not stopping:
@@ -247,57 +274,27 @@ def not_finite(skipped: int, state: TrainState, saver: Saver) -> None:
     )
 
 
-def tell_end(config: TrainConfig, run: Path, state: TrainState, stopped: bool) -> Path:
+def tell_end(steps: int, run: Path, state: TrainState, stopped: bool) -> Path:
     """Says where the trained model is, or the checkpoint to go on from, and returns it."""
     final = from_main(lambda: checkpoints(run)[-1])
-    if stopped and state.step < config.steps:
+    if stopped and state.step < steps:
         say(f"stopped at step {state.step} as asked; it is in {final}, and the same command goes on from there")
         return final
     if state.skipped:
         say(f"{state.skipped} steps were skipped, their loss or gradient not being finite")
-    if state.step > config.steps:
-        say(f"the run has made {state.step} steps already, and steps is {config.steps}")
+    if state.step > steps:
+        say(f"the run has made {state.step} steps already, and steps is {steps}")
     say(f"the trained model is in {final}")
     if (run / "previews").is_dir():
         say(f"previews, one row per budget, are in {run / 'previews'}")
     return final
 
 
-def load_data(config: TrainConfig) -> Data:
-    """The run's data, checked against its model."""
-    data = open_data(config.data.source, config.data.size)
-    if not data.exact and config.data.workers > 1:
-        raise UserError(f"a stream is read by one thread, not by {config.data.workers} processes; set data.workers 1")
-    model = config.model
+def load_data(wanted: DataConfig, model: DiTConfig) -> Data:
+    """A run's data, checked against its model."""
+    data = open_data(wanted.source, wanted.size)
+    if not data.exact and wanted.workers > 1:
+        raise UserError(f"a stream is read by one thread, not by {wanted.workers} processes; set data.workers 1")
     shape = (model.in_channels, model.grid.height * model.patch_size, model.grid.width * model.patch_size)
     check_fit(data, shape, model.num_classes, any_size=model.rope)
     return data
-
-
-@torch.no_grad()
-def save_preview(
-    config: TrainConfig,
-    state: TrainState,
-    codec: Codec,
-    device: torch.device,
-    file: Path,
-    names: Sequence[str] = (),
-    classes: Sequence[int] | None = None,
-) -> None:
-    """Samples of the EMA weights: a row per budget, the same noise and labels down a column. All ranks call this.
-
-    names: of the classes, as far as they are known; the others are shown by number. classes: that are shown, all if None.
-    """
-    weights = averaged_weights(state, wanted=is_main())
-    if not is_main():
-        return
-    model = model_of(state, weights, device)
-    classes = classes or range(config.model.num_classes)
-    labels = [classes[i] for i in spread(PREVIEWED, len(classes))]
-    budgets = config.log.preview_budgets if config.model.window is not None else (1.0,)
-    with autocast(config, device):
-        rows = [sample(model, labels, steps=20, budget=budget, path=config.flow.path) for budget in budgets]
-    images = torch.cat([codec.decode(row).cpu() for row in rows])
-    file.parent.mkdir(exist_ok=True)
-    columns = [names[i] if i < len(names) else str(i) for i in labels]
-    save_png(sheet(images, columns, [f"budget {budget:g}" for budget in budgets]), file)

@@ -12,8 +12,21 @@ from elit.elastic.model import ElasticModel
 from elit.flow import Flow, FlowPath
 from elit.training.alignment import Aligner, make_aligner
 from elit.training.batch import Batch
-from elit.training.budgets import schedule_levels
-from elit.training.config import TrainConfig
+from elit.training.config import AlignmentConfig
+
+
+@dataclass(frozen=True)
+class Aims:
+    """What a run's loss is made of.
+
+    distill: weight of the distance to the model that the run starts from. levels: every level that the budgets of samples
+    may ask for, where they differ by the sample.
+    """
+
+    path: FlowPath
+    distill: float
+    alignment: AlignmentConfig
+    levels: tuple[int, ...] = ()
 
 
 @dataclass
@@ -57,7 +70,7 @@ class Objective:
 
 
 def make_objective(
-    config: TrainConfig,
+    aims: Aims,
     model: ElasticModel,
     teacher: ElasticModel | None,
     device: torch.device,
@@ -69,12 +82,12 @@ def make_objective(
     The projector's weights come from the global generator, as the model's do. Raises UserError for an encoder that
     cannot be loaded.
     """
-    objective = Objective(FlowPath(config.flow.path))
+    objective = Objective(aims.path)
     if world_size() > 1:
-        objective.always = schedule_levels(config.budget, config.model)
-    if teacher is not None and config.finetune.distill:
+        objective.always = aims.levels
+    if teacher is not None and aims.distill:
         objective.teacher = teacher.to(device).eval().requires_grad_(False)
-        objective.distill = config.finetune.distill
-    if config.alignment.enabled:
-        objective.aligner = make_aligner(config.alignment, model, device, stored)
+        objective.distill = aims.distill
+    if aims.alignment.enabled:
+        objective.aligner = make_aligner(aims.alignment, model, device, stored)
     return objective

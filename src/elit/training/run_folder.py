@@ -50,11 +50,10 @@ class Reads:
     weights: str | None = None
 
 
-def reads_of(config: TrainConfig, data: Data) -> Reads:
-    """What a run of this configuration reads now."""
-    start = config.init_from
-    weights = None if start is None else weights_digest(start)
-    return Reads(whole_path(config.data.source), data_digest(data), start and whole_path(start), weights)
+def reads_of(source: str, data: Data, init_from: str | None) -> Reads:
+    """What a run on these data, which `source` names, reads now."""
+    weights = None if init_from is None else weights_digest(init_from)
+    return Reads(whole_path(source), data_digest(data), init_from and whole_path(init_from), weights)
 
 
 def whole_path(place: str) -> str:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.amp import GradScaler
 
+from elit.backbones.config import DiTConfig
 from elit.backbones.table import build_model
 from elit.data.loader import Stored
 from elit.distributed import (
@@ -28,13 +29,64 @@ from elit.distributed import (
 from elit.elastic.model import ElasticModel
 from elit.precision import fast_bfloat16
 from elit.training.batch import Batch
-from elit.training.config import TrainConfig
+from elit.training.config import OptimizerConfig, ParallelConfig
 from elit.training.finetune import hold_all_but_interface, start_from
-from elit.training.objective import Objective, make_objective
+from elit.training.objective import Aims, Objective, make_objective
 from elit.training.optimizer import lr_scale, make_optimizers, step_where
 from elit.weights import empty_model
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Products:
+    """Where a run computes, and in which precision its matrix products."""
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
+
+
+def products_of(dtype: str, device: torch.device) -> Products:
+    """Those of a configuration's dtype; float32 for bf16 where the device has no fast products of it."""
+    slow = dtype == "bf16" and not fast_bfloat16(device)
+    return Products(device, torch.float32 if slow else DTYPES[dtype])
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a state is made of.
+
+    seed: of the weights. init_from: the model folder that they start from, if any. checkpointing: whether activations are
+    computed twice.
+    """
+
+    model: DiTConfig
+    seed: int
+    init_from: str | None
+    checkpointing: bool
+    aims: Aims
+    optimizer: OptimizerConfig
+    parallel: ParallelConfig
+    products: Products
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How each step is taken.
+
+    batch_size: over all processes. accumulate: parts that each computes its share in. steps: of the whole run, which the
+    learning rate's schedule ends with. interface_first: steps in which Read and Write alone learn.
+    """
+
+    batch_size: int
+    accumulate: int
+    steps: int
+    interface_first: int
+    optimizer: OptimizerConfig
+    products: Products
 
 
 def no_scaler() -> GradScaler:
@@ -108,40 +160,37 @@ class Taken:
     summands: dict[str, Tensor]
 
 
-def make_state(config: TrainConfig, device: torch.device, stored: Stored | None = None, start: bool = True) -> TrainState:
+def make_state(start: Start, stored: Stored | None = None, fresh: bool = True) -> TrainState:
     """A model initialised from the seed or from `init_from`, sharded over the processes, its EMA, optimisers and objective.
 
-    `stored`: of the data, for alignment (see `stored_features`). start: whether the weights of `init_from` are taken, which
+    `stored`: of the data, for alignment (see `stored_features`). fresh: whether the weights of `init_from` are taken, which
     a checkpoint's replace. Every process calls this; raises UserError, in all of them, where one cannot make it.
     """
-    model, objective = together(lambda: make_parts(config, device, stored, start))
-    mesh = make_mesh(
-        *mesh_size(config.parallel.replicate, config.parallel.shard), device, timedelta(seconds=config.parallel.timeout)
-    )
-    shard_model(model, model.units(), mesh, products_of(config, device))  # a unit at a time goes to the device
+    model, objective = together(lambda: make_parts(start, stored, fresh))
+    device, dtype, parallel = start.products.device, start.products.dtype, start.parallel
+    mesh = make_mesh(*mesh_size(parallel.replicate, parallel.shard), device, timedelta(seconds=parallel.timeout))
+    shard_model(model, model.units(), mesh, dtype)  # a unit at a time goes to the device
     model.to(device)
     if objective.projector is not None:
-        shard_model(objective.projector, (), mesh, products_of(config, device))
+        shard_model(objective.projector, (), mesh, dtype)
     ema = {name: p.detach().clone() for name, p in model.named_parameters()}
-    scaler = GradScaler(device.type, enabled=config.dtype == "fp16")
-    optimizers = make_optimizers(model, config.optimizer, objective.projector)
+    scaler = GradScaler(device.type, enabled=dtype == torch.float16)
+    optimizers = make_optimizers(model, start.optimizer, objective.projector)
     state = TrainState(model, ema, optimizers, scaler=scaler, objective=objective)
     state.counts = state.counts.to(device)
     return state
 
 
-def make_parts(
-    config: TrainConfig, device: torch.device, stored: Stored | None, start: bool
-) -> tuple[ElasticModel, Objective]:
+def make_parts(start: Start, stored: Stored | None, fresh: bool) -> tuple[ElasticModel, Objective]:
     """The whole model and the objective of a run, drawn from its seed, in this process alone."""
     teacher = None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = build_model(config.model)
-        if config.init_from is not None and (start or config.finetune.distill):
-            teacher = start_from(model, config.init_from, config.flow.path)
-        objective = make_objective(config, model, teacher, device, stored)
-    model.set_checkpointing(config.checkpointing)
+        torch.manual_seed(start.seed)
+        model = build_model(start.model)
+        if start.init_from is not None and (fresh or start.aims.distill):
+            teacher = start_from(model, start.init_from, start.aims.path)
+        objective = make_objective(start.aims, model, teacher, start.products.device, stored)
+    model.set_checkpointing(start.checkpointing)
     return model, objective
 
 
@@ -162,60 +211,44 @@ def model_of(state: TrainState, weights: dict[str, Tensor], device: torch.device
     return model.to(device).eval()
 
 
-def autocast(config: TrainConfig, device: torch.device) -> torch.autocast:
-    """Matrix products in the dtype of `products_of`."""
-    dtype = products_of(config, device)
-    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
-
-
-def products_of(config: TrainConfig, device: torch.device) -> torch.dtype:
-    """The configuration's dtype; float32 for bf16 where the device has no fast products of it."""
-    slow = config.dtype == "bf16" and not fast_bfloat16(device)
-    return torch.float32 if slow else DTYPES[config.dtype]
-
-
-def batch_loss(
-    config: TrainConfig, state: TrainState, batch: Batch, device: torch.device
-) -> tuple[Tensor, dict[str, Tensor]]:
+def batch_loss(products: Products, state: TrainState, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The mean loss of some samples, what training minimises, and what it is the sum of, for the log."""
-    batch = batch.to(device)
-    with autocast(config, device):
+    batch = batch.to(products.device)
+    with products.autocast():
         parts = state.objective.summands(state.model, batch)
         return torch.stack(list(parts.values())).sum(), {name: part.detach() for name, part in parts.items()}
 
 
-def train_step(
-    config: TrainConfig, state: TrainState, batch: Batch, device: torch.device, flags: Sequence[bool] = ()
-) -> Taken:
+def train_step(rules: Rules, state: TrainState, batch: Batch, flags: Sequence[bool] = ()) -> Taken:
     """One step; `batch` is this process's share. Tells the loss of the whole batch, the same on every rank.
 
-    The share runs in `config.accumulate` parts, each weighted by its samples: FSDP averages over the ranks, hence their
+    The share runs in `rules.accumulate` parts, each weighted by its samples: FSDP averages over the ranks, hence their
     number in the weight. flags: what a rank has to tell the others, which goes with the loss.
     """
-    loss, summands = backward(config, state, batch, device)
+    loss, summands = backward(rules, state, batch)
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
-    if state.step < config.finetune.interface_first:
+    if state.step < rules.interface_first:
         hold_all_but_interface(state.model)
     norm = gathered(torch.nn.utils.get_total_norm([p.grad for _, p in state.trained() if p.grad is not None]))
-    told = torch.tensor([0.0, *(float(flag) for flag in flags)]).to(device, non_blocking=True)
+    told = torch.tensor([0.0, *(float(flag) for flag in flags)]).to(rules.products.device, non_blocking=True)
     told[0] += loss
     told = sum_over_ranks(told)
     state.step += 1
-    update(config, state, norm, finite=told[0].isfinite() & norm.isfinite())
+    update(rules, state, norm, finite=told[0].isfinite() & norm.isfinite())
     return Taken(told[0], norm, told[1:], summands)
 
 
-def backward(config: TrainConfig, state: TrainState, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, Tensor]]:
+def backward(rules: Rules, state: TrainState, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """The gradients of this process's share, and its part of the loss and of what that is the sum of."""
-    loss = torch.zeros((), device=device)
+    loss = torch.zeros((), device=rules.products.device)
     summands: dict[str, Tensor] = {}
-    parts = batch.split(config.accumulate)
+    parts = batch.split(rules.accumulate)
     for i, part in enumerate(parts):
         for module in (state.model, state.objective.projector):
             hold_gradients(module, i + 1 < len(parts))
-        weight = len(part) / config.batch_size
-        part_loss, part_summands = batch_loss(config, state, part, device)
+        weight = len(part) / rules.batch_size
+        part_loss, part_summands = batch_loss(rules.products, state, part)
         state.scaler.scale(part_loss * (weight * world_size())).backward()
         loss += weight * part_loss.detach()
         for name, value in part_summands.items():
@@ -223,17 +256,17 @@ def backward(config: TrainConfig, state: TrainState, batch: Batch, device: torch
     return loss, summands
 
 
-def update(config: TrainConfig, state: TrainState, norm: Tensor, finite: Tensor) -> None:
+def update(rules: Rules, state: TrainState, norm: Tensor, finite: Tensor) -> None:
     """The optimisers and the EMA, from gradients of that norm, where `finite`; `state.step` counts the step already."""
-    torch.nn.utils.clip_grads_with_norm_([p for _, p in state.trained()], config.optimizer.clip, norm)
-    scale = lr_scale(config.optimizer, state.step - 1, config.steps)
+    torch.nn.utils.clip_grads_with_norm_([p for _, p in state.trained()], rules.optimizer.clip, norm)
+    scale = lr_scale(rules.optimizer, state.step - 1, rules.steps)
     for optimizer in state.optimizers:
         for group in optimizer.param_groups:
             group["lr"] = scale * group["peak"]
         step_where(optimizer, finite)
         optimizer.zero_grad()
-    state.update_ema(config.optimizer.ema_decay, finite)
-    held = state.step <= config.finetune.interface_first
+    state.update_ema(rules.optimizer.ema_decay, finite)
+    held = state.step <= rules.interface_first
     skipped, in_row, held_before = state.counts
     state.counts = torch.stack([skipped + ~finite, (in_row + 1) * ~finite, held_before + finite * held])
     state.scaler.update()

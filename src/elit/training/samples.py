@@ -1,0 +1,62 @@
+"""Samples of a run's averaged weights on its way: what they are drawn by, and the sheets that show them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from elit.codec import Codec
+from elit.distributed import is_main
+from elit.elastic.model import ElasticModel
+from elit.flow import FlowPath
+from elit.pictures import save_png, sheet
+from elit.sampling import sample
+from elit.training.step import Products, TrainState, averaged_weights, model_of
+from elit.words import spread
+
+SHOWN = 12  # classes, in a sheet
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """How the averaged weights of a run are sampled.
+
+    classes: those that the data have. elastic: whether the model has budgets; one without is sampled at 1 alone.
+    """
+
+    path: FlowPath
+    codec: Codec
+    classes: tuple[int, ...]
+    elastic: bool
+    products: Products
+
+    def budgets(self, wanted: tuple[float, ...]) -> tuple[float, ...]:
+        """Those of the wanted that the model has."""
+        return wanted if self.elastic else (1.0,)
+
+    def model(self, state: TrainState, everywhere: bool) -> ElasticModel | None:
+        """A model of the averaged weights, in every process or in the first alone. All ranks call this."""
+        wanted = everywhere or is_main()
+        weights = averaged_weights(state, wanted)
+        return model_of(state, weights, self.products.device) if wanted else None
+
+
+@torch.no_grad()
+def save_preview(
+    sampler: Sampler, budgets: tuple[float, ...], names: tuple[str, ...], state: TrainState, file: Path
+) -> None:
+    """A sheet of samples: a row per budget, the same noise and labels down a column. All ranks call this.
+
+    names: of the classes, as far as they are known; the others are shown by number.
+    """
+    model = sampler.model(state, everywhere=False)
+    if model is None:
+        return
+    labels = [sampler.classes[i] for i in spread(SHOWN, len(sampler.classes))]
+    budgets = sampler.budgets(budgets)
+    with sampler.products.autocast():
+        rows = [sample(model, labels, steps=20, budget=budget, path=sampler.path) for budget in budgets]
+    images = torch.cat([sampler.codec.decode(row).cpu() for row in rows])
+    file.parent.mkdir(exist_ok=True)
+    columns = [names[i] if i < len(names) else str(i) for i in labels]
+    save_png(sheet(images, columns, [f"budget {budget:g}" for budget in budgets]), file)
