@@ -8,6 +8,7 @@ from torch import Tensor
 from elit import DiTConfig
 from elit.backbones.table import BACKBONES, build_model
 from elit.elastic.model import ElasticModel
+from elit.weights import outline
 from randomised import randomised
 
 DENSE = DiTConfig(input_size=8, num_classes=3, width=32, depth=4, heads=2, head_depth=1, tail_depth=1)
@@ -60,7 +61,5 @@ def made(config: DiTConfig) -> ElasticModel:
 def inputs_of(config: DiTConfig, batch: int = 4) -> tuple[Tensor, Tensor, Tensor]:
     """x, t and y: every class, the null class too, is among the labels of a batch of four."""
     generator = torch.Generator().manual_seed(2)
-    side = config.input_size
-    height, width = (side, side) if isinstance(side, int) else side
-    x = torch.randn(batch, config.in_channels, height, width, generator=generator)
+    x = torch.randn(batch, *outline(config).input.shape, generator=generator)
     return x, torch.rand(batch, generator=generator), torch.arange(batch) % (config.num_classes + 1)

@@ -66,9 +66,13 @@ def cross_attention(state: State, name: str, x: Tensor, source: Tensor) -> Tenso
 
 
 def conditioning(state: State, t: float, y: int) -> Tensor:
+    return time_embedding(state, "t_embedder", t) + state["y_embedder.embedding_table.weight"][y].double()
+
+
+def time_embedding(state: State, name: str, t: float) -> Tensor:
     turns = torch.tensor([t * 10000.0 ** (-i / 128) for i in range(128)], dtype=torch.float64)
-    hidden = silu(linear(state, "t_embedder.mlp.0", torch.cat([turns.cos(), turns.sin()])))
-    return linear(state, "t_embedder.mlp.2", hidden) + state["y_embedder.embedding_table.weight"][y].double()
+    hidden = silu(linear(state, f"{name}.mlp.0", torch.cat([turns.cos(), turns.sin()])))
+    return linear(state, f"{name}.mlp.2", hidden)
 
 
 def positions(side: int, width: int) -> Tensor:
@@ -117,21 +121,57 @@ def velocity(state: State, x: Tensor, t: float, y: int, head: int, tail: int, wi
     channels, height, _ = x.shape
     patch, width = state["x_embedder.proj.weight"].shape[-1], state["x_embedder.proj.weight"].shape[0]
     side = height // patch
-    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
     patches = x.double().reshape(channels, side, patch, side, patch).permute(1, 3, 0, 2, 4).reshape(side * side, -1)
     h = patches @ state["x_embedder.proj.weight"].double().flatten(1).T + state["x_embedder.proj.bias"].double()
-    h, c = h + positions(side, width), conditioning(state, t, y)
-    spatial = range(depth) if window == 0 else range(head)
-    for i in spatial:
+    c = conditioning(state, t, y)
+    h = stack(state, h + positions(side, width), c, side, head, tail, window, keep)
+    shift, scale = linear(state, "final_layer.adaLN_modulation.1", silu(c)).chunk(2)
+    out = linear(state, "final_layer.linear", standardised(h) * (1 + scale) + shift)
+    out = out.reshape(side, side, patch, patch, channels).permute(4, 0, 2, 1, 3)
+    return out.reshape(channels, height, height)
+
+
+def stack(state: State, h: Tensor, c: Tensor, side: int, head: int, tail: int, window: int, keep: int) -> Tensor:
+    """All blocks, and between head and tail the core; a dense model has window 0."""
+    depth = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    for i in range(depth) if window == 0 else range(head):
         h = block(state, f"blocks.{i}", h, c)
     if window:
         h = core(state, h, c, side, window, range(head, depth - tail), keep)
         for i in range(depth - tail, depth):
             h = block(state, f"blocks.{i}", h, c)
-    shift, scale = linear(state, "final_layer.adaLN_modulation.1", silu(c)).chunk(2)
-    out = linear(state, "final_layer.linear", standardised(h) * (1 + scale) + shift)
-    out = out.reshape(side, side, patch, patch, channels).permute(4, 0, 2, 1, 3)
-    return out.reshape(channels, height, height)
+    return h
+
+
+def staged_velocity(
+    state: State,
+    stages: list[Tensor],
+    times: list[float],
+    y: int,
+    head: int = 0,
+    tail: int = 0,
+    window: int = 0,
+    keep: int = 0,
+) -> list[Tensor]:
+    """Of one sample's stages (C, h, w), the coarsest first, each with its own time: sums of embeddings, a head for each."""
+    h, c = torch.zeros(()), state["y_embedder.embedding_table.weight"][y].double()
+    for i, (x, t) in enumerate(zip(stages, times, strict=True)):
+        kernel = state[f"x_embedder.embedders.{i}.proj.weight"].double()
+        side = x.shape[1] // kernel.shape[-1]
+        convolved = torch.nn.functional.conv2d(
+            x[None].double(), kernel, state[f"x_embedder.embedders.{i}.proj.bias"].double(), stride=kernel.shape[-1]
+        )
+        h = h + convolved[0].flatten(1).T
+        c = c + time_embedding(state, f"t_embedder.embedders.{i}", t)
+    h = stack(state, h + positions(side, h.shape[1]), c, side, head, tail, window, keep)
+    out = []
+    for i, x in enumerate(stages):
+        name, patch = f"final_layer.projections.{i}", x.shape[1] // side
+        shift, scale = linear(state, f"{name}.adaLN_modulation.1", silu(c)).chunk(2)
+        v = linear(state, f"{name}.linear", standardised(h) * (1 + scale) + shift)
+        v = v.reshape(side, side, patch, patch, len(x)).permute(4, 0, 2, 1, 3)
+        out.append(v.reshape(x.shape))
+    return out
 
 
 def euler(v: Callable[[Tensor, float], Tensor], x: Tensor, steps: int) -> Tensor:

@@ -55,11 +55,13 @@ ARGS: dict[str, dict[str, Any]] = {
     "elit_s4_qknorm": {"model": "ELIT-SiT-S/4", "qk_norm": True, "elit_group_size": 4},
     "elit_s2_256": {"model": "ELIT-SiT-S/2", "elit_group_size": 4},
     "elit_b2_128_g8": {"model": "ELIT-SiT-B/2", "elit_group_size": 8, "resolution": 128},
+    "dfm_b2_256": {"model": "DFM-SiT-B/2", "stage_sampling_thresholds": [0.2], "num_steps_per_scale": [30, 10]},
 }
 COMMON = {
     **{"resolution": 256, "num_classes": 1000, "encoder_depth": 8, "qk_norm": False, "path_type": "linear"},
     **{"prediction": "v", "weighting": "lognormal", "learning_rate": 1e-4, "exp_name": "mine", "elit_min_mask_prob": None},
     **{"elit_max_mask_prob": 0.9375, "elit_read_depth": 1, "elit_write_depth": 1},
+    **{"stages_count": 2, "stage_weights": [0.9, 0.1], "stage_sampling_thresholds": [0.1], "num_steps_per_scale": [40, 10]},
 }
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from elit import DiT, DiTConfig, count_flops, load_model
-from elit.backbones.config import HDiTConfig
+from elit import DiTConfig, count_flops, load_model
+from elit.backbones.config import HDiTConfig, pair
 from elit.backbones.layers import Block, SelfAttention
 from elit.backbones.table import BACKBONES, build_model
 from elit.cost import flops_by_level
@@ -224,19 +224,19 @@ def test_an_input_of_the_wrong_form_is_refused(config):
     model = made(config)
     x, t, y = inputs_of(config)
     wrong = [torch.cat([x, x[:, :1]], dim=1), x[:, :-1], x[0]]
-    if config.patch_size > 1:
+    if model.input.patch > 1:
         wrong += [x[:, :, :-1], x[..., :-1]]
     for bad in wrong:
         with pytest.raises(ValueError) as error:
             model(bad, t, y)
-        assert str(config.in_channels) in str(error.value)
-        assert f"multiples of {config.patch_size}" in str(error.value)
+        assert str(x.shape[1]) in str(error.value)
+        assert f"multiples of {model.input.patch}" in str(error.value)
         assert str(tuple(bad.shape)) in str(error.value)
 
 
 def doubled(config: DiTConfig) -> DiTConfig:
     """The same model made for inputs of twice the width."""
-    height, width = DiT(config).input.shape[1:]
+    height, width = pair(config.input_size)
     return dataclasses.replace(config, input_size=(height, 2 * width))
 
 

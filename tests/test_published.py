@@ -257,12 +257,61 @@ def mirrored() -> Tensor:
         ({"pos_embed": torch.ones(1).expand(1, 10**10, 384)}, "not a plain tensor"),
         ({"pos_embed": mirrored()}, "pos_embed is not the fixed sin-cos table"),
         ({"pos_embed": torch.zeros(1, 60, 384)}, "resolution is 256 by args.resolution, but 224 by tensors"),
-        ({"x_embedder__embedders__0__proj__weight": torch.ones(4)}, "DFM-SiT"),
+        ({"x_embedder__embedders__0__proj__weight": torch.ones(4)}, "should have 4 dimensions"),
+        ({"x_embedder__embedders__0__proj__weight": torch.ones(4, 4, 1, 1)}, "another architecture"),
+        ({"x_embedder__embedders__0__proj__weight": torch.ones(384, 4, 4, 4)}, "both stages and a latent core"),
     ],
 )
 def test_tensors_that_do_not_fit_are_refused_by_name(light, capsys, changes, said):
     save_checkpoint(light, spoilt(**changes), args_of(ELASTIC))
     assert said in refused(capsys, light)
+
+
+STAGED = "dfm_b2_256"
+
+
+def test_a_model_of_stages_is_imported_with_its_steps_and_thresholds(tmp_path, capsys):
+    """`elit import` tells the stages, and the card how the run sampled them."""
+    file = save_checkpoint(tmp_path / "dfm.pt", light_state(STAGED), args_of(STAGED))
+    assert main(["import", str(file), "--out", str(tmp_path / "model")]) == 0
+    out = capsys.readouterr().out
+    assert "DFM-SiT-B/2" in out and "args.stages_count" in out and "head_depth" not in out
+    model, card = load_model(tmp_path / "model"), load_card(tmp_path / "model")
+    assert (model.stages, model.config.patch_size, model.config.input_size, model.core) == (2, 2, 32, None)
+    assert card.sampling == SamplingDefaults((30, 10), 1.0, (0.2,))
+    assert card.recipe.steps == (30, 10) and card.recipe.thresholds == (0.2,)
+    silent = save_checkpoint(tmp_path / "silent.pt", light_state(STAGED), None)
+    assert read_published(silent).sampling == SamplingDefaults((40, 10), 1.0, (0.1,))
+
+
+@pytest.mark.parametrize(
+    ("changed", "flags", "said"),
+    [
+        ({"stages_count": 3}, [], "stages is 3 by args.stages_count, but 2 by tensors"),
+        ({"stages_count": 2.0}, [], "args.stages_count is of the type float"),
+        ({}, ["--stages", "4"], "stages is 2 by args.stages_count, but 4 by --stages"),
+        ({"model": "SiT-B/2"}, [], "model is SiT-B/2 by args.model, but DFM-SiT-B/2 by tensors"),
+        ({}, ["--head-depth", "8"], "has no head_depth; leave --head-depth out"),
+        ({"stage_sampling_thresholds": [0.1, 0.2]}, [], "do not fit its 2 stages: stage thresholds 0.1, 0.2 are 2"),
+        ({"stage_sampling_thresholds": [-0.1]}, [], "do not fall from below 1 to above 0"),
+        ({"stage_sampling_thresholds": ["low"]}, [], "do not fit its 2 stages"),
+        ({"stage_sampling_thresholds": 0.1}, [], "args.stage_sampling_thresholds is 0.1, and should be a list"),
+        ({"num_steps_per_scale": [40, 10, 5]}, [], "steps 40, 10, 5 are not 2 whole numbers"),
+    ],
+)
+def test_stages_that_args_and_tensors_do_not_share_are_refused(tmp_path, capsys, changed, flags, said):
+    file = save_checkpoint(tmp_path / "dfm.pt", light_state(STAGED), args_of(STAGED, **changed))
+    assert said in refused(capsys, file, *flags)
+
+
+def test_a_stage_whose_patches_do_not_fit_is_refused_by_name(tmp_path, capsys):
+    state = light_state(STAGED) | {"x_embedder.embedders.0.proj.weight": torch.ones(768, 4, 2, 2)}
+    file = save_checkpoint(tmp_path / "dfm.pt", state, args_of(STAGED))
+    assert "embedders.0.proj.weight is (768, 4, 2, 2), not (768, 4, 1, 1)" in refused(capsys, file)
+
+
+def test_a_model_without_stages_is_not_told_of_any(light, capsys):
+    assert "is a ELIT-SiT-S/4, which has no stages; leave --stages out" in refused(capsys, light, "--stages", "2")
 
 
 @pytest.mark.parametrize("prefix", ["_orig_mod.", "module.", "module._orig_mod."])

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import elit
 import published_model as published
+from elit.backbones.dfm import DFM
 from published_weights import DATA, SHAPES, State, args_of, drawn_inputs, drawn_state, save_checkpoint, with_positions
 
 # name -> blocks of the tail, side of the window; the head has 8
@@ -62,6 +63,20 @@ def test_velocities_at_every_size_and_budget(name: str, keeps: list[int], tmp_pa
         t, y = [0.0, 1.0, 0.3, 0.77][i], [1000, 0, 207, 999][i]
         ours = model(x, torch.tensor([t]), torch.tensor([y]), keep / model.latents if keep else None)
         assert error(ours[0], stated(state, name, x[0], t, y, keep)) < 1e-5
+
+
+@torch.no_grad()
+def test_velocities_of_a_model_of_stages(tmp_path: Path) -> None:
+    """Both stages active, and the coarse one alone, with zeros at time 1 in place of the fine one."""
+    state, model = imported("dfm_b2_256", tmp_path)
+    assert isinstance(model, DFM)
+    generator = torch.Generator().manual_seed(8)
+    stages = [torch.randn(1, 4, side, side, generator=generator) for side in (16, 32)]
+    for second, times, y in ((stages[1], [0.07, 0.6], 207), (torch.zeros(1, 4, 32, 32), [0.4, 1.0], 1000)):
+        ours = model(model.pyramid.pack([stages[0], second]), torch.tensor([times]), torch.tensor([y]))
+        expected = published.staged_velocity(state, [stages[0][0], second[0]], times, y)
+        for a, b in zip(model.pyramid.unpack(ours), expected, strict=True):
+            assert error(a[0], b) < 1e-5
 
 
 @torch.no_grad()

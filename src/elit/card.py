@@ -36,14 +36,22 @@ Quality.__pydantic_config__ = {"extra": "allow", "allow_inf_nan": False}  # type
 
 @record
 class SamplingDefaults:
-    """Steps of the Euler sampler and scale of classifier-free guidance, as measured best for a model."""
+    """Steps of the Euler sampler and scale of classifier-free guidance, as measured best for a model.
 
-    steps: Steps = 25
+    steps: one number, or one for each stage. thresholds: of the stages (see `elit.pyramid`); null for the usual ones.
+    """
+
+    steps: Steps | tuple[Steps, ...] = 25
     guidance_scale: float = 2.0
+    thresholds: tuple[float, ...] | None = None
 
     @property
     def guidance(self) -> Guidance:
         return Guidance(scale=self.guidance_scale)
+
+    def told(self) -> dict[str, Any]:
+        """Plain values, without thresholds where there are none."""
+        return {name: value for name, value in asdict(self).items() if name != "thresholds" or value is not None}
 
 
 @record
@@ -68,7 +76,8 @@ class Card:
     @property
     def recipe(self) -> Recipe:
         """How to sample the model at its full budget, along the flow that it was trained on."""
-        return Recipe(steps=self.sampling.steps, guidance=self.sampling.guidance, path=self.path)
+        sampling = self.sampling
+        return Recipe(steps=sampling.steps, guidance=sampling.guidance, path=self.path, thresholds=sampling.thresholds)
 
 
 def load_card(folder: Path) -> Card:
@@ -84,4 +93,5 @@ def load_card(folder: Path) -> Card:
 
 def save_card(card: Card, folder: Path) -> None:
     """Writes a card as card.json. Raises WriteError, as of a full disk."""
-    write_whole(folder / CARD_FILE, json.dumps(asdict(card), indent=2) + "\n")
+    values = {**asdict(card), "sampling": card.sampling.told()}
+    write_whole(folder / CARD_FILE, json.dumps(values, indent=2) + "\n")

@@ -14,11 +14,15 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class FlowSample:
-    """Points on paths from data to noise: x_t and velocity (B, C, H, W), t (B,)."""
+    """Points on paths from data to noise: x_t and velocity (B, C, H, W), t (B,).
+
+    active: the stages, of a flow that has several, whose velocities count; t is (B, stages) there.
+    """
 
     x_t: Tensor
     velocity: Tensor
     t: Tensor
+    active: int = 1
 
 
 class Flow(Protocol):

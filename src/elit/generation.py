@@ -89,7 +89,16 @@ def settings_of(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: C
         "codec": codec.name,
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": parameter.device.type,
+        **(_stages_of(model, recipe)),
     }
+
+
+def _stages_of(model: ElasticModel, recipe: Recipe) -> dict[str, Any]:
+    """The steps and thresholds of a model's stages; nothing where it has one."""
+    parts = [(stage, times) for stage, times in recipe.parts(model) if stage is not None]
+    if not parts:
+        return {}
+    return {"steps": [len(times) - 1 for _, times in parts], "thresholds": parts[0][0].thresholds[:-1]}
 
 
 def tile_images(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec, number: int) -> Tensor:
@@ -98,7 +107,7 @@ def tile_images(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: C
     shape = (recipe.tile, *model.input.shape)
     sde_noise = None
     if recipe.sampler == "euler_maruyama":
-        places = (recipe.tile, recipe.steps - 1, *shape[1:])
+        places = (recipe.tile, recipe.total_steps - 1, *shape[1:])
         sde_noise = image_noise(recipe.seed, places, "sde", first).transpose(0, 1)
     noise = image_noise(recipe.seed, shape, first=first)
     chosen = [labels.label(recipe.seed, first + i) for i in range(recipe.tile)]

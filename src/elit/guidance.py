@@ -14,6 +14,7 @@ from elit.elastic.levels import Budget
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import OverTime
 from elit.errors import UserError
+from elit.pyramid import Stage
 from elit.samplers import Velocity
 from elit.words import shown
 
@@ -63,51 +64,87 @@ class Guidance:
         """Whether the weak path is needed at time t."""
         return self.scale != 1 and self.interval[0] <= t <= self.interval[1]
 
+    def weight(self, t: float) -> float:
+        """What the difference of the paths counts at time t: the scale, or 1 where the weak path is not needed."""
+        return self.scale if self.active(t) else 1.0
+
 
 @dataclass(frozen=True)
 class Bound:
-    """velocity(x, t) of a model for a condition at a budget, as samplers take it; float32, whatever the model's dtype."""
+    """velocity(x, t) of a model for a condition at a budget, as samplers take it; float32, whatever the model's dtype.
+
+    stage: of a pyramid, the part of its ODE that is sampled; None where there are no stages.
+    """
 
     model: ElasticModel
     condition: Condition
     budget: Budget | OverTime = None
+    stage: Stage | None = None
 
     def at(self, t: float) -> Budget:
         """The budget at time t."""
         return self.budget.at(t) if isinstance(self.budget, OverTime) else self.budget
 
+    def times(self, x: Tensor, t: float) -> Tensor:
+        """The model's times at the sampler's t: (B,), or of a pyramid (B, S)."""
+        clocks = t if self.stage is None else self.stage.clocks(t)
+        return torch.tensor(clocks, dtype=torch.float32, device=x.device).expand(len(x), *[-1] * (self.stage is not None))
+
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        return self.model(x.float(), _times(x, t), self.condition, self.at(t)).float()
+        return self.paced(self.model(self.seen(x), self.times(x, t), self.condition, self.at(t)))
+
+    def seen(self, x: Tensor) -> Tensor:
+        """What the model is given of the state."""
+        return x.float() if self.stage is None else self.stage.seen(x.float())
+
+    def paced(self, velocity: Tensor) -> Tensor:
+        """The model's velocity over the sampler's time: that of a stage times the speed of its clock."""
+        v = velocity.float()
+        return v if self.stage is None else v * self.stage.pyramid.spread(self.stage.speeds(), v)
 
 
-def bind(model: ElasticModel, condition: Condition, budget: Budget | OverTime = None) -> Bound:
+def bind(model: ElasticModel, condition: Condition, budget: Budget | OverTime = None, stage: Stage | None = None) -> Bound:
     """The velocity of a model for a condition at a budget: a fraction, one per sample, or anything with `.at(t)`."""
-    return Bound(model, condition, budget)
+    return Bound(model, condition, budget, stage)
 
 
 def guided(strong: Bound, weak: Bound, guidance: Guidance) -> Velocity:
     """v_weak + scale (v_strong - v_weak) where the guidance is active, combined in float32; v_strong elsewhere.
 
-    Where both are of one model at one level, few samples, and any on a GPU, run as one batch of 2 B; otherwise one path
-    runs after the other.
+    In a pyramid the interval holds for the own time of every stage that runs. Where both are of one model at one level,
+    few samples, and any on a GPU, run as one batch of 2 B; otherwise one path runs after the other.
     """
 
     def velocity(x: Tensor, t: float) -> Tensor:
-        if not guidance.active(t):
+        weights = guidance_weights(guidance, t, strong.stage)
+        if all(weight == 1 for weight in weights):
             return strong(x, t)
         if (level := _common_level(strong, weak, x, t)) is not None:
-            condition = strong.condition.joined(weak.condition)
-            twice, budget = x.float().repeat(2, *[1] * (x.ndim - 1)), level / strong.model.latents
-            both = strong.model(twice, _times(x, t).repeat(2), condition, budget)
-            v_strong, v_weak = both.float().chunk(2)
+            condition, seen, times = strong.condition.joined(weak.condition), strong.seen(x), strong.times(x, t)
+            both = strong.model(torch.cat([seen, seen]), torch.cat([times, times]), condition, level / strong.model.latents)
+            v_strong, v_weak = map(strong.paced, both.chunk(2))
         else:
             v_strong, v_weak = strong(x, t), weak(x, t)
-        return v_weak + guidance.scale * (v_strong - v_weak)
+        weight = weights[0] if strong.stage is None else strong.stage.pyramid.spread(weights, v_strong)
+        return v_weak + weight * (v_strong - v_weak)
 
     return velocity
 
 
-def guided_velocity(model: ElasticModel, condition: Condition, budget: Budget | OverTime, guidance: Guidance) -> Velocity:
+def guidance_weights(guidance: Guidance, t: float, stage: Stage | None = None) -> list[float]:
+    """What the difference of the paths counts at the sampler's time t: one number, or of a pyramid one for each stage.
+
+    A stage is guided by its own time; one that waits is not.
+    """
+    if stage is None:
+        return [guidance.weight(t)]
+    clocks = stage.clocks(t)
+    return [guidance.weight(clock) if i <= stage.number else 1.0 for i, clock in enumerate(clocks)]
+
+
+def guided_velocity(
+    model: ElasticModel, condition: Condition, budget: Budget | OverTime, guidance: Guidance, stage: Stage | None = None
+) -> Velocity:
     """The guided velocity of one model, whose weak path differs in its label or its budget. Raises UserError for a weak
     budget asked of a dense model.
     """
@@ -115,7 +152,7 @@ def guided_velocity(model: ElasticModel, condition: Condition, budget: Budget | 
         raise UserError(f"guidance weak_budget {guidance.weak_budget} was asked of a dense model, which has one budget")
     weak_condition = condition.null() if guidance.weak_label == "null" else condition
     weak_budget = budget if guidance.weak_budget is None else guidance.weak_budget
-    return guided(bind(model, condition, budget), bind(model, weak_condition, weak_budget), guidance)
+    return guided(bind(model, condition, budget, stage), bind(model, weak_condition, weak_budget, stage), guidance)
 
 
 def _common_level(strong: Bound, weak: Bound, x: Tensor, t: float) -> int | None:
@@ -124,7 +161,3 @@ def _common_level(strong: Bound, weak: Bound, x: Tensor, t: float) -> int | None
         return None
     level = strong.model.levels.resolve(strong.at(t), len(x))
     return level if isinstance(level, int) and level == weak.model.levels.resolve(weak.at(t), len(x)) else None
-
-
-def _times(x: Tensor, t: float) -> Tensor:
-    return torch.full((len(x),), t, dtype=torch.float32, device=x.device)

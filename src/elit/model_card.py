@@ -4,6 +4,7 @@ from elit.card import Card
 from elit.codec import makes_pixels
 from elit.cost import flops_by_level
 from elit.elastic.model import ElasticModel
+from elit.recipe import steps_text
 from elit.words import one_line
 
 LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "openrail")  # as the hub's front matter spells them
@@ -12,13 +13,14 @@ LICENCES = ("apache-2.0", "mit", "bsd-3-clause", "cc-by-4.0", "cc0-1.0", "openra
 def model_card(model: ElasticModel, card: Card, name: str) -> str:
     """Markdown with the front matter that the hub reads. name: of the folder or hub id, as its loading line has it."""
     config, sampling = model.config, card.sampling
-    size = " x ".join(str(side) for side in model.input.shape)
+    size = " x ".join(str(side) for side in model.samples.shape)
     return "\n".join(
         [
             *("---", "library_name: elit", f"license: {_licence_id(card)}", "tags: [diffusion, elit]", "---"),
             *("# An elastic diffusion transformer", ""),
             f"{sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters, {config.num_classes} classes, inputs of",
-            f"{size}. Sampled with {sampling.steps} steps and guidance {sampling.guidance_scale:g} unless asked otherwise.",
+            f"{size}. Sampled with {steps_text(sampling.steps)} and guidance {sampling.guidance_scale:g} unless asked"
+            " otherwise.",
             *("", *_loading(model, card, name), ""),
             *("## Budgets", "", *_budgets(model, card), ""),
             *("## Labels", "", _labels(model, card), ""),
@@ -41,7 +43,7 @@ def _loading(model: ElasticModel, card: Card, name: str) -> list[str]:
     budget = "" if model.core is None else f", budget={model.levels.fractions()[0]:g}"
     load = f"pipe = elit.ElitPipeline.from_pretrained({name!r})"
     lines = ["```python", "import elit", "", load]
-    if makes_pixels(card.encoding, model.input.channels):
+    if makes_pixels(card.encoding, model.samples.channels):
         return [*lines, f"image = pipe(labels=[{label}]{budget}).images[0]", "```"]
     decoded = f"# with the codec of its training data, from_pretrained({name!r}, codec=...), images are pictures"
     return [*lines, f"latents = pipe(labels=[{label}]{budget}, output_type='latent').images", decoded, "```"]

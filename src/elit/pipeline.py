@@ -61,7 +61,7 @@ class ElitPipeline:
         """
         folder = find_model(name)
         model = load_model(folder)
-        channels, card = model.input.channels, load_card(folder)
+        channels, card = model.samples.channels, load_card(folder)
         later = codec is None and not makes_pixels(card.encoding, channels)
         return cls(model, card, None if later else load_codec(codec, channels, torch.device("cpu"), card.encoding))
 
@@ -85,12 +85,12 @@ class ElitPipeline:
         guidance_scale: float | None = None,
         guidance_budget: float | str | None = None,
         autoguidance: bool = False,
-        num_inference_steps: int | None = None,
+        num_inference_steps: int | Sequence[int] | None = None,
         sampler: str = "euler",
         seed: int = 0,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
         output_type: Literal["pil", "np", "pt", "latent"] = "pil",
-        steps: int | None = None,
+        steps: int | Sequence[int] | None = None,
         guidance: Guidance | None = None,
         callback_on_step_end: Callback | None = None,
         num_images_per_prompt: int = 1,
@@ -99,10 +99,11 @@ class ElitPipeline:
 
         Args:
             labels: class indices or names; one may stand alone.
-            budget: a fraction, a `Schedule`, or a text such as "1/4", "1/4@t>0.5,1", "80gflops" or "150ms".
+            budget: a fraction, a `Schedule`, or a text such as "1/4", "1/4@t>0.5,1", "80gflops" or "150ms"; or "1/4,1", one
+                for each stage of a model.
             guidance_scale: 1 is none; the model's own default if not given. guidance_budget: of the weak path, such as
                 1/16 for cheap CFG. autoguidance: the weak path has the label too. guidance: all of it at once instead.
-            num_inference_steps, or steps: the model's own default if not given.
+            num_inference_steps, or steps: the model's own default if not given; of a model of stages, one for each or all.
             seed: image i's noise comes from (seed, i). generator: draws the noise instead, or one for each image does.
             output_type: "pil" images, "np" (B, H, W, 3) in [0, 1], "pt" (B, 3, H, W) in [0, 1], or the model's own "latent".
             callback_on_step_end: see `elit.samplers`.
@@ -125,16 +126,19 @@ class ElitPipeline:
         with progress_bar() if self._shows_progress else nullcontext() as bar:
             callback = callback_on_step_end
             if bar is not None and (callback is None or callable(callback)):  # `sample` refuses what is neither
-                callback = _advancing(bar, count, callback)
+                callback = _advancing(bar, count if isinstance(count, int) else sum(count), callback)
             x = sample(
                 *(self.model, chosen, sampler, count, run, strength, seed),
                 noise=noise,
                 path=self.card.path,
+                thresholds=self.card.sampling.thresholds,
                 callback_on_step_end=callback,
             )
         return PipelineOutput(self.finish(x, output_type), chosen, run)
 
-    def _steps(self, num_inference_steps: int | None, steps: int | None) -> int:
+    def _steps(
+        self, num_inference_steps: int | Sequence[int] | None, steps: int | Sequence[int] | None
+    ) -> int | Sequence[int]:
         if num_inference_steps is not None and steps is not None:
             raise UserError("num_inference_steps and steps are two names of one thing; give one of them")
         if num_inference_steps is None and steps is None:

@@ -1,4 +1,4 @@
-"""The authors' checkpoints (SiT and ELIT-SiT) as models of this library: names, settings, licence.
+"""The authors' checkpoints (SiT, ELIT-SiT and DFM-SiT) as models of this library: names, settings, licence.
 
 A published file is a `torch.save` of {"model": ..., "ema": ..., "args": Namespace, ...}: two state dicts, and the arguments
 of the training run. Others keep the arguments in a dict, or have a state dict alone, saved by torch or as safetensors; it
@@ -25,6 +25,7 @@ from elit.errors import UserError
 from elit.flow import FlowPath
 from elit.hub import from_hub
 from elit.pickles import read_pickle
+from elit.pyramid import check_thresholds, steps_by_stage
 from elit.weights import FLOATS, check_fit, filled, new_model_folder, outline, plain_names, read_tensors, save_weights
 from elit.words import suggest
 
@@ -54,6 +55,14 @@ OUTER = {
     "y_embedder.embedding_table": "label_embedding",
     "final_layer.adaLN_modulation.1": "final.modulation",
     "final_layer.linear": "final.linear",
+}
+# the same of a DFM, whose every stage has its own
+OF_STAGES = {
+    "x_embedder.embedders.{}.proj": "patch_embedding.{}",
+    "t_embedder.embedders.{}.mlp.0": "time_embedding.{}.fc1",
+    "t_embedder.embedders.{}.mlp.2": "time_embedding.{}.fc2",
+    "final_layer.projections.{}.adaLN_modulation.1": "final.{}.modulation",
+    "final_layer.projections.{}.linear": "final.{}.linear",
 }
 # within blocks.N
 BLOCK = {
@@ -90,6 +99,7 @@ INTERFACE = {
     f"{WRITE}.write_ff.0.fc2": "write.layers.0.mlp.fc2",
 }
 PATCH, POSITIONS, LABELS = "x_embedder.proj.weight", "pos_embed", "y_embedder.embedding_table.weight"
+STAGE_PATCH = "x_embedder.embedders.{}.proj.weight"
 QUERIES, TABLE = f"{READ}.learned_query_embed", f"{READ}.latent_pos_embed"
 ONLY_WEIGHTS = "only"  # of a file that holds one state dict
 PROJECTORS = "projectors."  # of REPA, used in training alone
@@ -103,9 +113,11 @@ SETTINGS: dict[str, tuple[str | None, type]] = {
     "tail_depth": (None, int),
     "group_size": ("elit_group_size", int),
     "qk_norm": ("qk_norm", bool),
+    "stages": ("stages_count", int),
     "path": ("path_type", str),
 }
 OF_THE_CORE = ("head_depth", "tail_depth", "group_size")
+STAGED_STEPS, STAGED_THRESHOLDS = (40, 10), (0.1,)  # theirs, of two stages
 AUTHORS: dict[str, str | int] = {
     "resolution": 256,
     "num_classes": 1000,
@@ -137,6 +149,7 @@ class Published:
     weights: str
     settings: dict[str, Setting]
     dropped: int
+    sampling: SamplingDefaults = SAMPLING
 
     @property
     def path(self) -> FlowPath:
@@ -161,7 +174,7 @@ def load_published(checkpoint: str | Path, /, weights: str = "ema", **given: str
         checkpoint: a file, or "hf://mali6/elit/FILE" for one on the Hugging Face hub.
         weights: "ema", or "model" for the raw ones; a file with one state dict has those alone.
         given: what the file's own `args` leave out: model, resolution, num_classes, head_depth, tail_depth, group_size,
-            qk_norm, path. What nobody says is as in the authors' defaults.
+            qk_norm, stages, path. What nobody says is as in the authors' defaults.
 
     Raises UserError for a file that is damaged, asks to run code, is of another architecture, or contradicts `given`.
     """
@@ -177,7 +190,7 @@ def import_published(published: Published, out: Path, overwrite: bool = False) -
     Raises UserError, or WriteError, where it cannot be written without losing something (see `weights.check_target`).
     """
     card = Card(
-        SAMPLING,
+        published.sampling,
         licence=LICENCE,
         source=f"{published.source} ({published.weights})",
         path=published.path,
@@ -205,7 +218,26 @@ def read_published(checkpoint: str | Path, /, weights: str = "ema", **given: str
     model = outline(config_of(settings, kept, source))
     check_fit(kept, wanted_tensors(model), f"{source} is not a {settings['model'].value} of the authors")
     check_values(kept, model, source)
-    return Published(filled(model, our_state(kept, model)), source, weights, settings, len(state) - len(kept))
+    sampling = SAMPLING if model.stages == 1 else staged_sampling(args, model.stages, source)
+    return Published(filled(model, our_state(kept, model)), source, weights, settings, len(state) - len(kept), sampling)
+
+
+def staged_sampling(args: dict[str, Any], stages: int, source: str) -> SamplingDefaults:
+    """How the file's args sample a model of several stages; where they say nothing, as the authors do, or as we do."""
+    told = {}
+    for key, ours in (("num_steps_per_scale", STAGED_STEPS), ("stage_sampling_thresholds", STAGED_THRESHOLDS)):
+        value = args.get(key, ours if stages == 2 else None)
+        if value is not None and not isinstance(value, list | tuple):
+            raise UserError(f"{source}: args.{key} is {value!r}, and should be a list")
+        told[key] = value
+    steps, thresholds = told["num_steps_per_scale"], told["stage_sampling_thresholds"]
+    try:
+        counts = steps_by_stage(50 if steps is None else steps, stages)
+        if thresholds is not None:
+            check_thresholds(thresholds, stages)
+    except (UserError, TypeError, ValueError) as error:
+        raise UserError(f"{source}: its args do not fit its {stages} stages: {error}") from error
+    return SamplingDefaults(tuple(counts), 1.0, None if thresholds is None else tuple(map(float, thresholds)))
 
 
 def fetch(source: str) -> Path:
@@ -253,18 +285,20 @@ def check_storage(name: str, tensor: Tensor, source: str) -> None:
 
 def settle(state: State, args: dict[str, Any], given: dict[str, Any], source: str) -> dict[str, Setting]:
     """Each setting from the file's args, the flags and the tensors, which must agree, or else from the authors' defaults."""
-    if str(args.get("model")).startswith("DFM-") or any(name.startswith("x_embedder.embedders.") for name in state):
-        raise UserError(f"{source} is a DFM-SiT, which this version cannot import; it imports SiT and ELIT-SiT")
     for only, value in ONLY.items():
         if typed(args.get(only), type(value), f"{source}: args.{only}") not in (value, None):
             raise UserError(f"{source}: args.{only} is {args[only]!r}; only models with {value!r} can be imported")
     seen = seen_in(state, source)
     # Their code fixes the tail by the size, and writes it nowhere.
     tail = Setting(seen.pop("tail_depth"), "assumed" if args.get("encoder_depth") is None else "the authors' code")
-    elastic = str(seen["model"]).startswith("ELIT-")
+    elastic, staged = str(seen["model"]).startswith("ELIT-"), str(seen["model"]).startswith("DFM-")
     settings: dict[str, Setting] = {}
     for name, (key, kind) in SETTINGS.items():
         flag = given.get(name)
+        if name == "stages" and not staged:
+            if flag is not None:
+                raise UserError(f"{source} is a {seen['model']}, which has no stages; leave {flag_of(name)} out")
+            continue
         if name in OF_THE_CORE and not elastic:
             if flag is not None:
                 raise UserError(f"{source} is a dense model, which has no {name}; leave {flag_of(name)} out")
@@ -304,24 +338,29 @@ def agreed(name: str, tellers: dict[str, Any], source: str) -> Setting | None:
 
 def seen_in(state: State, source: str) -> dict[str, str | int | bool]:
     """The settings that names and shapes of tensors tell. Raises UserError for those of another architecture."""
-    for name, ndim in {PATCH: 4, POSITIONS: 3, LABELS: 2, QUERIES: 2, TABLE: 2}.items():
+    patches = patch_names(state)
+    for name, ndim in {**dict.fromkeys(patches, 4), POSITIONS: 3, LABELS: 2, QUERIES: 2, TABLE: 2}.items():
         if name in state and state[name].ndim != ndim:
             raise UserError(f"{source}: {name} is {tuple(state[name].shape)}, and should have {ndim} dimensions")
     numbers = [name.split(".")[1] for name in state if name.startswith("blocks.")]
     depth = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
-    width, _, patch, _ = state[PATCH].shape if PATCH in state else (0, 0, 0, 0)
+    width, _, patch, _ = state[patches[-1]].shape if patches[-1] in state else (0, 0, 0, 0)
     size = next((size for size, shape in SIZES.items() if shape[:2] == (depth, width)), None)
     if size is None or patch not in PATCHES:
         raise UserError(
-            f"{source} is of another architecture than the authors' SiT and ELIT-SiT:"
+            f"{source} is of another architecture than the authors' SiT, ELIT-SiT and DFM-SiT:"
             f" {depth} blocks of width {width}, patches of {patch}"
         )
-    elastic = any(name.startswith((READ, WRITE)) for name in state)
+    elastic, staged = any(name.startswith((READ, WRITE)) for name in state), patches != [PATCH]
+    if elastic and staged:
+        raise UserError(f"{source} has both stages and a latent core, which no model of the authors has")
     seen: dict[str, str | int | bool] = {
-        "model": f"{'ELIT-' if elastic else ''}SiT-{size}/{patch}",
+        "model": f"{'ELIT-' if elastic else 'DFM-' if staged else ''}SiT-{size}/{patch}",
         "qk_norm": any(".attn.q_norm." in name for name in state),
         "tail_depth": SIZES[size][3][2],
     }
+    if staged:
+        seen["stages"] = len(patches)
     if POSITIONS in state:
         seen["resolution"] = math.isqrt(state[POSITIONS].shape[1]) * patch * PIXELS
     if LABELS in state:
@@ -331,10 +370,19 @@ def seen_in(state: State, source: str) -> dict[str, str | int | bool]:
     return seen
 
 
+def patch_names(state: State) -> list[str]:
+    """The patch convolutions, of a DFM one for each stage, the coarsest first."""
+    staged = [name for i in range(len(state)) if (name := STAGE_PATCH.format(i)) in state]
+    return staged or [PATCH]
+
+
 def config_of(settings: dict[str, Setting], state: State, source: str) -> DiTConfig:
     """Our configuration of the model that the settings describe."""
     values = {name: setting.value for name, setting in settings.items() if name not in ("model", "resolution", "path")}
-    values |= {"input_size": int(settings["resolution"].value) // PIXELS, "in_channels": state[PATCH].shape[1]}
+    values |= {
+        "input_size": int(settings["resolution"].value) // PIXELS,
+        "in_channels": state[patch_names(state)[-1]].shape[1],
+    }
     if "group_size" in values:
         values |= {"write_sees_dropped": True, "latent_table": len(state[TABLE]) if TABLE in state else 4096}
     path = settings["path"].value
@@ -349,6 +397,7 @@ def config_of(settings: dict[str, Setting], state: State, source: str) -> DiTCon
 def published_names(model: ElasticModel) -> dict[str, str]:
     """Our name of every learned tensor of a model -> the published one."""
     modules = {ours: theirs for theirs, ours in (OUTER | INTERFACE).items()}
+    modules |= {ours.format(i): theirs.format(i) for i in range(model.stages) for theirs, ours in OF_STAGES.items()}
     for i in range(len(model.host_blocks())):
         modules |= {f"host.{i}.{ours}": f"blocks.{i}.{theirs}" for theirs, ours in BLOCK.items()}
     names = {}
@@ -362,9 +411,18 @@ def wanted_tensors(model: ElasticModel) -> State:
     """The published state dict's names and shapes, as tensors without memory."""
     config, ours = model.config, model.state_dict()
     shapes = {theirs: tuple(ours[name].shape) for name, theirs in published_names(model).items()}
-    shapes[PATCH] = (config.width, config.in_channels, config.patch_size, config.patch_size)
+    for name, linear in patch_linears(model).items():
+        side = math.isqrt(ours[linear].shape[1] // config.in_channels)
+        shapes[name] = (config.width, config.in_channels, side, side)
     shapes[POSITIONS] = (1, config.grid.size, config.width)
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+
+
+def patch_linears(model: ElasticModel) -> dict[str, str]:
+    """The published name of every patch convolution -> that of our linear."""
+    if model.stages == 1:
+        return {PATCH: "patch_embedding.weight"}
+    return {STAGE_PATCH.format(i): f"patch_embedding.{i}.weight" for i in range(model.stages)}
 
 
 def check_values(state: State, model: ElasticModel, source: str) -> None:
@@ -383,4 +441,4 @@ def check_values(state: State, model: ElasticModel, source: str) -> None:
 def our_state(published: State, model: ElasticModel) -> State:
     """A published state dict under our names, the patch convolution as a linear over (row, column, channel)."""
     state = {ours: published[theirs] for ours, theirs in published_names(model).items()}
-    return state | {"patch_embedding.weight": published[PATCH].permute(0, 2, 3, 1).flatten(1)}
+    return state | {linear: published[name].permute(0, 2, 3, 1).flatten(1) for name, linear in patch_linears(model).items()}

@@ -12,37 +12,58 @@ from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
 from elit.flow import FlowPath
-from elit.guidance import Guidance
+from elit.guidance import Guidance, guidance_weights
+from elit.pyramid import Stage
 from elit.samplers import even_times, sde_times
-from elit.sampling import MOST_STEPS, sample
+from elit.sampling import MOST_STEPS, sample, staged_steps
 
 LARGEST_TILE = 4096
+
+
+def steps_text(steps: int | tuple[int, ...]) -> str:
+    """Steps as people read them: "1 step", "25 steps", "40 + 10 steps"."""
+    listed = steps if isinstance(steps, tuple) else (steps,)
+    return f"{' + '.join(map(str, listed))} step{'' if listed == (1,) else 's'}"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """All that, with a model and the labels, decides the pixels of image i.
 
-    sampler, steps, budget, guidance and path are those of `elit.sample`. seed: image i's noise comes from (seed, i). tile:
-    how many images go through the model at once, since matrix products differ in the last bit with the batch's size.
+    sampler, steps, budget, guidance, path, thresholds and stages are those of `elit.sample`. seed: image i's noise comes
+    from (seed, i). tile: how many images go through the model at once, since matrix products differ in the last bit with the
+    batch's size.
     Raises UserError for counts of steps, and tiles, that cannot be.
     """
 
     sampler: str = "euler"
-    steps: int = 25
+    steps: int | tuple[int, ...] = 25
     budget: float | Schedule = 1.0
     guidance: Guidance = field(default_factory=Guidance)
     seed: int = 0
     path: FlowPath | str = FlowPath.LINEAR
     tile: int = 8
+    thresholds: tuple[float, ...] | None = None
+    stages: int | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.steps <= MOST_STEPS:
-            raise UserError(
-                f"a sampler takes at least 1 step and at most {MOST_STEPS:,}, not {self.steps:,}; give --steps 25"
-            )
+        for count in self.counts:
+            if not 1 <= count <= MOST_STEPS:
+                raise UserError(
+                    f"a sampler takes at least 1 step and at most {MOST_STEPS:,}, not {count:,}; give --steps 25"
+                )
         if not 1 <= self.tile <= LARGEST_TILE:
             raise UserError(f"a tile holds at least 1 image and at most {LARGEST_TILE:,}, not {self.tile:,}; give --tile 8")
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of steps that are told: one, or one for each stage."""
+        return self.steps if isinstance(self.steps, tuple) else (self.steps,)
+
+    @property
+    def total_steps(self) -> int:
+        """The steps of all stages that are sampled."""
+        return sum(self.counts[: self.stages])
 
     def draw(
         self,
@@ -73,26 +94,32 @@ class Recipe:
             sde_noise=sde_noise,
             path=self.path,
             callback_on_step_end=called,
+            thresholds=self.thresholds,
+            stages=self.stages,
         )
 
-    def forwards(self) -> Iterator[float]:
+    def forwards(self, model: ElasticModel) -> Iterator[float]:
         """The budget of each forward of the model: at every time that the sampler asks for, one, or with guidance two."""
-        for t in self._times():
-            main = self.budget.at(t) if isinstance(self.budget, Schedule) else self.budget
-            yield main
-            if self.guidance.active(t):
-                yield main if self.guidance.weak_budget is None else self.guidance.weak_budget
+        for stage, times in self.parts(model):
+            for t in self._asked(times):
+                main = self.budget.at(t) if isinstance(self.budget, Schedule) else self.budget
+                yield main
+                if any(weight != 1 for weight in guidance_weights(self.guidance, t, stage)):
+                    yield main if self.guidance.weak_budget is None else self.guidance.weak_budget
 
-    def _times(self) -> list[float]:
+    def parts(self, model: ElasticModel) -> list[tuple[Stage | None, list[float]]]:
+        """The times that the sampler steps through, stage by stage; a model of one stage has one part."""
+        if model.stages > 1 or not isinstance(self.steps, int):
+            return [*staged_steps(model, self.sampler, self.steps, self.thresholds, self.stages)]
+        return [(None, sde_times(self.steps) if self.sampler == "euler_maruyama" else even_times(self.steps))]
+
+    def _asked(self, times: list[float]) -> list[float]:
         """The times at which the sampler asks for a velocity."""
-        if self.sampler == "euler_maruyama":
-            return sde_times(self.steps)[:-1]
-        times = even_times(self.steps)
         if self.sampler == "heun":  # a step's two ends, and the last step's beginning alone
             return [*itertools.chain.from_iterable(itertools.pairwise(times[:-1])), times[-2]]
         return times[:-1]
 
     def gflops_per_step(self, model: ElasticModel) -> float:
         """GFLOPs of a step for one image, all its forwards together: the mean over the steps."""
-        counted = Counter(self.forwards())
-        return sum(count * count_flops(model, budget) for budget, count in counted.items()) / self.steps / 1e9
+        counted = Counter(self.forwards(model))
+        return sum(count * count_flops(model, budget) for budget, count in counted.items()) / self.total_steps / 1e9

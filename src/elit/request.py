@@ -26,13 +26,15 @@ class Wishes:
     """How to sample, where it is said: None leaves a thing to the model's card. Fields are those of Recipe and Guidance."""
 
     sampler: str = "euler"
-    steps: int | None = None
+    steps: int | tuple[int, ...] | None = None
     scale: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     weak_budget: float | None = None
     weak_label: Literal["null", "same"] = "null"
     seed: int = 0
     tile: int | None = None
+    thresholds: tuple[float, ...] | None = None
+    stages: int | None = None
 
     def over(self, recipe: Recipe) -> Recipe:
         """A card's recipe with what is wished for in its place. Raises UserError for what is out of range."""
@@ -44,6 +46,8 @@ class Wishes:
             guidance=Guidance(scale, self.interval, self.weak_budget, self.weak_label),
             seed=self.seed,
             tile=recipe.tile if self.tile is None else self.tile,
+            thresholds=recipe.thresholds if self.thresholds is None else self.thresholds,
+            stages=self.stages,
         )
 
 
@@ -84,7 +88,7 @@ class Request:
         recipe = replace(recipe, budget=Budget.parse(self.budget, model, recipe.tile))
         if is_main() and isinstance(recipe.budget, float) and not self.budget[-1:].isdigit():  # a cost was given
             say(f"budget {self.budget}: {model.levels.of(recipe.budget)}/{model.latents} of the latents")
-        codec = load_codec(self.codec, model.input.channels, device, card.encoding)
+        codec = load_codec(self.codec, model.samples.channels, device, card.encoding)
         with process_group():
             if self.wishes.tile is None:
                 recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, self.out))

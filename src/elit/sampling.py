@@ -12,11 +12,13 @@ from elit.elastic.schedule import OverTime
 from elit.errors import UserError
 from elit.flow import FlowPath
 from elit.guidance import Guidance, guided_velocity
+from elit.pyramid import Pyramid, Stage, sampled_stages, steps_by_stage
 from elit.samplers import Callback, euler, euler_maruyama, even_times, heun, sde_times
 from elit.seeding import generator_for
 from elit.words import shown
 
-SAMPLERS = ("euler", "heun", "euler_maruyama")
+ODE = {"euler": euler, "heun": heun}
+SAMPLERS = (*ODE, "euler_maruyama")
 MOST_STEPS = 10_000
 
 
@@ -25,7 +27,7 @@ def sample(
     model: ElasticModel,
     labels: Tensor | Sequence[int],
     sampler: str = "euler",
-    steps: int = 50,
+    steps: int | Sequence[int] = 50,
     budget: Budget | OverTime = None,
     guidance: Guidance = Guidance(),
     seed: int = 0,
@@ -33,19 +35,25 @@ def sample(
     sde_noise: Tensor | None = None,
     path: FlowPath | str = FlowPath.LINEAR,
     callback_on_step_end: Callback | None = None,
+    thresholds: Sequence[float] | None = None,
+    stages: int | None = None,
 ) -> Tensor:
     """Images (B, C, H, W) float32, one for each label, from noise to data.
 
     Args:
         labels: B class indices; the null class, `model.null_class`, samples without a label.
-        sampler: "euler", "heun" or "euler_maruyama"; steps: at least 1 (2 for euler_maruyama).
+        sampler: "euler", "heun" or "euler_maruyama"; steps: at least 1 (2 for euler_maruyama). Of a model of several
+            stages one number for each, or their sum, of which every stage but the first gets a fifth.
         budget: None (full), a fraction, one per image, or a `Schedule`, or anything with `.at(t)`, over the steps.
-        noise: (B, C, H, W) to start from; otherwise image i's comes from (seed, i) alone.
+        noise: (B, C, H, W) to start from, (B, *model.input.shape) for a pyramid; otherwise image i's comes from (seed, i)
+            alone.
         sde_noise: (steps - 1, B, C, H, W) for euler_maruyama; otherwise from (seed, i) too.
         path: of the flow that the model was trained on, linear or cosine.
-        callback_on_step_end: see `elit.samplers`.
+        callback_on_step_end: see `elit.samplers`; the state of a model of several stages is a packed pyramid.
+        thresholds: of such a model, the times at which its stages make room for the next (see `elit.pyramid`).
+        stages: how many of them are sampled, the coarsest first; None for all.
 
-    Raises UserError for a label, budget, sampler, count of steps or shape that cannot be.
+    Raises UserError for a label, budget, sampler, count of steps, threshold or shape that cannot be.
     """
     _check(model, sampler, steps, guidance, seed, callback_on_step_end)
     device, flow = next(model.parameters()).device, _flow(path)
@@ -56,12 +64,13 @@ def sample(
         given = tuple(noise.shape) if isinstance(noise, Tensor) else shown(noise)
         raise UserError(f"noise is a tensor {shape} for this model and these labels, not {given}")
     _check_finite("noise", noise)
-    velocity = guided_velocity(model, Labels(y.to(device), model.null_class), budget, guidance)
-    x = noise.to(device)
-    if sampler == "euler":
-        return euler(velocity, x, even_times(steps), callback_on_step_end).float()
-    if sampler == "heun":
-        return heun(velocity, x, even_times(steps), callback_on_step_end).float()
+    condition, x = Labels(y.to(device), model.null_class), noise.to(device)
+    if model.stages > 1 or not isinstance(steps, int) or thresholds is not None or stages is not None:
+        parts = staged_steps(model, sampler, steps, thresholds, stages)
+        return _sample_stages(model, condition, x, sampler, parts, budget, guidance, callback_on_step_end)
+    velocity = guided_velocity(model, condition, budget, guidance)
+    if sampler in ODE:
+        return ODE[sampler](velocity, x, even_times(steps), callback_on_step_end).float()
     if sde_noise is None:
         sde_noise = image_noise(seed, (len(y), steps - 1, *noise.shape[1:]), "sde").transpose(0, 1)
     if not isinstance(sde_noise, Tensor) or sde_noise.shape != (steps - 1, *noise.shape):
@@ -69,6 +78,51 @@ def sample(
         raise UserError(f"sde_noise is a tensor {(steps - 1, *noise.shape)} for these steps and labels, not {given}")
     _check_finite("sde_noise", sde_noise)
     return euler_maruyama(velocity, x, sde_times(steps), sde_noise, flow, callback_on_step_end).float()
+
+
+def staged_steps(
+    model: ElasticModel,
+    sampler: str,
+    steps: int | Sequence[int],
+    thresholds: Sequence[float] | None = None,
+    count: int | None = None,
+) -> list[tuple[Stage, list[float]]]:
+    """Each part of the ODE of a model of several stages, with its global times.
+
+    Raises UserError for a model of one stage, for a sampler that has no stages, and as `elit.pyramid` does.
+    """
+    if model.stages == 1:
+        raise UserError("steps for each stage, thresholds and stages are for models of several stages, and this has one")
+    if sampler not in ODE:
+        raise UserError(f"{sampler} samples a model of one stage, and this has {model.stages}; give euler or heun")
+    parts = sampled_stages(Pyramid(model.samples.channels, model.stages), thresholds, count)
+    counts = steps_by_stage(steps, model.stages)
+    return [(part, part.times(n)) for part, n in zip(parts, counts, strict=False)]
+
+
+def _sample_stages(
+    model: ElasticModel,
+    condition: Labels,
+    x: Tensor,
+    sampler: str,
+    parts: Sequence[tuple[Stage, list[float]]],
+    budget: Budget | OverTime,
+    guidance: Guidance,
+    callback_on_step_end: Callback | None,
+) -> Tensor:
+    """One ODE, a part after another, for its speeds jump between them. Stages that are not sampled are left out."""
+    done = 0
+    for stage, times in parts:
+        velocity = guided_velocity(model, condition, budget, guidance, stage)
+        x = ODE[sampler](velocity, x, times, _counting_on(callback_on_step_end, done))
+        done += len(times) - 1
+    last = parts[-1][0]
+    return last.pyramid.recompose(last.seen(x)).float()
+
+
+def _counting_on(callback: Callback | None, done: int) -> Callback | None:
+    """A callback that counts its steps on from those that are done."""
+    return None if callback is None else lambda step, t, x: callback(done + step, t, x)
 
 
 def _check(
@@ -79,12 +133,13 @@ def _check(
         raise UserError(f"model is one that create_model or load_model makes, not {shown(model)}")
     if sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {shown(sampler)}; known: {', '.join(SAMPLERS)}")
-    fewest = 2 if sampler == "euler_maruyama" else 1
-    if isinstance(steps, bool) or not isinstance(steps, int) or not fewest <= steps <= MOST_STEPS:
-        raise UserError(
-            f"steps of {sampler} are a whole number of {fewest} to {MOST_STEPS:,}; {shown(steps)} steps are too few or too"
-            " many, or no whole number"
-        )
+    for count in steps if isinstance(steps, list | tuple) else [steps]:
+        fewest = 2 if sampler == "euler_maruyama" else 1
+        if isinstance(count, bool) or not isinstance(count, int) or not fewest <= count <= MOST_STEPS:
+            raise UserError(
+                f"steps of {sampler} are a whole number of {fewest} to {MOST_STEPS:,}; {shown(count)} steps are too few or"
+                " too many, or no whole number"
+            )
     if not isinstance(guidance, Guidance):
         raise UserError(f"guidance is a Guidance, such as Guidance(scale=2.0), not {shown(guidance)}")
     if isinstance(seed, bool) or not hasattr(seed, "__index__"):

@@ -40,9 +40,13 @@ class Budget:
     def parse(text: str, model: ElasticModel, batch_size: int = 1) -> float | Schedule:
         """ "1/4", "1/4@t>0.5,1", "80gflops" (one forward of one image) or "150ms" (one forward of a batch).
 
+        Of a model of several stages also "1/4,1", a budget for each stage.
+
         Raises UserError for another text, and for a cost that even the lowest level exceeds.
         """
         amount = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(gflops|ms)\s*", text, re.IGNORECASE)
+        if amount is None and "," in text and "@" not in text:
+            return Schedule.by_stage([parse_fraction(part) for part in text.split(",")], model.stages)
         if amount is None:
             return parse_budget(text)
         try:

@@ -23,6 +23,7 @@ def on_meta(name, **overrides):
 
 def test_the_names_are_these():
     others = [f"{kind}{family}-{size}/2" for kind in ("", "ELIT-") for family in ("UViT", "HDiT") for size in SIZES]
+    others += [f"{kind}DFM-SiT-{size}/{patch}" for kind in ("", "ELIT-") for size in SIZES for patch in (2, 4, 8)]
     assert sorted(preset_names()) == sorted([f"{kind}-{size}/{patch}" for kind, size, patch in EVERY] + others)
 
 

@@ -164,6 +164,25 @@ class HDiTConfig(DiTConfig):
         return Levels(1) if self.window is None else Levels(self.window.size, 4)
 
 
+@record
+class DFMConfig(DiTConfig):
+    """A DiT of decomposable flow matching: a pyramid of `stages` images, the coarsest first, in the tokens of one.
+
+    stages: of the pyramid; each halves the image, and the patch too, so that all have the same grid of tokens.
+    """
+
+    stages: Annotated[int, Ge(1), Le(8)] = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        halvings = 2 ** (self.stages - 1)
+        if self.patch_size % halvings:
+            raise UserError(
+                f"{self.stages} stages halve patches {self.stages - 1} times, and patch_size {self.patch_size} is no"
+                f" multiple of {halvings}; give fewer stages or larger patches"
+            )
+
+
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as a pair or as one side."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

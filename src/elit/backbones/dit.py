@@ -22,20 +22,36 @@ class DiT(ElasticModel):
     """A diffusion transformer on images: v = model(x, t, y, budget)."""
 
     config: DiTConfig
+    positions: Tensor  # of the tokens, where they are not rotary
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
         self.input = Input(config.in_channels, Extent(*pair(config.input_size)), config.patch_size)
         self.null_class = config.num_classes
-        width, patch_values = config.width, config.patch_size**2 * config.in_channels
-        self.patch_embedding = nn.Linear(patch_values, width)
-        self.time_embedding = TimestepEmbedding(width)
-        self.label_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.make_first()
+        self.label_embedding = nn.Embedding(config.num_classes + 1, config.width)
         self.blocks = nn.ModuleList(self.make_stack(self.make_blocks()))
-        self.final = FinalLayer(width, patch_values)
+        self.make_last()
         self.reset_positions()
         self.init_weights()
+
+    def make_first(self) -> None:
+        """Makes what comes before the blocks and depends on the input: embeddings of patches and of times."""
+        self.patch_embedding: nn.Module = nn.Linear(self.config.patch_size**2 * self.config.in_channels, self.config.width)
+        self.time_embedding: nn.Module = TimestepEmbedding(self.config.width)
+
+    def make_last(self) -> None:
+        """Makes what comes after the blocks."""
+        self.final: nn.Module = FinalLayer(self.config.width, self.config.patch_size**2 * self.config.in_channels)
+
+    def embed(self, x: Tensor) -> Tensor:
+        """The tokens (B, N, C) of an input, without positions."""
+        return self.patch_embedding(patchify(x, self.config.patch_size))
+
+    def predict(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid) -> Tensor:
+        """The velocity that the last tokens tell."""
+        return unpatchify(self.final(x_BNC, c_BC), grid, self.config.patch_size)
 
     def make_blocks(self) -> list[Block]:
         """The host's own blocks, first to last."""
@@ -78,12 +94,15 @@ class DiT(ElasticModel):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias) if module.bias is not None else None
-        for table in (self.label_embedding, self.time_embedding.fc1, self.time_embedding.fc2):
-            nn.init.normal_(table.weight, std=0.02)
+        nn.init.normal_(self.label_embedding.weight, std=0.02)
         for module in self.modules():
+            if isinstance(module, TimestepEmbedding):
+                nn.init.normal_(module.fc1.weight, std=0.02)
+                nn.init.normal_(module.fc2.weight, std=0.02)
             if isinstance(module, Block | FinalLayer):
                 nn.init.zeros_(module.modulation.weight)
-        nn.init.zeros_(self.final.linear.weight)
+            if isinstance(module, FinalLayer):
+                nn.init.zeros_(module.linear.weight)
         if self.core is not None:
             init_interface(self.core.read, self.core.write, self.core.anchors)
 
@@ -95,8 +114,8 @@ class DiT(ElasticModel):
     def run(self, x: Tensor, t: Tensor, condition: Condition, level: Level) -> Tensor:
         """The velocity at a level; see `ElasticModel.forward`."""
         grid = self.check(x, t, condition)
-        weights = self.patch_embedding.weight.dtype  # of the residual stream too, whatever autocast makes of products
-        h = self.patch_embedding(patchify(x.to(weights), self.config.patch_size)).to(weights)
+        weights = self.label_embedding.weight.dtype  # of the residual stream too, whatever autocast makes of products
+        h = self.embed(x.to(weights)).to(weights)
         rope = None
         if self.config.rope:
             rope = token_rope(grid, self.config.width // self.config.heads, x.device)
@@ -105,19 +124,18 @@ class DiT(ElasticModel):
         assert isinstance(condition, Labels)
         c = self.time_embedding(t) + self.label_embedding(condition.y)
         h = self.run_stack(h, c, Layout(grid, rope, level))
-        return unpatchify(self.final(h, c), grid, self.config.patch_size)
+        return self.predict(h, c, grid)
 
     def check(self, x: Tensor, t: Tensor, condition: Condition) -> Grid:
         """The grid of tokens of `x`. Raises UserError, naming the argument, for an input that the model cannot take."""
-        config = self.config
-        patch = config.patch_size
-        if x.ndim != 4 or x.shape[1] != config.in_channels or x.shape[2] % patch or x.shape[3] % patch:
-            raise UserError(
-                f"the input is (B, {config.in_channels}, H, W) with H and W multiples of {patch}, not {tuple(x.shape)}"
-            )
-        if not isinstance(t, Tensor) or t.shape != x.shape[:1]:
+        config, channels, patch = self.config, self.input.channels, self.input.patch
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % patch or x.shape[3] % patch:
+            raise UserError(f"the input is (B, {channels}, H, W) with H and W multiples of {patch}, not {tuple(x.shape)}")
+        per_stage = self.stages > 1 and isinstance(t, Tensor) and t.shape == (len(x), self.stages)
+        if not per_stage and (not isinstance(t, Tensor) or t.shape != x.shape[:1]):
             given = tuple(t.shape) if isinstance(t, Tensor) else t
-            raise UserError(f"t is a tensor of {len(x)} times, one per sample, not {given}")
+            stages = f", or {self.stages} of each, one per stage" if self.stages > 1 else ""
+            raise UserError(f"t is a tensor of {len(x)} times, one per sample{stages}, not {given}")
         if not isinstance(condition, Labels):
             raise UserError(f"this model is told class labels y, not {type(condition).__name__}")
         condition.check(len(x))

@@ -4,7 +4,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from elit.backbones.config import DiTConfig, HDiTConfig, UViTConfig
+from elit.backbones.config import DFMConfig, DiTConfig, HDiTConfig, UViTConfig
+from elit.backbones.dfm import DFM
 from elit.backbones.dit import DiT
 from elit.backbones.hdit import HDiT
 from elit.backbones.uvit import UViT
@@ -56,6 +57,7 @@ def _presets(family: str, patches: tuple[int, ...] = PATCHES) -> dict[str, dict[
 
 BACKBONES = (
     Backbone("DiT", DiTConfig, DiT, _presets("SiT")),
+    Backbone("DFM", DFMConfig, DFM, _presets("DFM-SiT")),
     Backbone("UViT", UViTConfig, UViT, _presets("UViT", patches=(2,))),
     Backbone("HDiT", HDiTConfig, HDiT, _presets("HDiT", patches=(2,))),
 )

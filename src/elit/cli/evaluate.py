@@ -175,7 +175,7 @@ def model_samples(options: argparse.Namespace, folder: Path) -> "list[Sampled]":
     device = local_device(options.device)
     model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
     card = load_card(folder)
-    codec = load_codec(options.codec, model.input.channels, device, card.encoding)
+    codec = load_codec(options.codec, model.samples.channels, device, card.encoding)
     recipe, labels = wishes_of(options).over(card.recipe), parse_labels(options.labels, model.null_class, card.label_names)
     return [
         Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), labels, codec, 2)

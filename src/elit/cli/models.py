@@ -29,6 +29,7 @@ def add_import(command: Parser) -> None:
         ("head-depth", "blocks before Read"),
         ("tail-depth", "blocks after Write"),
         ("group-size", "tokens of a side of a window"),
+        ("stages", "of a DFM"),
     ):
         told.add_argument(f"--{name}", type=whole(0, 2**20), metavar="N", help=text)
     told.add_argument("--qk-norm", action=argparse.BooleanOptionalAction, help="whether queries and keys are normalised")

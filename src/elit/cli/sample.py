@@ -34,6 +34,19 @@ def interval(text: str) -> tuple[float, float]:
 
 
 @option
+def steps(text: str) -> int | tuple[int, ...]:
+    """ "50", or "40,10" for each stage. Raises UserError for what is no whole number in range."""
+    counts = tuple(map(whole(1, 10_000), text.split(",")))
+    return counts[0] if len(counts) == 1 else counts
+
+
+@option
+def thresholds(text: str) -> tuple[float, ...]:
+    """ "0.2,0.1" to times. Raises UserError for what is no number."""
+    return tuple(parse_numbers(text))
+
+
+@option
 def fraction(text: str) -> float:
     """A budget such as 1/16."""
     from elit.target import parse_fraction
@@ -59,7 +72,8 @@ def add_sample(command: Parser) -> None:
     command.add_argument(
         "--budget",
         default="1",
-        help="a fraction (1/4), a schedule (1/4@t>0.5,1), or a cost of one forward (80gflops, 150ms)",
+        help="a fraction (1/4), a schedule (1/4@t>0.5,1), one for each stage (1/4,1), or a cost of one forward (80gflops,"
+        " 150ms)",
     )
     command.add_argument("--npz", action="store_true", help="also write all images as one array, for ADM's evaluator")
     command.add_argument(
@@ -76,7 +90,18 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
         "--labels", default="uniform", help="uniform, balanced, names or numbers (3,heart), a range (0-9), or @FILE"
     )
     parser.add_argument("--sampler", default="euler", help="euler, heun or euler_maruyama")
-    parser.add_argument("--steps", type=whole(1, 10_000), help="of the sampler; the model's own default if not given")
+    parser.add_argument(
+        "--steps",
+        type=steps,
+        metavar="N",
+        help="of the sampler, or of each stage (40,10); the model's own default if not given",
+    )
+    parser.add_argument(
+        "--thresholds", type=thresholds, metavar="T,...", help="of a model of stages: the times at which the next one begins"
+    )
+    parser.add_argument(
+        "--stages", type=whole(1, 8), metavar="N", help="of such a model, sample only so many, coarsest first"
+    )
     parser.add_argument(
         "--guidance.scale", dest="scale", type=number, metavar="X", help="1 is none; the model's own default if not given"
     )
@@ -140,4 +165,6 @@ def wishes_of(options: argparse.Namespace) -> "Wishes":
         options.weak_label,
         options.seed,
         options.tile,
+        options.thresholds,
+        options.stages,
     )

@@ -46,6 +46,16 @@ class ElasticModel(nn.Module):
     null_class: int  # the label that stands for no label; those of classes are below it
     blocks: nn.ModuleList
 
+    @property
+    def stages(self) -> int:
+        """The images of the pyramid that the model's input is (see `elit.pyramid`); 1 where it is one image."""
+        return 1
+
+    @property
+    def samples(self) -> Input:
+        """What is sampled: the form of the images, of which the input is one unless it is a pyramid."""
+        return self.input
+
     def reset_positions(self) -> None:
         """(Re)computes fixed tables that no file holds, after weights were made without values; a backbone may have some."""
 

@@ -1,5 +1,6 @@
 """Budgets over a sampler's time: anything with `.at(t)`, the budget at time t (1 = noise)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -32,6 +33,18 @@ class Schedule:
         for budget in (self.otherwise, *(budget for _, budget in self.pieces)):
             if not 0 < budget <= 1:
                 raise UserError(f"budget {budget} is not in (0, 1]")
+
+    @classmethod
+    def by_stage(cls, budgets: Sequence[float], stages: int) -> "Schedule":
+        """A budget for each stage of a model that has so many (see `elit.pyramid`), whose global time they share evenly.
+
+        Raises UserError where there are more budgets or fewer.
+        """
+        if len(budgets) != stages:
+            listed = ", ".join(f"{budget:g}" for budget in budgets)
+            raise UserError(f"{len(budgets)} budgets ({listed}) were given for {stages} stage{'s' * (stages > 1)}")
+        pieces = tuple((1 - (i + 1) / stages, budget) for i, budget in enumerate(budgets[:-1]))
+        return cls(pieces, budgets[-1])
 
     def at(self, t: float) -> float:
         """The budget at time t, 1 = noise."""

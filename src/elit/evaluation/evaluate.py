@@ -268,7 +268,7 @@ def facts_of(source: Source) -> Facts:
     `elit sample`, whose settings.json says it."""
     if isinstance(source, Sampled):
         recipe, parameter = source.recipe, next(source.model.parameters())
-        facts: Facts = {"model": fingerprint(source.model), "sampler": recipe.sampler, "steps": recipe.steps}
+        facts: Facts = {"model": fingerprint(source.model), "sampler": recipe.sampler, "steps": recipe.total_steps}
         if not isinstance(recipe.budget, Schedule):
             facts |= {"budget": recipe.budget, "gflops": count_flops(source.model, recipe.budget) / 1e9}
         guidance = recipe.guidance
@@ -286,7 +286,9 @@ def _facts_of_folder(folder: Path) -> Facts:
     try:
         settings = read_json(places[0] / SETTINGS_FILE, dict[str, Any])
         guidance = settings["guidance"]
-        facts: Facts = {"sampler": settings["sampler"], "steps": settings["steps"], "seed": settings["seed"]}
+        steps = settings["steps"]  # a list of those of every stage, in a model of several
+        total = sum(steps) if isinstance(steps, list) else steps
+        facts: Facts = {"sampler": settings["sampler"], "steps": total, "seed": settings["seed"]}
         facts |= {"guidance": guidance["scale"], "interval": tuple(guidance["interval"]), "model": settings["model"]}
         facts |= {"weak_label": guidance["weak_label"], "codec": settings["codec"]}
         facts |= {"labels": _labels_text(LabelRule(**settings["labels"])), "precision": PRECISIONS[settings["dtype"]]}

@@ -158,7 +158,8 @@ def measure(
 
 def told_sampling(recipe: Recipe) -> dict[str, Any]:
     """Steps and guidance scale, as the card holds them."""
-    return {"steps": recipe.steps, "guidance_scale": recipe.guidance.scale}
+    told = {"steps": recipe.steps, "guidance_scale": recipe.guidance.scale}
+    return told if recipe.thresholds is None else {**told, "thresholds": recipe.thresholds}
 
 
 def measure_recipes(
@@ -243,6 +244,8 @@ def kept_name(weights: str, recipe: Recipe, count: int) -> str:
     text = f"Setting(steps={recipe.steps}, guidance={recipe.guidance!r}, budget={recipe.budget!r})"
     if recipe.sampler != "euler":
         text += f" {recipe.sampler} {recipe.path}"
+    if recipe.thresholds is not None:
+        text += f" {recipe.thresholds}"
     return f"{weights}_{digest(text.encode())}_n{count}_seed{recipe.seed}.json"
 
 

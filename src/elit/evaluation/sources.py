@@ -288,7 +288,7 @@ class Sampled:
 
 def decoded_size(model: ElasticModel, codec: Codec) -> tuple[int, int]:
     """(height, width) of the images that a codec makes of a model's output."""
-    blank = torch.zeros(1, *model.input.shape, device=next(model.parameters()).device)
+    blank = torch.zeros(1, *model.samples.shape, device=next(model.parameters()).device)
     height, width = codec.decode(blank).shape[2:]
     return height, width
 

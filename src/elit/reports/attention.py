@@ -133,7 +133,7 @@ def latents_sheet(subject: Subject, images: Tensor, maps: ReadMaps, shown: Seque
 def picture_of(map_BN: Tensor, model: ElasticModel) -> Tensor:
     """A map over the tokens as colours (B, 3, H, W), at the images' size."""
     grid = model.config.grid
-    return heat(map_BN.unflatten(1, (grid.height, grid.width)), (model.input.extent.height, model.input.extent.width))
+    return heat(map_BN.unflatten(1, (grid.height, grid.width)), (model.samples.extent.height, model.samples.extent.width))
 
 
 def rows_of(subject: Subject, images: Tensor, columns: Sequence[Tensor], shown: Sequence[int]) -> list[Row]:

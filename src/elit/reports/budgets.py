@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +105,7 @@ def quality_of(subject: Subject, budgets: Sequence[float] | None, count: int, wo
                 f"quality is measured for models of the emoji alone, which {subject.name} is not; omit --quality"
             )
         return None
-    if budgets is None and card.quality is not None and card.quality.get("sampling") == asdict(card.sampling):
+    if budgets is None and card.quality is not None and card.quality.get("sampling") == card.sampling.told():
         return card.quality
     if count == 0:
         return None

@@ -19,6 +19,7 @@ from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.evaluation.metrics import rank_correlation
 from elit.flow import FlowPath, FlowSample
+from elit.pyramid import Pyramid
 from elit.sampling import image_noise
 
 DRAWS = 4  # of the noise: the loss of one draw is noise itself
@@ -77,10 +78,13 @@ def read_maps(
 ) -> ReadMaps:
     """The maps of images (B, C, H, W) with labels (B,) at time t, on the flow's path; `done` is called after every draw.
 
+    In a model of several stages all of them are at that time.
+
     Raises UserError for a dense model, which has no Read, and where a window holds one token.
     """
     core = require_read(model)
     device = next(model.parameters()).device
+    images = Pyramid(images.shape[1], model.stages).decompose(images)  # one stage is the images themselves
     attention, loss = [], []
     for draw in range(DRAWS):
         noise = image_noise(seed, images.shape, f"read{draw}")

@@ -13,7 +13,7 @@ def draw_all(model: ElasticModel, recipes: Sequence[Recipe], labels: Sequence[in
     """The images (B, C, H, W) of every recipe, on the CPU, under a progress bar; equal recipes run once."""
     different, images = dict.fromkeys(recipes), {}
     with progress_bar() as bar:
-        total = sum(recipe.steps for recipe in different)
+        total = sum(recipe.total_steps for recipe in different)
         task = bar.add_task("sampling", total=total, unit="image steps", per_step=len(labels))
         for recipe in different:
             images[recipe] = recipe.draw(model, labels, done=lambda: bar.advance(task)).cpu()

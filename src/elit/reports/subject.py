@@ -1,7 +1,7 @@
 """What a report is about: a model of any kind, how to sample it, and the labels whose images are shown."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.labels import parse_labels
 from elit.pixels import to_float
-from elit.recipe import Recipe
+from elit.recipe import Recipe, steps_text
 from elit.weights import load_model
 from elit.words import spread
 
@@ -56,16 +56,16 @@ class Subject:
         """The model and how it is sampled, in two sentences."""
         model, sampling = self.model, self.card.sampling
         count = sum(p.numel() for p in model.parameters())
-        size = " x ".join(str(n) for n in model.input.shape)
+        size = " x ".join(str(n) for n in model.samples.shape)
         budgets = f"{model.latents} budgets" if model.latents > 1 else "one budget"
         return (
             f"Model {self.name}: {count / 1e6:.2f} M parameters, inputs of {size}, {model.config.grid} tokens, {budgets}."
-            f" Images: Euler's method, {sampling.steps} step{'s' if sampling.steps > 1 else ''}, seed {self.seed}."
+            f" Images: Euler's method, {steps_text(sampling.steps)}, seed {self.seed}."
         )
 
     def results(self) -> dict[str, object]:
         """What every results.json begins with."""
-        sampling = asdict(self.card.sampling)
+        sampling = self.card.sampling.told()
         return {"model": self.name, "seed": self.seed, "sampling": sampling, "labels": self.label_names}
 
     def notes(self) -> list[str]:
@@ -73,9 +73,9 @@ class Subject:
         out = []
         if self.data is None:
             out.append("The model's data are not known here, so there are no real pictures and no measured quality.")
-        if not makes_pixels(self.card.encoding, self.model.input.channels):
+        if not makes_pixels(self.card.encoding, self.model.samples.channels):
             out.append(
-                f"The model makes latents of {self.model.input.channels} channels and not RGB. Its first three are shown,"
+                f"The model makes latents of {self.model.samples.channels} channels and not RGB. Its first three are shown,"
                 " on one scale; to see pictures, decode them with the codec that made its training data."
             )
         return out
@@ -113,7 +113,7 @@ def load_subject(
 
 def known_data(model: ElasticModel, card: Card) -> Emoji | None:
     """The embedded pictures, where the model has their size and its card their classes; None for every other model."""
-    if model.input.shape != (3, 32, 32) or not card.label_names:
+    if model.samples.shape != (3, 32, 32) or not card.label_names:
         return None
     data = load_emoji()
     return data if model.null_class == len(data.label_names) and card.label_names == data.label_names else None
@@ -122,7 +122,7 @@ def known_data(model: ElasticModel, card: Card) -> Emoji | None:
 def require_emoji(subject: Subject) -> None:
     """Raises UserError for a model that was not made for the emoji."""
     if subject.data is None:
-        size = " x ".join(str(side) for side in subject.model.input.shape)
+        size = " x ".join(str(side) for side in subject.model.samples.shape)
         raise UserError(
             f"the demo needs a model of the 99 emoji classes at 3 x 32 x 32, by the names in its card; {subject.name} has"
             f" {subject.model.null_class} classes and inputs of {size}: use elit report budgets"
