@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from elit.backbones.config import DiTConfig
     from elit.backbones.dit import DiT
+    from elit.backbones.hosts.budgets import budget
+    from elit.backbones.hosts.elasticize import elasticize
     from elit.backbones.table import create_model, preset_names
     from elit.bundled import load_bundled
     from elit.cost import count_flops
@@ -35,8 +37,10 @@ _HOMES = {
     "Schedule": "elit.elastic.schedule",
     "TimeLaw": "elit.flow",
     "UserError": "elit.errors",
+    "budget": "elit.backbones.hosts.budgets",
     "count_flops": "elit.cost",
     "create_model": "elit.backbones.table",
+    "elasticize": "elit.backbones.hosts.elasticize",
     "load_bundled": "elit.bundled",
     "load_model": "elit.weights",
     "load_published": "elit.published",
@@ -55,8 +59,10 @@ __all__ = [
     "TimeLaw",
     "UserError",
     "__version__",
+    "budget",
     "count_flops",
     "create_model",
+    "elasticize",
     "load_bundled",
     "load_model",
     "load_published",

@@ -6,6 +6,7 @@ replaced: `[*head, LatentCore(read, trunk, write), *tail]`.
 Shapes: B batch, N tokens, G groups, S tokens in a group, J latents in a group, K latents kept, C width.
 """
 
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
@@ -86,6 +87,21 @@ class Part(NamedTuple):
     latents_BGJC: Tensor  # noqa: N815
 
 
+def kept_latents(parts: list[Part]) -> Tensor:
+    """The latents (B, N, C) that the core processes: those of all regions, one behind another."""
+    return joined([part.latents_BGJC[:, :, : part.seats.kept].flatten(1, 2) for part in parts])
+
+
+def level_by_level(level: PerSample, device: torch.device, run: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """What `run` makes of the samples of each level (their numbers, the level), in the order of the batch."""
+    order = sorted(range(len(level.levels)), key=level.levels.__getitem__)
+    made = []
+    for k in sorted({*level.levels, *level.always}):
+        rows = torch.tensor([i for i in order if level.levels[i] == k], dtype=torch.long, device=device)
+        made.append(run(rows, k))
+    return torch.cat(made)[torch.tensor(order, device=device).argsort()]
+
+
 class LatentCore(nn.Module):
     """Read, the host's own middle on the latents, and Write (figure 2 of the paper).
 
@@ -126,21 +142,23 @@ class LatentCore(nn.Module):
         level = self.levels.latents if layout.level is None else layout.level
         if not isinstance(level, PerSample):
             return self.at_level(x_BNC, c_BC, layout.grid, level)
-        order = sorted(range(len(level.levels)), key=level.levels.__getitem__)
-        parts = []
-        for k in sorted({*level.levels, *level.always}):
-            rows = torch.tensor([i for i in order if level.levels[i] == k], dtype=torch.long, device=x_BNC.device)
-            parts.append(self.at_level(x_BNC[rows], c_BC[rows], layout.grid, k))
-        return torch.cat(parts)[torch.tensor(order, device=x_BNC.device).argsort()]
+        return level_by_level(level, x_BNC.device, lambda rows, k: self.at_level(x_BNC[rows], c_BC[rows], layout.grid, k))
 
     def at_level(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid, keep: int) -> Tensor:
         """The whole batch with the first `keep` latents of each group."""
-        parts = [self.read_region(x_BNC, c_BC, grid, region, keep) for region in regions(grid, self.window)]
-        before = [part.latents_BGJC[:, :, : part.seats.kept].flatten(1, 2) for part in parts]
-        core_BNC = joined(before)
+        parts = self.read_in(x_BNC, c_BC, grid, keep)
+        core_BNC = kept_latents(parts)
         shape = (parts[0].latents_BGJC.shape[1], parts[0].seats.kept) if len(parts) == 1 else (1, core_BNC.shape[1])
         core_BNC = self.blocks(core_BNC, c_BC, Layout(Grid(*shape), self.rope(parts, grid)))
-        after = core_BNC.split([latents.shape[1] for latents in before], dim=1)
+        return self.write_back(parts, core_BNC, grid)
+
+    def read_in(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid, keep: int) -> list[Part]:
+        """Every region's tokens in their groups, and the latents that read them."""
+        return [self.read_region(x_BNC, c_BC, grid, region, keep) for region in regions(grid, self.window)]
+
+    def write_back(self, parts: list[Part], core_BNC: Tensor, grid: Grid) -> Tensor:
+        """The tokens (B, N, C) with what the core made of the kept latents of all regions, one behind another."""
+        after = core_BNC.split([part.latents_BGJC.shape[1] * part.seats.kept for part in parts], dim=1)
         written = [self.write_region(part, made) for part, made in zip(parts, after, strict=True)]
         return joined(written, grid, [part.region for part in parts])
 
