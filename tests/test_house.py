@@ -80,7 +80,7 @@ def test_the_rooms_with_rules_of_their_own() -> None:
             assert others <= {"flow", "errors"}, others
         if not room.startswith("cli/"):
             assert not rooms & {"cli"} or room == "__main__", name
-            for closed in ("training", "reports"):
+            for closed in ("training", "reports", "serving"):
                 assert closed not in rooms or room.startswith(f"{closed}/"), (name, closed)
 
 

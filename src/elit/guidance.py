@@ -126,9 +126,14 @@ def guided(strong: Bound, weak: Bound, guidance: Guidance) -> Velocity:
         else:
             v_strong, v_weak = strong(x, t), weak(x, t)
         weight = weights[0] if strong.stage is None else strong.stage.pyramid.spread(weights, v_strong)
-        return v_weak + weight * (v_strong - v_weak)
+        return beyond(v_strong, v_weak, weight)
 
     return velocity
+
+
+def beyond(v_strong: Tensor, v_weak: Tensor, weight: float | Tensor) -> Tensor:
+    """v_weak + weight (v_strong - v_weak)."""
+    return v_weak + weight * (v_strong - v_weak)
 
 
 def guidance_weights(guidance: Guidance, t: float, stage: Stage | None = None) -> list[float]:

@@ -101,7 +101,7 @@ class Recipe:
     def forwards(self, model: ElasticModel) -> Iterator[float]:
         """The budget of each forward of the model: at every time that the sampler asks for, one, or with guidance two."""
         for stage, times in self.parts(model):
-            for t in self._asked(times):
+            for t in self.asked(times):
                 main = self.budget.at(t) if isinstance(self.budget, Schedule) else self.budget
                 yield main
                 if any(weight != 1 for weight in guidance_weights(self.guidance, t, stage)):
@@ -113,8 +113,8 @@ class Recipe:
             return [*staged_steps(model, self.sampler, self.steps, self.thresholds, self.stages)]
         return [(None, sde_times(self.steps) if self.sampler == "euler_maruyama" else even_times(self.steps))]
 
-    def _asked(self, times: list[float]) -> list[float]:
-        """The times at which the sampler asks for a velocity."""
+    def asked(self, times: list[float]) -> list[float]:
+        """The times, of those that it steps through, at which the sampler asks for a velocity, in order."""
         if self.sampler == "heun":  # a step's two ends, and the last step's beginning alone
             return [*itertools.chain.from_iterable(itertools.pairwise(times[:-1])), times[-2]]
         return times[:-1]

@@ -3,10 +3,14 @@
 `velocity` takes x (B, C, H, W) in float64 and a time t in [0, 1], and returns the velocity at x. The state is float64.
 After every step `callback_on_step_end(step, t, x)`, where given, sees the step's number, the time reached and the
 state; what it returns, unless None, replaces the state.
+
+Each sampler is written once, as a course: a generator that yields `Ask` where it wants a velocity, which is sent to it,
+and `Reached` after every step. `follow` gives a course its velocities one after another; a server follows many at once.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,6 +19,24 @@ from elit.flow import Flow, FlowPath
 
 Velocity = Callable[[Tensor, float], Tensor]
 Callback = Callable[[int, float, Tensor], Tensor | None]
+
+
+class Ask(NamedTuple):
+    """A course wants the velocity at x and t."""
+
+    x: Tensor
+    t: float
+
+
+class Reached(NamedTuple):
+    """A course has made a step, and is at x and t now; it goes on from what is sent to it, or from x where that is None."""
+
+    step: int
+    t: float
+    x: Tensor
+
+
+Course = Generator[Ask | Reached, Tensor | None, Tensor]  # it returns the last state
 
 
 def even_times(steps: int) -> list[float]:
@@ -29,23 +51,12 @@ def sde_times(steps: int) -> list[float]:
 
 def euler(velocity: Velocity, x: Tensor, times: Sequence[float], callback_on_step_end: Callback | None = None) -> Tensor:
     """Euler's method: a model call for each step between two `times`."""
-    x = x.double()
-    for step, (t, t_next) in enumerate(pairwise(times)):
-        x = x + (t_next - t) * velocity(x, t).double()
-        x = _called(callback_on_step_end, step, t_next, x)
-    return x
+    return follow(euler_course(x, times), velocity, callback_on_step_end)
 
 
 def heun(velocity: Velocity, x: Tensor, times: Sequence[float], callback_on_step_end: Callback | None = None) -> Tensor:
     """Heun's method (Karras et al., 2022), with no correction on the last step: two model calls a step, and one there."""
-    x = x.double()
-    for step, (t, t_next) in enumerate(pairwise(times)):
-        v = velocity(x, t).double()
-        ahead = x + (t_next - t) * v
-        if step < len(times) - 2:
-            ahead = x + (t_next - t) * (v + velocity(ahead, t_next).double()) / 2
-        x = _called(callback_on_step_end, step, t_next, ahead)
-    return x
+    return follow(heun_course(x, times), velocity, callback_on_step_end)
 
 
 def euler_maruyama(
@@ -60,17 +71,66 @@ def euler_maruyama(
 
     dx = (v - w s / 2) dt + sqrt(w) dW. `sde_noise` is (steps - 1, B, C, H, W).
     """
+    return follow(euler_maruyama_course(x, times, sde_noise, flow), velocity, callback_on_step_end)
+
+
+def euler_course(x: Tensor, times: Sequence[float]) -> Course:
+    """What `euler` does."""
     x = x.double()
     for step, (t, t_next) in enumerate(pairwise(times)):
-        diffusion, time = 2 * t, torch.tensor(t, dtype=torch.float64, device=x.device)
-        v = velocity(x, t).double()
-        x = x + (v - diffusion / 2 * flow.score(v, x, time)) * (t_next - t)
-        if step < len(times) - 2:
-            x = x + (diffusion * (t - t_next)) ** 0.5 * sde_noise[step].to(x)
-        x = _called(callback_on_step_end, step, t_next, x)
+        v = yield from _asked(x, t)
+        x = yield from _reached(step, t_next, x + (t_next - t) * v)
     return x
 
 
-def _called(callback: Callback | None, step: int, t: float, x: Tensor) -> Tensor:
-    replaced = None if callback is None else callback(step, t, x)
+def heun_course(x: Tensor, times: Sequence[float]) -> Course:
+    """What `heun` does."""
+    x = x.double()
+    for step, (t, t_next) in enumerate(pairwise(times)):
+        v = yield from _asked(x, t)
+        ahead = x + (t_next - t) * v
+        if step < len(times) - 2:
+            v_ahead = yield from _asked(ahead, t_next)
+            ahead = x + (t_next - t) * (v + v_ahead) / 2
+        x = yield from _reached(step, t_next, ahead)
+    return x
+
+
+def euler_maruyama_course(x: Tensor, times: Sequence[float], sde_noise: Tensor, flow: Flow = FlowPath.LINEAR) -> Course:
+    """What `euler_maruyama` does."""
+    x = x.double()
+    for step, (t, t_next) in enumerate(pairwise(times)):
+        diffusion, time = 2 * t, torch.tensor(t, dtype=torch.float64, device=x.device)
+        v = yield from _asked(x, t)
+        x = x + (v - diffusion / 2 * flow.score(v, x, time)) * (t_next - t)
+        if step < len(times) - 2:
+            x = x + (diffusion * (t - t_next)) ** 0.5 * sde_noise[step].to(x)
+        x = yield from _reached(step, t_next, x)
+    return x
+
+
+def _asked(x: Tensor, t: float) -> Course:
+    """The velocity at x and t, in float64."""
+    v = yield Ask(x, t)
+    assert v is not None
+    return v.double()
+
+
+def _reached(step: int, t: float, x: Tensor) -> Course:
+    """The state to go on from."""
+    replaced = yield Reached(step, t, x)
     return x if replaced is None else replaced.double()
+
+
+def follow(course: Course, velocity: Velocity, callback_on_step_end: Callback | None = None) -> Tensor:
+    """The last state of a course whose every question `velocity` answers."""
+    answer: Tensor | None = None
+    while True:
+        try:
+            event = course.send(answer)
+        except StopIteration as end:
+            return end.value
+        if isinstance(event, Ask):
+            answer = velocity(event.x, event.t)
+        else:
+            answer = None if callback_on_step_end is None else callback_on_step_end(*event)

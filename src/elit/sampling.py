@@ -13,11 +13,23 @@ from elit.errors import UserError
 from elit.flow import FlowPath
 from elit.guidance import Guidance, guided_velocity
 from elit.pyramid import Pyramid, Stage, sampled_stages, steps_by_stage
-from elit.samplers import Callback, euler, euler_maruyama, even_times, heun, sde_times
+from elit.samplers import (
+    Callback,
+    Course,
+    euler,
+    euler_course,
+    euler_maruyama_course,
+    even_times,
+    follow,
+    heun,
+    heun_course,
+    sde_times,
+)
 from elit.seeding import generator_for
 from elit.words import shown
 
 ODE = {"euler": euler, "heun": heun}
+COURSES = {"euler": euler_course, "heun": heun_course}
 SAMPLERS = (*ODE, "euler_maruyama")
 MOST_STEPS = 10_000
 
@@ -56,28 +68,48 @@ def sample(
     Raises UserError for a label, budget, sampler, count of steps, threshold or shape that cannot be.
     """
     _check(model, sampler, steps, guidance, seed, callback_on_step_end)
-    device, flow = next(model.parameters()).device, _flow(path)
-    y = whole_labels(labels, model.null_class)
-    shape = (len(y), *model.input.shape)
+    y = whole_labels(labels, model.null_class).to(next(model.parameters()).device)
+    condition = Labels(y, model.null_class)
+    if model.stages > 1 or not isinstance(steps, int) or thresholds is not None or stages is not None:
+        _flow(path)
+        x, parts = _start_noise(model, len(y), seed, noise), staged_steps(model, sampler, steps, thresholds, stages)
+        return _sample_stages(model, condition, x, sampler, parts, budget, guidance, callback_on_step_end)
+    course = start(model, len(y), sampler, steps, seed, noise, sde_noise, path)
+    return follow(course, guided_velocity(model, condition, budget, guidance), callback_on_step_end).float()
+
+
+def start(
+    model: ElasticModel,
+    count: int,
+    sampler: str,
+    steps: int,
+    seed: int,
+    noise: Tensor | None = None,
+    sde_noise: Tensor | None = None,
+    path: FlowPath | str = FlowPath.LINEAR,
+) -> Course:
+    """The course that `sample` follows to `count` images of a model of one stage; arguments and errors are its own."""
+    flow, x = _flow(path), _start_noise(model, count, seed, noise)
+    if sampler in COURSES:
+        return COURSES[sampler](x, even_times(steps))
+    if sde_noise is None:
+        sde_noise = image_noise(seed, (count, steps - 1, *x.shape[1:]), "sde").transpose(0, 1)
+    if not isinstance(sde_noise, Tensor) or sde_noise.shape != (steps - 1, *x.shape):
+        given = tuple(sde_noise.shape) if isinstance(sde_noise, Tensor) else shown(sde_noise)
+        raise UserError(f"sde_noise is a tensor {(steps - 1, *x.shape)} for these steps and labels, not {given}")
+    _check_finite("sde_noise", sde_noise)
+    return euler_maruyama_course(x, sde_times(steps), sde_noise, flow)
+
+
+def _start_noise(model: ElasticModel, count: int, seed: int, noise: Tensor | None) -> Tensor:
+    """The noise that is given, checked, or that of the seed; on the model's device."""
+    shape = (count, *model.input.shape)
     noise = image_noise(seed, shape) if noise is None else noise  # noise given in another size asks for that size
     if not isinstance(noise, Tensor) or noise.ndim != len(shape) or noise.shape[:2] != shape[:2]:
         given = tuple(noise.shape) if isinstance(noise, Tensor) else shown(noise)
         raise UserError(f"noise is a tensor {shape} for this model and these labels, not {given}")
     _check_finite("noise", noise)
-    condition, x = Labels(y.to(device), model.null_class), noise.to(device)
-    if model.stages > 1 or not isinstance(steps, int) or thresholds is not None or stages is not None:
-        parts = staged_steps(model, sampler, steps, thresholds, stages)
-        return _sample_stages(model, condition, x, sampler, parts, budget, guidance, callback_on_step_end)
-    velocity = guided_velocity(model, condition, budget, guidance)
-    if sampler in ODE:
-        return ODE[sampler](velocity, x, even_times(steps), callback_on_step_end).float()
-    if sde_noise is None:
-        sde_noise = image_noise(seed, (len(y), steps - 1, *noise.shape[1:]), "sde").transpose(0, 1)
-    if not isinstance(sde_noise, Tensor) or sde_noise.shape != (steps - 1, *noise.shape):
-        given = tuple(sde_noise.shape) if isinstance(sde_noise, Tensor) else shown(sde_noise)
-        raise UserError(f"sde_noise is a tensor {(steps - 1, *noise.shape)} for these steps and labels, not {given}")
-    _check_finite("sde_noise", sde_noise)
-    return euler_maruyama(velocity, x, sde_times(steps), sde_noise, flow, callback_on_step_end).float()
+    return noise.to(next(model.parameters()).device)
 
 
 def staged_steps(
@@ -131,6 +163,17 @@ def _check(
     """Raises UserError that names the argument which is of a wrong kind or out of range."""
     if not isinstance(model, nn.Module):
         raise UserError(f"model is one that create_model or load_model makes, not {shown(model)}")
+    check_steps(sampler, steps)
+    if not isinstance(guidance, Guidance):
+        raise UserError(f"guidance is a Guidance, such as Guidance(scale=2.0), not {shown(guidance)}")
+    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
+        raise UserError(f"seed is a whole number, not {shown(seed)}")
+    if callback_on_step_end is not None and not callable(callback_on_step_end):
+        raise UserError(f"callback_on_step_end is a function of (step, t, x), not {shown(callback_on_step_end)}")
+
+
+def check_steps(sampler: object, steps: object) -> None:
+    """Raises UserError for a sampler that is not there, and for a number of steps that it cannot make."""
     if sampler not in SAMPLERS:
         raise UserError(f"unknown sampler {shown(sampler)}; known: {', '.join(SAMPLERS)}")
     for count in steps if isinstance(steps, list | tuple) else [steps]:
@@ -140,12 +183,6 @@ def _check(
                 f"steps of {sampler} are a whole number of {fewest} to {MOST_STEPS:,}; {shown(count)} steps are too few or"
                 " too many, or no whole number"
             )
-    if not isinstance(guidance, Guidance):
-        raise UserError(f"guidance is a Guidance, such as Guidance(scale=2.0), not {shown(guidance)}")
-    if isinstance(seed, bool) or not hasattr(seed, "__index__"):
-        raise UserError(f"seed is a whole number, not {shown(seed)}")
-    if callback_on_step_end is not None and not callable(callback_on_step_end):
-        raise UserError(f"callback_on_step_end is a function of (step, t, x), not {shown(callback_on_step_end)}")
 
 
 def _flow(path: FlowPath | str) -> FlowPath:

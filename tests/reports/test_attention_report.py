@@ -12,9 +12,10 @@ import elit
 from elit.elastic.grid import regions
 from elit.elastic.grouping import token_index
 from elit.elastic.interface import CrossAttention
+from elit.read_attention import attention_weights, captured_reads
 from elit.reports.attention import correlation_rows, images_of, report_attention
 from elit.reports.colophon import write_colophon
-from elit.reports.read_maps import DRAWS, ReadMaps, attention_weights, captured_reads, latent_map, read_maps
+from elit.reports.read_maps import DRAWS, ReadMaps, latent_map, read_maps
 from elit.reports.report import Picture, write_report
 from elit.sampling import image_noise
 from randomised import randomised

@@ -4,8 +4,7 @@ Shapes: B batch, N tokens, G groups, S tokens in a group, J latents in a group, 
 D head width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,12 +13,12 @@ from torch import Tensor
 from elit.backbones.layers import patchify
 from elit.elastic.core import LatentCore
 from elit.elastic.grouping import ungroup
-from elit.elastic.interface import CrossAttention, ReadLayer
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.evaluation.metrics import rank_correlation
 from elit.flow import FlowPath, FlowSample
 from elit.pyramid import Pyramid
+from elit.read_attention import captured_reads
 from elit.sampling import image_noise
 
 DRAWS = 4  # of the noise: the loss of one draw is noise itself
@@ -38,32 +37,6 @@ class ReadMaps:
     attention: Tensor
     token_attention: Tensor
     loss: Tensor
-
-
-def attention_weights(layer: CrossAttention, x_BGKC: Tensor, source_BGSC: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)): the (B, G, H, K, S) weights with which a layer called on these would attend."""
-    k_BGSC, _ = layer.kv(source_BGSC).chunk(2, dim=-1)
-    q, k = (
-        y.unflatten(-1, (layer.heads, -1)).transpose(2, 3) for y in (layer.q_norm(layer.q(x_BGKC)), layer.k_norm(k_BGSC))
-    )
-    return (q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5).softmax(-1)
-
-
-@contextmanager
-def captured_reads(core: LatentCore) -> Iterator[list[Tensor]]:
-    """A list that every Read layer which runs inside adds its (B, G, K, S) weights to, the mean of its heads."""
-    found: list[Tensor] = []
-
-    def note(layer: CrossAttention, inputs: tuple[Tensor, Tensor]) -> None:
-        found.append(attention_weights(layer, *inputs).mean(2))
-
-    layers = [layer for layer in core.read.layers if isinstance(layer, ReadLayer)]
-    handles = [layer.attention.register_forward_pre_hook(note) for layer in layers]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 @torch.no_grad()
