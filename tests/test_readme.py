@@ -17,9 +17,9 @@ import pytest
 from torch.distributed.run import get_args_parser
 
 import elit
+from elit.backbones.table import BACKBONES
 from elit.cli import COMMANDS, main, parse, parser_of
-from elit.training.config import TrainConfig
-from elit.training.reading import keys_of, load_config
+from elit.training.reading import keys_of, kind_of, load_config
 from ranks import run_ranks
 from small_world import small_recipes, use_as_bundled
 
@@ -137,7 +137,8 @@ def test_text_blocks_hold_commands_that_would_be_understood() -> None:
 @functools.cache
 def options_of(command: str) -> frozenset[str]:
     """Every option of a command and of its kinds; of training, every key."""
-    keys = [key.name for key in keys_of(TrainConfig)] if command == "train" else []
+    kinds = [kind_of(row.architecture) for row in BACKBONES] if command == "train" else []
+    keys = {key.name for kind in kinds for key in keys_of(kind)}
     return frozenset(
         [*_options(parser_of(command)), *(f"--{form}" for key in keys for form in (key, key.replace("_", "-")))]
     )

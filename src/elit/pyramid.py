@@ -212,6 +212,11 @@ class PyramidFlow:
         raise UserError("euler_maruyama samples a flow of one stage; give --sampler euler or heun")
 
 
+def default_weights(stages: int) -> tuple[float, ...]:
+    """0.1 for all stages together, and the rest shared evenly by the coarser ones: 0.9, 0.1 of two."""
+    return (*[0.9 / (stages - 1)] * (stages - 1), 0.1) if stages > 1 else (1.0,)
+
+
 def check_weights(weights: Sequence[float], stages: int) -> None:
     """Raises UserError for chances of stages that are not one for each, at least 0, and together 1."""
     listed = ", ".join(f"{weight:g}" for weight in weights) or "none"

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from elit.backbones.config import DFMConfig
 from elit.backbones.table import preset_config
 from elit.training.config import BudgetConfig, TrainConfig
-from elit.training.reading import flat, keys_of, load_config, nested, parse_options
+from elit.training.reading import flat, keys_of, kind_of, load_config, nested, parse_options
 
 YAML = """
 out: runs/a
@@ -85,9 +86,36 @@ def test_preset_gives_way_to_file_and_overrides(tmp_path: Path) -> None:
     assert load_config(None, ["--preset", "ELIT-SiT-XL/2"]).model == preset_config("ELIT-SiT-XL/2")
 
 
-def test_a_preset_of_another_backbone_is_refused() -> None:
-    """Rather than trained as a SiT."""
-    assert "SiT and ELIT-SiT can" in refused(None, "--preset", "ELIT-UViT-B/2")
+def test_presets_and_architectures_of_every_backbone_are_read() -> None:
+    """The model is of its backbone's own configuration, whose keys are known then, and comes back from plain values."""
+    for name in ("ELIT-UViT-B/2", "HDiT-S/2", "ELIT-DFM-SiT-B/4"):
+        config = load_config(None, ["--preset", name, "--model.num_classes", "9"])
+        assert config.model == preset_config(name, num_classes=9)
+        assert kind_of(config.architecture)(**vars(config)) == config
+        assert config.to_dict()["architecture"] == {"U": "UViT", "H": "HDiT", "D": "DFM"}[name.removeprefix("ELIT-")[0]]
+    model = ["--architecture=DFM", "--model.stages=3", "--model.patch_size=4"]
+    config = load_config(None, [*model, "--flow.stage_steps=[5,4,3]"])
+    assert config.model == DFMConfig(patch_size=4, stages=3) and config.flow.stage_steps == (5, 4, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--model.stages", "3"], "unknown option --model.stages"),
+        (["--architecture", "DFN"], "unknown architecture 'DFN'; did you mean DFM"),
+        (["--preset", "SiT-B/2", "--architecture", "DFM"], "preset SiT-B/2 is a DiT, not a DFM"),
+        (["--architecture", "DFM", "--model.stages", "4"], "4 stages halve patches 3 times, and patch_size 2"),
+        (["--architecture", "DFM", "--model.stages", "0"], "model.stages is 0"),
+        (["--architecture", "DFM", "--flow.stage_weights", "[0.5, 0.4]"], "0.5, 0.4 are not chances that make 1"),
+        (["--architecture", "DFM", "--flow.stage_weights", "[0.5, 0.4, 0.1]"], "give one for each of 2 stages"),
+        (["--architecture", "DFM", "--flow.stage_thresholds", "[0.1, 0.2]"], "0.1, 0.2 are 2; 2 stages have 1"),
+        (["--architecture", "DFM", "--flow.stage_thresholds", "[-0.1]"], "flow.stage_thresholds"),
+        (["--architecture", "DFM", "--flow.stage_steps", "[40]"], "steps 40 are not 2 whole numbers"),
+        (["--flow.stage_steps", "[40, 10]"], "flow.stage_steps is for a model of several stages"),
+    ],
+)
+def test_stages_that_cannot_be_are_refused(options: list[str], said: str) -> None:
+    assert said in refused(None, *options)
 
 
 def test_unknown_preset_names_the_nearest() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from elit.backbones.table import preset_config
 from elit.console import console
 from elit.records import parse_yaml
 from elit.training.config import DataConfig, TrainConfig
@@ -165,13 +166,30 @@ def test_a_constant_schedule_has_no_warm_up(load: Load) -> None:
     assert load(warmup_steps=500).optimizer.warmup_steps == 500
 
 
+def test_stages_and_their_steps_are_read(load: Load) -> None:
+    """With the authors' defaults, and others of three stages."""
+    config = load(model="DFM-SiT-XL/2", resolution=512)
+    assert config.model == preset_config("DFM-SiT-XL/2", input_size=64)
+    assert config.architecture == "DFM"
+    flow = config.flow
+    assert (flow.stage_weights, flow.stage_thresholds, flow.stage_steps) == ((0.9, 0.1), (0.1,), (40, 10))
+    given = {"stage_weights": [0.5, 0.3, 0.2], "stage_sampling_thresholds": [0.3, 0.1], "num_steps_per_scale": [20, 5, 5]}
+    config = load(model="ELIT-DFM-SiT-B/4", stages_count=3, **given)
+    assert config.model.stages == 3 and config.model.head_depth == 8
+    flow = config.flow
+    assert (flow.stage_weights, flow.stage_thresholds, flow.stage_steps) == ((0.5, 0.3, 0.2), (0.3, 0.1), (20, 5, 5))
+    assert "stages_count 3 -> model.stages 3" in told(load, model="DFM-SiT-B/4", stages_count=3, **given)
+    assert "stages_count 2: only decomposable flow matching uses it" in told(load, stages_count=2)
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
         ({"prediction": "x"}, "prediction is 'x', but only velocity"),
         ({"adam_epsilon": 1e-6}, "epsilon is fixed at 1e-8"),
         ({"legacy": True}, "legacy is True"),
-        ({"model": "DFM-SiT-XL/2"}, "decomposable flow matching, which is not built"),
+        ({"model": "DFM-SiT-XL/2", "stages_count": 3}, "3 stages halve patches 2 times, and patch_size 2"),
+        ({"model": "DFM-SiT-XL/2", "stage_weights": [0.9]}, "stage weights 0.9 are 1; give one for each of 2"),
         ({"stages_count": 3}, "stages_count 3 is for decomposable flow matching"),
         ({"num_steps_per_scale": [30, 10]}, "num_steps_per_scale"),
         ({"mixed_precision": "fp8"}, "mixed_precision is 'fp8'; known: no, fp16, bf16"),

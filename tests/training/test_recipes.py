@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from elit import DiT, DiTConfig
+from elit.backbones.table import backbone_of
 from elit.training.budgets import mean_flops
 from elit.training.config import BudgetConfig, FlowConfig, TrainConfig
 from elit.training.dry_run import dry_run
@@ -18,17 +19,12 @@ FILES = sorted((ROOT / "configs").rglob("*.yaml"))
 NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 
 
-class Shapes(DiT):
-    """A model without weights, whose initialisation, which takes a second at this size, is left out."""
-
-    def init_weights(self) -> None:
-        pass
-
-
 @cache
 def made(config: DiTConfig) -> DiT:
+    """A model without weights, whose initialisation, which takes a second at this size, is left out."""
+    shapes = type("Shapes", (backbone_of(config).model,), {"init_weights": lambda self: None})
     with torch.device("meta"):
-        return Shapes(config)
+        return shapes(config)
 
 
 @cache
@@ -81,7 +77,12 @@ def test_the_paper_and_the_release_are_told_apart() -> None:
         if "/release/" in name:
             assert (model.in_channels, model.rope, model.qk_norm, model.write_sees_dropped) == (4, False, False, elastic)
             assert (config.steps, config.optimizer.warmup_steps) == ((7_000_000, 10_000) if multi else (400_000, 0))
-            assert config.flow.time_law == ("logit-normal" if elastic else "uniform") and config.batch_size == 256
+            assert (
+                config.flow.time_law == ("logit-normal" if elastic or "dfm" in name else "uniform")
+                and config.batch_size == 256
+            )
             assert not elastic or (model.head_depth, model.tail_depth) == (8, 4)
+        if "dfm" in name:
+            assert config.architecture == "DFM" and model.stages == 2
         if elastic and "emoji" not in name:
             assert model.window.size == {32: 16, 64: 64}[model.input_size]

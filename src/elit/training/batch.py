@@ -13,6 +13,7 @@ from elit.flow import FlowPath, FlowSample, TimeLaw
 from elit.training.alignment import alignment_target
 from elit.training.budgets import step_budget
 from elit.training.config import AlignmentConfig, BudgetConfig, FlowConfig
+from elit.training.flows import active_stages, draw_times, global_times, make_flow, noise_shape
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Batch:
         flow = self.flow
         cut = (flow.x_t, flow.velocity, flow.t, self.labels, self.budget, self.target)
         return [
-            Batch(FlowSample(x_t, velocity, t), labels, budget, target)
+            Batch(FlowSample(x_t, velocity, t, flow.active), labels, budget, target)
             for x_t, velocity, t, labels, budget, target in zip(*map(pieces, cut), strict=True)
         ]
 
@@ -62,7 +63,7 @@ class Batch:
         def moved(values: Tensor) -> Tensor:
             return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
-        flow = FlowSample(moved(self.flow.x_t), moved(self.flow.velocity), moved(self.flow.t))
+        flow = FlowSample(moved(self.flow.x_t), moved(self.flow.velocity), moved(self.flow.t), self.flow.active)
         target = None if self.target is None else moved(self.target)
         return replace(self, flow=flow, labels=moved(self.labels), target=target)
 
@@ -79,12 +80,15 @@ def draw_batch(draws: Draws, data: Data, step: int, share: range | None = None) 
         return sample_generators("data", draws.seed, step, share.start, share.stop)
 
     target = alignment_target(draws.alignment, data, rows, x, generators)
-    path, law = FlowPath(draws.flow.path), TimeLaw(draws.flow.time_law)
-    noise, t, dropped = torch.empty_like(x), torch.empty(len(share)), torch.empty(len(share))
+    flow, law = make_flow(draws.flow, draws.model), TimeLaw(draws.flow.time_law)
+    active = active_stages(flow, draws.seed, step)
+    noise = x.new_empty(len(share), *noise_shape(flow, x.shape[1:]))
+    t, dropped = torch.empty(len(share), active), torch.empty(len(share))
     for i, generator in enumerate(sample_generators("sample", draws.seed, step, share.start, share.stop)):
-        t[i] = law.draw(1, path, generator)[0]
+        t[i] = draw_times(flow, active, law, generator)
         torch.rand((), generator=generator, out=dropped[i])
-        torch.randn(x.shape[1:], generator=generator, out=noise[i])
+        torch.randn(noise.shape[1:], generator=generator, out=noise[i])
     labels = torch.where((dropped < draws.flow.label_dropout) | (labels < 0), draws.model.num_classes, labels)
-    budget = step_budget(draws.budget, draws.model, draws.seed, step, t)
-    return Batch(path.interpolate(x, noise, t), labels, budget, target)
+    budget = step_budget(draws.budget, draws.model, draws.seed, step, global_times(flow, t))
+    sample = flow.interpolate(x, noise, t[:, 0] if isinstance(flow, FlowPath) else t)
+    return Batch(sample, labels, budget, target)

@@ -7,9 +7,10 @@ from elit.backbones.config import DiTConfig
 from elit.cost import count_flops, flops_by_level
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
-from elit.flow import FlowPath, TimeLaw
+from elit.flow import TimeLaw
 from elit.target import parse_budget
 from elit.training.config import BudgetConfig, FlowConfig
+from elit.training.flows import make_flow, share_above
 
 
 def training_schedule(config: BudgetConfig) -> Schedule | None:
@@ -47,10 +48,10 @@ def mean_flops(model: ElasticModel, budget: BudgetConfig, flow: FlowConfig) -> f
     if schedule is None:
         low, high = (model.levels.of(fraction) for fraction in (budget.lowest, budget.highest))
         return mean_over_levels(model, low, high)
-    path, law = FlowPath(flow.path), TimeLaw(flow.time_law)
+    learned, law = make_flow(flow, model.config), TimeLaw(flow.time_law)
     pieces, mean, above = sorted(schedule.pieces, reverse=True), 0.0, 0.0
     for time, fraction in (*pieces, (0.0, schedule.otherwise)):
-        share = law.share_above(time, path)
+        share = share_above(learned, law, time)
         mean, above = mean + (share - above) * count_flops(model, fraction), share
     return mean
 

@@ -10,13 +10,14 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
-from elit.backbones.config import DiTConfig
+from elit.backbones.config import DFMConfig, DiTConfig
 from elit.errors import UserError
 from elit.records import Count, Fraction, NotNegative, Positive, Share, Whole, record
 
 Text = Annotated[str, MinLen(1), MaxLen(4096)]  # a name or a path
 Batch = Annotated[int, Ge(1), Le(2**20)]
 Decay = Annotated[float, Ge(0), Lt(1)]
+OfStages = Annotated[tuple[Share, ...], MaxLen(8)]
 Budgets = Annotated[tuple[Fraction, ...], MinLen(1), MaxLen(64)]
 
 
@@ -90,11 +91,19 @@ class FlowConfig:
     path: from data to noise, linear or cosine.
     time_law: the law of training times, uniform or logit-normal.
     label_dropout: chance of a sample to be trained without its label, which guidance needs.
+    stage_weights: of a model of stages, the chance of a step to train the coarsest alone, the first two, and so on; null is
+    0.1 for all together and the rest for the others.
+    stage_thresholds: the time at which each of its stages but the last makes room for the next in sampling, falling; null
+    is 0.1 before the last and 0.1 more before each earlier one.
+    stage_steps: the sampler's steps in each of its stages; null is those of the card, a fifth for each stage but the first.
     """
 
     path: Literal["linear", "cosine"] = "linear"
     time_law: Literal["uniform", "logit-normal"] = "logit-normal"
     label_dropout: Share = 0.1
+    stage_weights: OfStages | None = None
+    stage_thresholds: OfStages | None = None
+    stage_steps: Annotated[tuple[Count, ...], MaxLen(8)] | None = None
 
 
 @record
@@ -196,6 +205,8 @@ class TrainConfig:
     compile: whether torch.compile compiles the blocks.
     checkpointing: whether activations are computed twice, to save memory.
     preset: a name that `elit info` knows, such as ELIT-SiT-B/2, whose values the keys of `model` override.
+    architecture: of the model, where no preset says it: DiT, of which SiT is one; DFM, which has a key model.stages; UViT;
+    or HDiT, which has a key model.fold.
     init_from: a model folder that the weights start from; an elastic model may start from a dense one.
     """
 
@@ -210,6 +221,7 @@ class TrainConfig:
     compile: bool = False
     checkpointing: bool = False
     preset: Text | None = None
+    architecture: Text = "DiT"
     init_from: Text | None = None
     model: DiTConfig = field(default_factory=DiTConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -229,6 +241,7 @@ class TrainConfig:
             from elit.target import parse_budget  # imports torch
 
             parse_budget(self.budget.schedule)
+        check_stages(self.flow, self.model)
         check_finetune(self.finetune, self.model, self.init_from)
         if self.alignment.enabled:
             alignment_depth(self.alignment, self.model)
@@ -237,6 +250,28 @@ class TrainConfig:
         """Plain values, as JSON keeps them."""
         plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
+
+
+def check_stages(flow: FlowConfig, model: DiTConfig) -> None:
+    """Raises UserError for settings of stages that do not fit the model's, or that it has none for."""
+    stages = model.stages if isinstance(model, DFMConfig) else 1
+    given = {"stage_weights": flow.stage_weights, "stage_thresholds": flow.stage_thresholds, "stage_steps": flow.stage_steps}
+    told = {name: value for name, value in given.items() if value is not None}
+    if stages == 1:
+        if told:
+            raise UserError(f"flow.{next(iter(told))} is for a model of several stages, such as --architecture DFM makes")
+        return
+    from elit.pyramid import check_thresholds, check_weights, steps_by_stage  # imports torch
+
+    try:
+        if flow.stage_weights is not None:
+            check_weights(flow.stage_weights, stages)
+        if flow.stage_thresholds is not None:
+            check_thresholds(flow.stage_thresholds, stages)
+        if flow.stage_steps is not None:
+            steps_by_stage(flow.stage_steps, stages)
+    except UserError as error:
+        raise UserError(f"flow: {error}") from error
 
 
 def check_finetune(finetune: FinetuneConfig, model: DiTConfig, init_from: str | None) -> None:

@@ -60,7 +60,12 @@ class Evaluator:
         assert model is not None
         with sampler.products.autocast():
             for budget in sampler.budgets(self.wanted.budgets):
-                recipe = Recipe("euler", STEPS, budget, seed=self.images.seed, path=sampler.path)
+                recipe = Recipe(
+                    *("euler", STEPS, budget),
+                    seed=self.images.seed,
+                    path=sampler.path,
+                    thresholds=sampler.sampling.thresholds,
+                )
                 source = Sampled(f"samples at {budget:g}", model, recipe, self.labels, sampler.codec, self.wanted.count)
                 a = measure_features(source, self.extractor, BATCH, self.folder).statistics.pooled
                 b = self.reference.pooled

@@ -14,6 +14,7 @@ from pathlib import Path
 from torch import nn
 
 from elit.backbones.config import DiTConfig
+from elit.backbones.table import backbone_of
 from elit.card import load_card
 from elit.console import say
 from elit.distributed import is_main
@@ -45,6 +46,9 @@ def start_from(model: ElasticModel, folder: str | Path, path: FlowPath) -> Elast
     """
     folder = find_model(folder)
     source = load_model(folder)
+    if type(source.config) is not type(model.config):
+        kinds = [backbone_of(config).architecture for config in (source.config, model.config)]
+        raise UserError(f"{folder} is a {kinds[0]}, from which no {kinds[1]} can start; give one of its own kind")
     if (theirs := load_card(folder).path) != path:
         raise UserError(f"{folder} was trained on the {theirs} path; set flow.path {theirs}, not {path}")
     own, given = model.canonical_names(), source.canonical_names()

@@ -92,7 +92,12 @@ RENAMED_IF_ELASTIC = {
     "elit_write_depth": "model.write_depth",
 }
 OF_ELASTIC = (*RENAMED_IF_ELASTIC, "elit_max_mask_prob", "elit_min_mask_prob")
-OF_DFM = ("stages_count", "stage_weights", "stage_sampling_thresholds", "num_steps_per_scale")
+OF_DFM = {
+    "stages_count": "model.stages",
+    "stage_weights": "flow.stage_weights",
+    "stage_sampling_thresholds": "flow.stage_thresholds",
+    "num_steps_per_scale": "flow.stage_steps",
+}
 PRECISIONS = {"no": "fp32", "fp16": "fp16", "bf16": "bf16"}
 TIME_LAWS = {"uniform": "uniform", "lognormal": "logit-normal"}
 ENCODERS = {f"dinov2-vit-{size[0]}": f"facebook/dinov2-{size}" for size in ("small", "base", "large", "giant")}
@@ -186,13 +191,9 @@ def translate(given: dict[str, Any], ours: list[str], origin: str) -> Translatio
 
 def refuse(theirs: dict[str, Any], name: str, origin: str) -> None:
     """Raises UserError for what is not built here."""
-    if name.startswith("DFM-"):
-        raise UserError(f"{origin}: model {name} is decomposable flow matching, which is not built; train a SiT or ELIT-SiT")
     for key in OF_DFM:
-        if theirs[key] != DEFAULTS[key]:
-            raise UserError(
-                f"{origin}: {key} {theirs[key]} is for decomposable flow matching, which is not built; leave it out"
-            )
+        if "DFM-" not in name and theirs[key] != DEFAULTS[key]:
+            raise UserError(f"{origin}: {key} {theirs[key]} is for decomposable flow matching, not {name}; leave it out")
     for key, (value, why) in ONLY.items():
         if theirs[key] != value and as_number(theirs[key]) != value:
             raise UserError(f"{origin}: {key} is {theirs[key]!r}, but {why}; leave it out")
@@ -209,6 +210,9 @@ def _shapes(theirs: dict[str, Any], name: str, out: Translation, origin: str) ->
     if type(resolution) is not int or resolution < 1 or resolution % PIXELS:
         raise UserError(f"{origin}: resolution is {resolution!r}; it is a multiple of {PIXELS} pixels, such as 256")
     out.say(f"resolution {resolution}", {"model.input_size": resolution // PIXELS})
+    if "DFM-" in name:
+        for key, our_key in OF_DFM.items():
+            out.say(f"{key} {theirs[key]}", {our_key: theirs[key]})
     if not name.startswith("ELIT-"):
         return
     for key, our_key in RENAMED_IF_ELASTIC.items():
@@ -219,7 +223,7 @@ def _shapes(theirs: dict[str, Any], name: str, out: Translation, origin: str) ->
         if chance is None or not 0 <= chance < 1:
             raise UserError(f"{origin}: {key} is {value!r}; it is a chance, at least 0 and below 1")
         out.say(f"{key} {theirs[key]}", {our_key: 1 - chance})
-    size = name.removeprefix("ELIT-SiT-").split("/")[0]
+    size = name.removeprefix("ELIT-").removeprefix("DFM-").removeprefix("SiT-").split("/")[0]
     if size in SIZES:
         out.say(f"their code's split of {size}", {"model.tail_depth": SIZES[size][3][2]})
     out.say("their code, in which Write sees the dropped latents", {"model.write_sees_dropped": True})
@@ -265,7 +269,9 @@ def _alignment(theirs: dict[str, Any], name: str, out: Translation, origin: str)
 
 def _ignored(theirs: dict[str, Any], given: dict[str, Any], name: str, out: Translation) -> None:
     """The keys of the file that have no effect, and why."""
-    reasons = dict(IGNORED) | dict.fromkeys(OF_DFM, "only decomposable flow matching uses it")
+    reasons = dict(IGNORED)
+    if "DFM-" not in name:
+        reasons |= dict.fromkeys(OF_DFM, "only decomposable flow matching uses it")
     reasons["resume_step"] = "the same command goes on from the run's last checkpoint"
     if not name.startswith("ELIT-"):
         aligned = out.values.get("alignment.enabled")

@@ -124,9 +124,9 @@ class Run:
 
     def sampler(self, codec: Codec) -> Sampler:
         """How the averaged weights are sampled."""
-        start, empty = self.parts.start, set(self.empty())
+        start, course, empty = self.parts.start, self.parts.course, set(self.empty())
         classes = tuple(label for label in range(self.num_classes) if label not in empty)
-        return Sampler(start.aims.path, codec, classes, start.model.window is not None, start.products)
+        return Sampler(course.path, course.sampling, codec, classes, start.model.window is not None, start.products)
 
 
 def make_evaluator(wanted: EvaluateConfig, source: str, folder: Path, run: Run) -> Evaluator:
@@ -155,7 +155,8 @@ def train_in(folder: Path, run: Run) -> Path:
     if empty:
         say(describe_empty(empty, run.num_classes))
     card = Card(
-        path=run.parts.start.aims.path,
+        course.sampling,
+        path=course.path,
         label_names=data.label_names,
         encoding=data.encoding,
         label_counts=data.label_counts,

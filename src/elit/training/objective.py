@@ -1,6 +1,6 @@
 """What a training step minimises: the flow's loss, and where asked distillation and alignment beside it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from elit.flow import Flow, FlowPath
 from elit.training.alignment import Aligner, make_aligner
 from elit.training.batch import Batch
 from elit.training.config import AlignmentConfig
+from elit.training.flows import RunFlow
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Aims:
     may ask for, where they differ by the sample.
     """
 
-    path: FlowPath
+    flow: RunFlow
     distill: float
     alignment: AlignmentConfig
     levels: tuple[int, ...] = ()
@@ -56,7 +57,7 @@ class Objective:
         if self.teacher is not None:
             with torch.no_grad():
                 original = self.teacher(sample.x_t, sample.t, batch.labels)
-            parts["distillation"] = self.distill * (velocity.float() - original.float()).square().mean()
+            parts["distillation"] = self.distill * self.flow.loss(velocity, replace(sample, velocity=original.float()))
         if self.aligner is not None:
             assert batch.target is not None
             parts["alignment"] = self.aligner.loss(batch.target, model.config.grid)
@@ -82,7 +83,7 @@ def make_objective(
     The projector's weights come from the global generator, as the model's do. Raises UserError for an encoder that
     cannot be loaded.
     """
-    objective = Objective(aims.path)
+    objective = Objective(aims.flow)
     if world_size() > 1:
         objective.always = aims.levels
     if teacher is not None and aims.distill:

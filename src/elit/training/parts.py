@@ -5,10 +5,12 @@ from datetime import timedelta
 
 import torch
 
+from elit.card import SamplingDefaults
 from elit.flow import FlowPath
 from elit.training.batch import Draws
 from elit.training.budgets import schedule_levels
 from elit.training.config import LogConfig, TrainConfig
+from elit.training.flows import make_flow, sampling_of
 from elit.training.objective import Aims
 from elit.training.step import Rules, Start, products_of
 
@@ -19,7 +21,8 @@ class Course:
 
     seed: of the order in which a stream is read. steps: in all. skip_limit: steps in a row that may be skipped.
     workers: that read batches ahead. compile: whether the blocks are compiled. timeout: after which a process is lost.
-    log: what is left behind on the way. evaluate_every: steps between measurements, 0 for none.
+    log: what is left behind on the way. evaluate_every: steps between measurements, 0 for none. path, sampling: what the
+    model's card says.
     """
 
     seed: int
@@ -30,6 +33,8 @@ class Course:
     timeout: timedelta
     log: LogConfig
     evaluate_every: int
+    path: FlowPath
+    sampling: SamplingDefaults
 
 
 @dataclass(frozen=True)
@@ -44,8 +49,8 @@ class Parts:
 
 def take_apart(config: TrainConfig, device: torch.device) -> Parts:
     """The parts of a configuration, which run on a device."""
-    products, path = products_of(config.dtype, device), FlowPath(config.flow.path)
-    aims = Aims(path, config.finetune.distill, config.alignment, schedule_levels(config.budget, config.model))
+    products, flow = products_of(config.dtype, device), make_flow(config.flow, config.model)
+    aims = Aims(flow, config.finetune.distill, config.alignment, schedule_levels(config.budget, config.model))
     start = Start(
         config.model, config.seed, config.init_from, config.checkpointing, aims, config.optimizer, config.parallel, products
     )
@@ -61,5 +66,7 @@ def take_apart(config: TrainConfig, device: torch.device) -> Parts:
         timeout=timedelta(seconds=config.parallel.timeout),
         log=config.log,
         evaluate_every=config.evaluate.every,
+        path=FlowPath(config.flow.path),
+        sampling=sampling_of(config.flow, flow),
     )
     return Parts(start, draws, rules, course)

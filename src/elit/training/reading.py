@@ -6,9 +6,11 @@ import re
 import typing
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from elit.backbones.config import DiTConfig
 from elit.errors import UserError
 from elit.records import checked, parse_yaml, read_yaml
 from elit.training.config import TrainConfig
@@ -33,32 +35,63 @@ def load_config(file: str | Path | None, options: list[str]) -> TrainConfig:
     The file, and then options too, may have the authors' keys (see `foreign`); what became of them is told on the console.
     Raises UserError for a file that cannot be read, an unknown key (naming the nearest known one) or a value out of range.
     """
-    known = {key.name: key for key in keys_of(TrainConfig)}
-    given = parse_options(options, [name for name, key in known.items() if key.is_text])
+    given = parse_options(options, [key.name for key in keys_of(TrainConfig) if key.is_text])
     values = {} if file is None else read_values(Path(file))
     if "exp_name" in values or isinstance(values.get("model"), str):
         from elit.training.foreign import DEFAULTS, read_foreign
 
         theirs = {key: given.pop(key) for key in list(given) if key in DEFAULTS}
-        values = read_foreign(values | theirs, list(known), list(given), str(file))
+        values = read_foreign(values | theirs, [key.name for key in keys_of(TrainConfig)], list(given), str(file))
+    kind, base = kind_and_preset(values | given)
+    known = {key.name: key for key in keys_of(kind)}
     check_known(known, values, str(file))
     check_known(known, given, None)
     merged = {key: as_text(value) if known[key].is_text else value for key, value in (values | given).items()}
-    if merged.get("preset") is not None:
-        from elit.backbones.config import DiTConfig
-        from elit.backbones.table import preset_config
-
-        preset = preset_config(merged["preset"])
-        if type(preset) is not DiTConfig:
-            raise UserError(f"preset {merged['preset']} cannot be trained from a configuration yet; SiT and ELIT-SiT can")
-        base = dataclasses.asdict(preset)
-        merged = {f"model.{key}": value for key, value in base.items()} | merged
 
     def origin(place: str) -> str:
         by_option = any(place == key or place.startswith(f"{key}.") for key in given)
         return COMMAND_LINE if by_option else str(file or "the configuration")
 
-    return checked(nested(merged), TrainConfig, origin)
+    return checked(nested(base | merged), kind, origin)
+
+
+def kind_and_preset(given: dict[str, Any]) -> tuple[type[TrainConfig], dict[str, Any]]:
+    """The kind of configuration that some values are of, and the values of their preset.
+
+    Raises UserError for a preset or an architecture that is not known, and for two that do not go together.
+    """
+    name = as_text(given.get("preset"))
+    if not isinstance(name, str):
+        return kind_of(given.get("architecture", "DiT")), {}
+    from elit.backbones.table import backbone_of, preset_config
+
+    preset = preset_config(name)
+    architecture = backbone_of(preset).architecture
+    if given.get("architecture", architecture) != architecture:
+        raise UserError(f"preset {name} is a {architecture}, not a {given['architecture']}; leave one of them out")
+    values = {f"model.{key}": value for key, value in dataclasses.asdict(preset).items()}
+    return kind_of(architecture), {"architecture": architecture, **values}
+
+
+def kind_of(architecture: Any) -> type[TrainConfig]:
+    """TrainConfig with a `model` of an architecture's own configuration. Raises UserError for an unknown one."""
+    if architecture == "DiT":
+        return TrainConfig
+    from elit.backbones.table import BACKBONES, backbone_named
+
+    backbone = backbone_named(architecture)
+    if backbone is None:
+        known = [row.architecture for row in BACKBONES]
+        raise UserError(f"unknown architecture {architecture!r}; {suggest(str(architecture), known)}")
+    return _kind_with(backbone.config)
+
+
+@cache
+def _kind_with(model: type[DiTConfig]) -> type[TrainConfig]:
+    fields: list[Any] = [("model", model, dataclasses.field(default_factory=model))]
+    kind = dataclasses.make_dataclass("TrainConfig", fields, bases=(TrainConfig,), frozen=True)
+    kind.__doc__, kind.__module__ = TrainConfig.__doc__, TrainConfig.__module__
+    return typing.cast(type[TrainConfig], kind)
 
 
 def keys_of(kind: type[Any], prefix: str = "") -> Iterator[Key]:

@@ -25,7 +25,7 @@ from elit.records import checked, read_json, record
 from elit.training.checkpoint import checkpoints
 from elit.training.config import TrainConfig
 from elit.training.optimizer import lr_scale
-from elit.training.reading import flat
+from elit.training.reading import flat, kind_of
 from elit.weights import WEIGHTS_FILE
 from elit.words import spread
 
@@ -99,7 +99,7 @@ def check_run(run: Path, config: TrainConfig, reads: Reads) -> str | None:
         values = read_json(file, dict[str, Any])
         if "steps" not in values:
             raise UserError(f"{file} has no steps")
-        old = checked(values, TrainConfig, str(file))
+        old = checked(values, kind_of(values.get("architecture", "DiT")), str(file))
     except UserError as error:
         raise UserError(f"{run} exists and is not a training run ({error}); give another folder with --out") from error
     kept = [*checkpoints(run), *(run / "checkpoints").glob(".step_*.old")]  # the latter is one that a kill left set aside
@@ -122,9 +122,9 @@ def check_past(run: Path, old: TrainConfig, config: TrainConfig, reads: Reads, s
     if known is not None and known.data == reads.data:
         free += ("data.size",)
     wrong = [
-        f"{key} is {before[key]} there and {now[key]} now"
+        f"{key} is {before.get(key)} there and {now[key]} now"
         for key in now
-        if before[key] != now[key] and not any(key == one or (one.endswith(".") and key.startswith(one)) for one in free)
+        if before.get(key) != now[key] and not any(key == one or (one.endswith(".") and key.startswith(one)) for one in free)
     ]
     known = known or Reads(whole_path(old.data.source), "", old.init_from and whole_path(old.init_from))
     if known.source != reads.source and known.data != reads.data:

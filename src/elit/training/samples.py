@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from elit.card import SamplingDefaults
 from elit.codec import Codec
 from elit.distributed import is_main
 from elit.elastic.model import ElasticModel
@@ -15,16 +16,19 @@ from elit.training.step import Products, TrainState, averaged_weights, model_of
 from elit.words import spread
 
 SHOWN = 12  # classes, in a sheet
+STEPS = 20
 
 
 @dataclass(frozen=True)
 class Sampler:
     """How the averaged weights of a run are sampled.
 
-    classes: those that the data have. elastic: whether the model has budgets; one without is sampled at 1 alone.
+    sampling: how the model's card says that it is. classes: those that the data have. elastic: whether the model has
+    budgets; one without is sampled at 1 alone.
     """
 
     path: FlowPath
+    sampling: SamplingDefaults
     codec: Codec
     classes: tuple[int, ...]
     elastic: bool
@@ -47,6 +51,8 @@ def save_preview(
 ) -> None:
     """A sheet of samples: a row per budget, the same noise and labels down a column. All ranks call this.
 
+    A model of several stages has a row for each of them at every budget: the image that so many stages make.
+
     names: of the classes, as far as they are known; the others are shown by number.
     """
     model = sampler.model(state, everywhere=False)
@@ -55,8 +61,22 @@ def save_preview(
     labels = [sampler.classes[i] for i in spread(SHOWN, len(sampler.classes))]
     budgets = sampler.budgets(budgets)
     with sampler.products.autocast():
-        rows = [sample(model, labels, steps=20, budget=budget, path=sampler.path) for budget in budgets]
-    images = torch.cat([sampler.codec.decode(row).cpu() for row in rows])
+        thresholds = sampler.sampling.thresholds
+        rows = {
+            f"budget {budget:g}{_stage_name(stages, model.stages)}": sample(
+                *(model, labels, "euler", STEPS, budget),
+                path=sampler.path,
+                thresholds=thresholds,
+                stages=None if model.stages == 1 else stages,
+            )
+            for budget in budgets
+            for stages in range(1, model.stages + 1)
+        }
+    images = torch.cat([sampler.codec.decode(row).cpu() for row in rows.values()])
     file.parent.mkdir(exist_ok=True)
     columns = [names[i] if i < len(names) else str(i) for i in labels]
-    save_png(sheet(images, columns, [f"budget {budget:g}" for budget in budgets]), file)
+    save_png(sheet(images, columns, list(rows)), file)
+
+
+def _stage_name(stages: int, of: int) -> str:
+    return "" if of == 1 else f", stage {stages} of {of}"

@@ -31,6 +31,7 @@ from elit.precision import fast_bfloat16
 from elit.training.batch import Batch
 from elit.training.config import OptimizerConfig, ParallelConfig
 from elit.training.finetune import hold_all_but_interface, start_from
+from elit.training.flows import path_of
 from elit.training.objective import Aims, Objective, make_objective
 from elit.training.optimizer import lr_scale, make_optimizers, step_where
 from elit.weights import empty_model
@@ -188,7 +189,7 @@ def make_parts(start: Start, stored: Stored | None, fresh: bool) -> tuple[Elasti
         torch.manual_seed(start.seed)
         model = build_model(start.model)
         if start.init_from is not None and (fresh or start.aims.distill):
-            teacher = start_from(model, start.init_from, start.aims.path)
+            teacher = start_from(model, start.init_from, path_of(start.aims.flow))
         objective = make_objective(start.aims, model, teacher, start.products.device, stored)
     model.set_checkpointing(start.checkpointing)
     return model, objective
