@@ -4,6 +4,7 @@ A condition is a batch of them: `.null()` is the same batch told nothing, `.rows
 after another, `.to(device)` the batch elsewhere.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
 
@@ -30,6 +31,34 @@ class Condition(Protocol):
 
     def to(self, device: torch.device | str) -> Self:
         """The batch on another device."""
+
+
+def factors_of(y: Tensor, sizes: Sequence[int]) -> list[Tensor]:
+    """The value of each factor of labels y (B,), which has so many values and, as its size, an open one.
+
+    y counts through all values of all factors, the last fastest: with sizes (S, T) it is s (T + 1) + t, and the null class,
+    of which every factor is open, is the largest.
+    """
+    values: list[Tensor] = []
+    for size in reversed(sizes):
+        values.insert(0, y % (size + 1))
+        y = y // (size + 1)
+    return values
+
+
+def labels_of(values: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
+    """The inverse of `factors_of`."""
+    y = torch.zeros_like(values[0])
+    for value, size in zip(values, sizes, strict=True):
+        y = y * (size + 1) + value
+    return y
+
+
+def opened(y: Tensor, sizes: Sequence[int], factor: int) -> Tensor:
+    """Labels y (B,) with one factor left open."""
+    values = factors_of(y, sizes)
+    values[factor] = torch.full_like(y, sizes[factor])
+    return labels_of(values, sizes)
 
 
 @dataclass(frozen=True)

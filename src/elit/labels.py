@@ -1,5 +1,6 @@
 """Which label image i of a large sample has: a function of (rule, seed, i) alone."""
 
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,37 @@ from elit.seeding import generator_for
 from elit.words import shown, suggest
 
 FILE_BYTES = 64 * 2**20  # of a file of labels
+JOINT, ANY = "/", "*"  # between the factors of a label's name, and in place of one that is left open
+
+
+def joined_names(*factors: Sequence[str]) -> tuple[str, ...]:
+    """The names of labels of several factors, such as "animal-mammal/noto": one name of each factor, or "*" for any.
+
+    The last, of which every factor is open, is the null class and has no name.
+    """
+    return tuple(map(JOINT.join, itertools.product(*[(*names, ANY) for names in factors])))[:-1]
+
+
+def joined_number(values: Sequence[int], sizes: Sequence[int]) -> int:
+    """The label of one value of each factor, or its size for an open one: its index in `joined_names`."""
+    number = 0
+    for value, size in zip(values, sizes, strict=True):
+        number = number * (size + 1) + value
+    return number
+
+
+def factor_names(names: Sequence[str]) -> list[list[str]]:
+    """The names of each factor, where labels are called as `joined_names` has it; [] where they are not."""
+    if not names or JOINT not in names[-1] or ANY not in names[-1].split(JOINT):
+        return []
+    split = [name.split(JOINT) for name in names]
+    factors = [[part for part in dict.fromkeys(column) if part != ANY] for column in zip(*split, strict=False)]
+    return factors if tuple(names) == joined_names(*factors) else []
+
+
+def whole_labels(names: Sequence[str]) -> list[int]:
+    """The labels of which no factor is open; [] where labels are of one factor."""
+    return [i for i, name in enumerate(names) if ANY not in name.split(JOINT)] if factor_names(names) else []
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """What a backbone is made of: its configuration, without torch."""
 
+import math
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, MaxLen
 
 from elit.elastic.grid import Grid, Window
 from elit.elastic.levels import Levels
@@ -26,6 +27,8 @@ class DiTConfig:
     patch_size: side of the square that becomes one token.
     in_channels: channels of the input, 3 for pixels.
     num_classes: classes that there are labels of; the null class is the row after them.
+    label_factors: how many values each factor of a label has, such as [96, 7] for a kind and a style, where labels have
+    several; each has one more, "any", and num_classes counts all labels of which one factor at least is not open.
     width: values of a token.
     depth: number of blocks.
     heads: attention heads of a block.
@@ -48,6 +51,7 @@ class DiTConfig:
     patch_size: Annotated[int, Ge(1), Le(1024)] = 2
     in_channels: Side = 4
     num_classes: Annotated[int, Ge(1), Le(2**24)] = 1000
+    label_factors: Annotated[tuple[Annotated[int, Ge(1), Le(2**24)], ...], MaxLen(8)] = ()
     width: Width = 384
     depth: Layers = 12
     heads: Side = 6
@@ -65,7 +69,7 @@ class DiTConfig:
     anchor: Literal["none", "sharp", "pyramid"] = "none"
 
     def __post_init__(self) -> None:
-        for name in ("input_size", "group_size"):  # a pair read from JSON is a list
+        for name in ("input_size", "group_size", "label_factors"):  # a pair read from JSON is a list
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
         check_fields(self)
@@ -76,6 +80,11 @@ class DiTConfig:
                 raise UserError(
                     f"{name} {getattr(self, name)} leaves an MLP of width {self.width} without any hidden values"
                 )
+        if self.label_factors and (labels := math.prod(size + 1 for size in self.label_factors) - 1) != self.num_classes:
+            raise UserError(
+                f"label_factors {list(self.label_factors)} make {labels} labels, each factor open or not, and num_classes is"
+                f" {self.num_classes}; set num_classes {labels}"
+            )
         if any(side % self.patch_size for side in pair(self.input_size)):
             raise UserError(f"input_size {self.input_size} is not a multiple of patch_size {self.patch_size}")
         if self.grid.size > MOST_TOKENS:
@@ -103,6 +112,11 @@ class DiTConfig:
     def grid(self) -> Grid:
         height, width = pair(self.input_size)
         return Grid(height // self.patch_size, width // self.patch_size)
+
+    @property
+    def label_sizes(self) -> tuple[int, ...]:
+        """How many values each factor of a label has."""
+        return self.label_factors or (self.num_classes,)
 
     @property
     def levels(self) -> Levels:

@@ -6,7 +6,7 @@ Shapes: B batch, N tokens, C width; images are (B, channels, height, width).
 from torch import Tensor, nn
 
 from elit.backbones.config import DiTConfig, pair
-from elit.backbones.layers import Block, FinalLayer, TimestepEmbedding, patchify, sincos_table, unpatchify
+from elit.backbones.layers import Block, FinalLayer, LabelEmbedding, TimestepEmbedding, patchify, sincos_table, unpatchify
 from elit.condition import Condition, Labels
 from elit.elastic.anchors import Anchors
 from elit.elastic.core import LatentCore, Layout, Trunk
@@ -30,7 +30,7 @@ class DiT(ElasticModel):
         self.input = Input(config.in_channels, Extent(*pair(config.input_size)), config.patch_size)
         self.null_class = config.num_classes
         self.make_first()
-        self.label_embedding = nn.Embedding(config.num_classes + 1, config.width)
+        self.label_embedding = LabelEmbedding(config.label_sizes, config.width)
         self.blocks = nn.ModuleList(self.make_stack(self.make_blocks()))
         self.make_last()
         self.reset_positions()

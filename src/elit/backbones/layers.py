@@ -3,10 +3,13 @@
 Shapes: B batch, N tokens, C width, H heads, D head width.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elit.condition import factors_of
 from elit.elastic.attention import attention
 from elit.elastic.core import HostBlock
 from elit.elastic.grid import Grid
@@ -57,6 +60,21 @@ class TimestepEmbedding(nn.Module):
         angle = t_B.float()[:, None] * frequency
         y = torch.cat([angle.cos(), angle.sin()], dim=1).to(self.fc1.weight.dtype)
         return self.fc2(F.silu(self.fc1(y)))
+
+
+class LabelEmbedding(nn.Embedding):
+    """An embedding of each factor of a label, summed; of one factor, a row a label and one for the null class."""
+
+    def __init__(self, sizes: Sequence[int], width: int) -> None:
+        super().__init__(sum(sizes) + len(sizes), width)
+        self.sizes = tuple(sizes)
+
+    def forward(self, y_B: Tensor) -> Tensor:
+        first, out = 0, []
+        for size, value_B in zip(self.sizes, factors_of(y_B, self.sizes), strict=True):
+            out.append(super().forward(first + value_B))
+            first += size + 1
+        return torch.stack(out).sum(0)
 
 
 class SelfAttention(nn.Module):

@@ -83,17 +83,20 @@ class ImageSettings:
         return DataInfo("images", 0, size, label_names, buckets=self.sizes, source=legible(self.source), crop=self.crop)
 
 
-def prepare_images(settings: ImageSettings, out: str | Path, workers: int | None = None) -> DataInfo:
+def prepare_images(
+    settings: ImageSettings, out: str | Path, workers: int | None = None, source: Source | None = None
+) -> DataInfo:
     """Writes the prepared folder `out`, or goes on with it; returns what it holds.
 
-    workers: processes, as many as there are cores if None; 1 works in this process. A picture that cannot be read is
+    workers: processes, as many as there are cores if None; 1 works in this process. source: what `settings.source` names,
+    where `open_source` does not know it. A picture that cannot be read is
     left out and listed in skipped.json. Raises UserError for a source that is missing, empty or unreadable, a folder
     that was prepared with other settings or where another preparation is at work, and where no picture can be read.
     """
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1")
-    source = open_source(settings.source, settings.options)
+    source = open_source(settings.source, settings.options) if source is None else source
     info = settings.info(source.label_names)
     total, listing = survey(source, settings)
     recorded = {**dataclasses.asdict(settings), "source": legible(settings.source)}

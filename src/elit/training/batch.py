@@ -1,5 +1,6 @@
 """What one step trains on, from (seed, step) alone: the same samples, noise and times for any number of ranks."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elit.backbones.config import DiTConfig
+from elit.condition import opened
 from elit.data.loader import Data, read_part, sample_generators
 from elit.flow import FlowPath, FlowSample, TimeLaw
 from elit.training.alignment import alignment_target
@@ -68,6 +70,19 @@ class Batch:
         return replace(self, flow=flow, labels=moved(self.labels), target=target)
 
 
+def drop_labels(labels: Tensor, u_B: Tensor, dropout: float, sizes: Sequence[int]) -> Tensor:
+    """Labels (B,) for training: none where there is none (-1), and where u (B,), uniform in [0, 1), says so.
+
+    The whole label is dropped with the chance `dropout`; of a label of several factors each one alone with as much again.
+    """
+    null = math.prod(size + 1 for size in sizes) - 1
+    kept = torch.where((u_B < dropout) | (labels < 0), null, labels)
+    for i in range(len(sizes) if len(sizes) > 1 else 0):
+        alone = (u_B >= (i + 1) * dropout) & (u_B < (i + 2) * dropout) & (kept != null)
+        kept = torch.where(alone, opened(kept, sizes, i), kept)
+    return kept
+
+
 def draw_batch(draws: Draws, data: Data, step: int, share: range | None = None) -> Batch:
     """The batch of a step, or those of its samples that are in `share`. Images come in a new random order each epoch.
 
@@ -88,7 +103,7 @@ def draw_batch(draws: Draws, data: Data, step: int, share: range | None = None) 
         t[i] = draw_times(flow, active, law, generator)
         torch.rand((), generator=generator, out=dropped[i])
         torch.randn(noise.shape[1:], generator=generator, out=noise[i])
-    labels = torch.where((dropped < draws.flow.label_dropout) | (labels < 0), draws.model.num_classes, labels)
+    labels = drop_labels(labels, dropped, draws.flow.label_dropout, draws.model.label_sizes)
     budget = step_budget(draws.budget, draws.model, draws.seed, step, global_times(flow, t))
     sample = flow.interpolate(x, noise, t[:, 0] if isinstance(flow, FlowPath) else t)
     return Batch(sample, labels, budget, target)
