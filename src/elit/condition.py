@@ -74,6 +74,10 @@ class Labels:
     def null(self) -> "Labels":
         return Labels(torch.full_like(self.y, self.null_class), self.null_class)
 
+    def opened(self, sizes: Sequence[int], factor: int) -> "Labels":
+        """The same batch with one factor of its labels left open; sizes: of the factors (see `factors_of`)."""
+        return Labels(opened(self.y, sizes, factor), self.null_class)
+
     def rows(self, rows: Tensor) -> "Labels":
         return Labels(self.y[rows], self.null_class)
 

@@ -84,7 +84,7 @@ def settings_of(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: C
         "guidance": {**asdict(recipe.guidance), "weak_budget": level(recipe.guidance.weak_budget)},
         "seed": recipe.seed,
         "path": recipe.path,
-        "labels": asdict(labels),
+        "labels": {name: value for name, value in asdict(labels).items() if name != "whole" or value},
         "tile": recipe.tile,
         "codec": codec.name,
         "dtype": str(parameter.dtype).removeprefix("torch."),

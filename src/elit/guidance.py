@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from elit.condition import Condition
+from elit.condition import Condition, Labels
 from elit.elastic.levels import Budget
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import OverTime
@@ -31,13 +31,15 @@ class Guidance:
     | cheap CFG    | "null"     | low, such as 1/16        |
     | autoguidance | "same"     | low                      |
 
+    Where labels have several factors, weak_label may also be one of them, counted from 1, which alone is left open.
+
     Raises UserError for autoguidance without a weak budget (both paths would be the same), and for values out of range.
     """
 
     scale: float = 1.0
     interval: tuple[float, float] = (0.0, 1.0)
     weak_budget: float | None = None
-    weak_label: Literal["null", "same"] = "null"
+    weak_label: Literal["null", "same"] | int = "null"
 
     def __post_init__(self) -> None:
         try:
@@ -53,8 +55,8 @@ class Guidance:
             raise UserError(f"guidance interval {self.interval} is not low <= high within [0, 1]")
         if not abs(self.scale) < float("inf"):
             raise UserError(f"guidance scale {self.scale} is not a finite number")
-        if self.weak_label not in ("null", "same"):
-            raise UserError(f"guidance weak_label {self.weak_label!r} is neither 'null' nor 'same'")
+        if self.weak_label not in ("null", "same") and (type(self.weak_label) is not int or self.weak_label < 1):
+            raise UserError(f"guidance weak_label {self.weak_label!r} is neither 'null' nor 'same', nor a factor, from 1 on")
         if self.weak_budget is not None and not 0 < self.weak_budget <= 1:
             raise UserError(f"guidance weak_budget {self.weak_budget} is not in (0, 1]")
         if self.weak_label == "same" and self.weak_budget is None:
@@ -155,9 +157,21 @@ def guided_velocity(
     """
     if guidance.weak_budget is not None and model.core is None:
         raise UserError(f"guidance weak_budget {guidance.weak_budget} was asked of a dense model, which has one budget")
-    weak_condition = condition.null() if guidance.weak_label == "null" else condition
+    weak_condition = _weak_condition(model, condition, guidance.weak_label)
     weak_budget = budget if guidance.weak_budget is None else guidance.weak_budget
     return guided(bind(model, condition, budget, stage), bind(model, weak_condition, weak_budget, stage), guidance)
+
+
+def _weak_condition(model: ElasticModel, condition: Condition, weak_label: str | int) -> Condition:
+    """What the weak path is told. Raises UserError for a factor that the model's labels have not."""
+    if not isinstance(weak_label, int):
+        return condition.null() if weak_label == "null" else condition
+    if not isinstance(condition, Labels) or not 1 <= weak_label <= len(model.label_sizes) or len(model.label_sizes) == 1:
+        raise UserError(
+            f"guidance weak_label {weak_label} was asked of a model whose labels have {len(model.label_sizes)} factors;"
+            " give null, same, or one of several factors, counted from 1"
+        )
+    return condition.opened(model.label_sizes, weak_label - 1)
 
 
 def _common_level(strong: Bound, weak: Bound, x: Tensor, t: float) -> int | None:

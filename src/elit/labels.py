@@ -43,29 +43,33 @@ def factor_names(names: Sequence[str]) -> list[list[str]]:
     return factors if tuple(names) == joined_names(*factors) else []
 
 
-def whole_labels(names: Sequence[str]) -> list[int]:
+def labels_in_full(names: Sequence[str]) -> list[int]:
     """The labels of which no factor is open; [] where labels are of one factor."""
     return [i for i, name in enumerate(names) if ANY not in name.split(JOINT)] if factor_names(names) else []
 
 
 @dataclass(frozen=True)
 class LabelRule:
-    """kind: "uniform", drawn for each image; "balanced", class i mod classes; "list", `values` over and over.
+    """kind: "uniform", drawn for each image; "balanced", one after another; "list", `values` over and over.
 
-    classes: how many the model has, for the first two.
+    classes: how many the model has, for the first two. whole: of these, where labels have several factors, those of which
+    none is open; () takes all.
     """
 
     kind: Literal["uniform", "balanced", "list"]
     classes: int
     values: tuple[int, ...] = ()
+    whole: tuple[int, ...] = ()
 
     def label(self, seed: int, index: int) -> int:
         """The label of one image."""
         if self.kind == "list":
             return self.values[index % len(self.values)]
-        if self.kind == "balanced":
-            return index % self.classes
-        return int(torch.randint(self.classes, (), generator=generator_for("label", seed, index)))
+        count = len(self.whole) or self.classes
+        place = index % count
+        if self.kind == "uniform":
+            place = int(torch.randint(count, (), generator=generator_for("label", seed, index)))
+        return self.whole[place] if self.whole else place
 
 
 def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> LabelRule:
@@ -74,10 +78,8 @@ def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> LabelRul
     A file has one label per line. A path without the @ is taken for a file where it is no label, and looks like a path.
     Raises UserError for a label that the model does not have; a file's error names the line.
     """
-    if text == "uniform":
-        return LabelRule("uniform", classes)
-    if text == "balanced":
-        return LabelRule("balanced", classes)
+    if text == "uniform" or text == "balanced":
+        return LabelRule(text, classes, whole=tuple(labels_in_full(names)))
     if text.startswith("@") and text not in names:
         return LabelRule("list", classes, tuple(_file_labels(Path(text[1:]), classes, names)))
     parts = [text] if text in names else [part.strip() for part in text.split(",")]
@@ -162,6 +164,19 @@ def label_index(text: str, classes: int, names: Sequence[str] = ()) -> int:
     if re.fullmatch("[0-9]{1,9}", text) and int(text) < classes:
         return int(text)
     numeric = text.lstrip("-").isdigit()
+    if (factors := factor_names(names)) and not numeric:
+        raise UserError(_of_factors(text, factors))
     known = f"labels are 0 to {classes - 1}" if numeric or not names else suggest(text, list(names))
     file = " (and no such file)" if "/" in text or text.endswith(".txt") else ""
     raise UserError(f"there is no label {shown(text)}{file}; {known}")
+
+
+def _of_factors(text: str, factors: Sequence[Sequence[str]]) -> str:
+    """What is wrong with a label of several factors."""
+    parts, form = text.split(JOINT), JOINT.join(names[0] for names in factors)
+    if len(parts) != len(factors):
+        return f"the label {shown(text)} has {len(parts)} of {len(factors)} parts; give one such as {form}, or {ANY} for any"
+    for part, names in zip(parts, factors, strict=True):
+        if part not in (*names, ANY):
+            return f"there is no label {shown(text)}: no {shown(part)}; {suggest(part, list(names))}"
+    return f"the label {shown(text)} leaves everything open; give one part at least, such as {form}"

@@ -30,7 +30,7 @@ class Wishes:
     scale: float | None = None
     interval: tuple[float, float] = (0.0, 1.0)
     weak_budget: float | None = None
-    weak_label: Literal["null", "same"] = "null"
+    weak_label: Literal["null", "same"] | int = "null"
     seed: int = 0
     tile: int | None = None
     thresholds: tuple[float, ...] | None = None

@@ -134,9 +134,10 @@ def test_an_interface_without_anchors_has_the_weights_and_names_that_it_had(make
     }
 
 
-def test_anchors_learn(make_dit: Callable[..., DiT]) -> None:
-    """Both tables get gradients at every level, and only of kept latents."""
-    model = randomised(make_dit(anchor="pyramid"))
+@pytest.mark.parametrize("anchor", ["pyramid", "cells"])
+def test_anchors_learn(make_dit: Callable[..., DiT], anchor: str) -> None:
+    """Both tables get gradients below the full budget, and only of kept latents."""
+    model = randomised(make_dit(anchor=anchor))
     model(*model.example(1)[:1], torch.tensor([0.5]), torch.tensor([1]), 0.5).square().sum().backward()
     read, write = model.core.anchors.read_logits, model.core.anchors.write_logits
     assert (read.grad.abs().sum(1) > 0).tolist() == [True, True, False, False]

@@ -28,7 +28,7 @@ class DiT(ElasticModel):
         super().__init__()
         self.config = config
         self.input = Input(config.in_channels, Extent(*pair(config.input_size)), config.patch_size)
-        self.null_class = config.num_classes
+        self.null_class, self.label_sizes = config.num_classes, config.label_sizes
         self.make_first()
         self.label_embedding = LabelEmbedding(config.label_sizes, config.width)
         self.blocks = nn.ModuleList(self.make_stack(self.make_blocks()))

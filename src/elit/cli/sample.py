@@ -1,7 +1,8 @@
 """`elit sample`: images in any number."""
 
 import argparse
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Literal
 
 from elit.cli.parsing import (
     DTYPES,
@@ -22,6 +23,16 @@ from elit.errors import UserError
 
 if TYPE_CHECKING:
     from elit.request import Wishes
+
+
+@option
+def weak_label(text: str) -> "Literal['null', 'same'] | int":
+    """null, same, or a factor of the labels, counted from 1."""
+    if text == "null" or text == "same":
+        return text
+    if not re.fullmatch("[1-9]", text):
+        raise UserError(f"{text} is neither null nor same, nor a factor of the labels such as 1")
+    return int(text)
 
 
 @option
@@ -118,9 +129,9 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument(
         "--guidance.weak_label",
         dest="weak_label",
-        choices=("null", "same"),
+        type=weak_label,
         default="null",
-        help="null for CFG and cheap CFG, same for autoguidance",
+        help="null for CFG and cheap CFG, same for autoguidance; or the factor of the labels to leave open, 1 or 2",
     )
     parser.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise, and of labels that are drawn")
     parser.add_argument("--codec", type=place, help="for latent models: an AutoencoderKL by folder or hub id, or ema or mse")

@@ -4,11 +4,13 @@ A picture's label is a pair, its subgroup in Unicode's list and its style ("anim
 left out. Train and test are split by concept, the code points, so that no style of a test picture was trained on.
 """
 
+import gzip
 import hashlib
 import io
 import shutil
 import subprocess
 import tarfile
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,7 +101,9 @@ def fetch_packages(folder: Path, styles: tuple[Style, ...] = STYLES) -> None:
             _pack(style, file)
         found = hashlib.sha512(read_bytes(file, PACKAGE_BYTES)).hexdigest()
         if found != style.sha512:
-            raise UserError(f"{file} is not {style.package} {style.version} (its checksum differs); remove it and run this again")
+            raise UserError(
+                f"{file} is not {style.package} {style.version} (its checksum differs); remove it and run this again"
+            )
 
 
 def _pack(style: Style, file: Path) -> None:
@@ -108,21 +112,16 @@ def _pack(style: Style, file: Path) -> None:
     npm = shutil.which("npm")
     if npm is None:
         raise UserError(f"npm is not installed, and fetches {name}; install Node.js, or put {file.name} into {file.parent}")
-    with written_whole(file) as part:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        packed = part.with_name(f"{part.name}.d")
-        packed.mkdir()
-        try:
-            done = subprocess.run(
-                [npm, "pack", "--silent", "--pack-destination", str(packed), name], capture_output=True, text=True, check=False
+    with written_whole(file) as part, tempfile.TemporaryDirectory() as packed:
+        command = [npm, "pack", "--silent", "--pack-destination", packed, name]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        written = list(Path(packed).glob("*.tgz"))
+        if done.returncode or not written:
+            why = one_line(done.stderr or done.stdout)[:200]
+            raise UserError(
+                f"npm could not fetch {name} ({why}); see that there is a network, or put the file beside {file}"
             )
-            written = list(packed.glob("*.tgz"))
-            if done.returncode or not written:
-                why = one_line(done.stderr or done.stdout)[:200]
-                raise UserError(f"npm could not fetch {name} ({why}); see that there is a network, or put {file.name} into {file.parent}")
-            written[0].replace(part)
-        finally:
-            shutil.rmtree(packed, ignore_errors=True)
+        shutil.copyfile(written[0], part)
 
 
 @dataclass(frozen=True)
@@ -164,7 +163,8 @@ class IconSet:
         if alias is not None and alias.hFlip:
             body = f'<g transform="translate({2 * icon.left + width} 0) scale(-1 1)">{body}</g>'
         links = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
-        return f'<svg {links} viewBox="{icon.left} {icon.top} {width} {height}">{body}</svg>'
+        square = f'width="{RENDERED}" height="{RENDERED}"'  # in whose middle the frame lies
+        return f'<svg {links} {square} viewBox="{icon.left} {icon.top} {width} {height}">{body}</svg>'
 
 
 class Package:
@@ -172,7 +172,7 @@ class Package:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.tar = tarfile.open(fileobj=io.BytesIO(read_bytes(file, PACKAGE_BYTES)), mode="r:*")
+        self.tar = tarfile.TarFile(fileobj=io.BytesIO(gzip.decompress(read_bytes(file, PACKAGE_BYTES))))
 
     def read(self, name: str) -> bytes:
         """A member. Raises UserError where it is not there, or too large."""
@@ -292,7 +292,9 @@ class EmojiStyles:
             codes = [code for code, of in self.concepts.items() if of == subgroup and split_of(code) == self.split]
             for k, style in enumerate(self.styles):
                 label = joined_number((i, k), shape)
-                yield from ((f"{subgroup}/{style.name}/{code}", label) for code in codes if code in self.drawings[style.name])
+                yield from (
+                    (f"{subgroup}/{style.name}/{code}", label) for code in codes if code in self.drawings[style.name]
+                )
 
     def read(self, key: str) -> bytes:
         """A picture's file: of a drawing, a PNG of 128 x 128 pixels."""

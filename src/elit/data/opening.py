@@ -13,6 +13,7 @@ from elit.data.published_layout import FOLDER, PublishedLatents
 from elit.data.sources import is_data_set
 from elit.data.stream import StreamedData
 from elit.errors import UserError
+from elit.labels import labels_in_full
 
 
 def open_data(source: str, size: int) -> Data:
@@ -71,9 +72,13 @@ def _keys_to_fit(data: Data, shape: tuple[int, int, int]) -> str:
 
 
 def classes_without_pictures(data: Data, num_classes: int) -> list[int]:
-    """The labels of a model of so many classes that no row has; none where nothing is labelled at all."""
+    """The labels of a model of so many classes that no row has; none where nothing is labelled at all.
+
+    Labels that leave a factor open are none of them: they are learned from the rows of every value.
+    """
     counts = data.label_counts
-    return [label for label in range(num_classes) if label >= len(counts) or not counts[label]] if any(counts) else []
+    labels = labels_in_full(data.label_names) or range(num_classes)
+    return [label for label in labels if label >= len(counts) or not counts[label]] if any(counts) else []
 
 
 def decoder_of(data: Data, codec: str | None, device: torch.device) -> Codec | None:

@@ -44,6 +44,7 @@ class ElasticModel(nn.Module):
     config: Any  # the backbone's own, a frozen dataclass
     input: Input
     null_class: int  # the label that stands for no label; those of classes are below it
+    label_sizes: tuple[int, ...]  # the values of each factor of a label, one where labels are one thing
     blocks: nn.ModuleList
 
     @property

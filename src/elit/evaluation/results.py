@@ -42,7 +42,7 @@ class ResultRow:
     steps: Count | None = None
     guidance: float | None = None
     weak_budget: Fraction | None = None
-    weak_label: str | None = None
+    weak_label: str | int | None = None
     interval: tuple[float, float] | None = None
     codec: str | None = None
     precision: str | None = None
