@@ -41,6 +41,7 @@ CONFIGS = {
     "ragged, sharp, rope": elastic(group_size=3, rope=True, anchor="sharp"),
     "sharp": elastic(anchor="sharp"),
     "pyramid, rope": elastic(anchor="pyramid", rope=True),
+    "cells, rope": elastic(anchor="cells", rope=True),
 }
 # what a row of the table needs beside the fields that all share, and where its levels differ the window
 OF_ITS_OWN: dict[str, dict[str, object]] = {"HDiT": {"fold": (1, 3), "group_size": 4}}

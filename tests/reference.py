@@ -4,6 +4,7 @@ Nothing here calls the library. Weights come as the `state_dict` of the layer th
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -110,6 +111,27 @@ def write(weights: Weights, heads: int, depth: int, tokens_BGSC: Tensor, latents
             for tokens, latents in zip(tokens_BGSC, latents_BGKC, strict=True)
         ]
     )
+
+
+def cell_shares(axes: tuple[int, int, int], token: int, kept: Sequence[int]) -> dict[int, float]:
+    """How a token of a window is shared out among kept tokens: evenly among those of the smallest box that has any.
+
+    Boxes are the window, its halves along every axis that is longer than one (the first half the larger), and so on.
+    """
+
+    def place(number: int) -> tuple[int, int, int]:
+        return number // (axes[1] * axes[2]), number // axes[2] % axes[1], number % axes[2]
+
+    inside, box = list(kept), [(0, n) for n in axes]
+    while True:
+        smaller = []
+        for (a, b), at in zip(box, place(token), strict=True):
+            middle = (a + b + 1) // 2
+            smaller.append((a, b) if b - a == 1 else (a, middle) if at < middle else (middle, b))
+        still = [k for k in inside if all(a <= i < b for (a, b), i in zip(smaller, place(k), strict=True))]
+        if not still or smaller == box:
+            return {k: 1 / len(inside) for k in inside}
+        inside, box = still, smaller
 
 
 def softmax(row: list[float]) -> list[float]:

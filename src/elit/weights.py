@@ -30,7 +30,7 @@ FLOATS_TEXT = "float32, float16, bfloat16 or float64"
 
 
 # Fields younger than the first models, left out at these values: so a model's file and its fingerprint stay what they were.
-LATER = {"anchor": "none"}
+LATER: dict[str, object] = {"anchor": "none", "label_factors": ()}
 
 
 def config_to_dict(config: DiTConfig) -> dict[str, object]:

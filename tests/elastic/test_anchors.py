@@ -13,6 +13,7 @@ from elit import DiT, UserError
 from elit.elastic.anchors import Anchors, anchor_order, anchor_places, covered_cells
 from elit.elastic.grid import Window
 from randomised import randomised
+from reference import cell_shares
 
 Place = tuple[float, ...]
 WINDOWS = [Window(1, 1), Window(2, 2), Window(3, 3), Window(4, 4), Window(2, 5), Window(3, 4, frames=2), Window(6, 1)]
@@ -89,6 +90,28 @@ def test_a_fresh_pyramid_reads_means_and_writes_by_the_finest(window: Window) ->
             assert cells[int(row.argmax())].size == min(cells[j].size for j in covering)
 
 
+@every_window
+def test_fresh_cells_read_means_and_write_to_what_they_stand_for(window: Window) -> None:
+    """At every level: each latent starts as the mean of its shares, and each token hears the latents it has shares in."""
+    anchors = Anchors(window, "cells")
+    anchors.reset()
+    tokens = torch.randn(1, 1, window.size, 3, generator=torch.Generator().manual_seed(0))
+    for keep in range(1, window.size + 1):
+        kept = list(anchors.order[:keep])
+        of = [cell_shares(window.axes, s, kept) for s in range(window.size)]
+        weights = torch.tensor([[shared.get(token, 0.0) for token in kept] for shared in of])
+        started, written = (f(tokens[:, :, :n], slice(keep)) for f, n in ((anchors.start, None), (anchors.spread, keep)))
+        torch.testing.assert_close(started[0, 0], (weights / weights.sum(0)).T @ tokens[0, 0], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(written[0, 0], weights @ tokens[0, 0, :keep], rtol=1e-4, atol=1e-4)
+
+
+def test_cells_of_four_are_quadrants_and_of_one_the_window() -> None:
+    anchors = Anchors(Window(4, 4), "cells")
+    assert anchors.middles(torch.arange(1)).tolist() == [[0, 1.5, 1.5]]
+    assert anchors.middles(torch.arange(4)).tolist() == [[0, 0.5, 0.5], [0, 2.5, 2.5], [0, 0.5, 2.5], [0, 2.5, 0.5]]
+    assert torch.equal(anchors.middles(torch.arange(16)), anchor_places(Window(4, 4), "sharp"))
+
+
 def converted(dense: DiT, **fields: Any) -> DiT:
     """A dense model's weights in an elastic one that is fresh otherwise."""
     elastic = DiT(dataclasses.replace(dense.config, **fields)).eval()
@@ -116,6 +139,7 @@ def test_a_dense_model_made_elastic_sharply_computes_the_same(
         return float((made(x, t, y, budget) - expected).norm() / expected.norm())
 
     assert error("sharp", 1.0) < 1e-4
+    assert error("cells", 1.0) < 1e-4
     assert error("none", 1.0) > 1e-2
     assert error("sharp", 0.25) > 1e-2
 

@@ -1,5 +1,6 @@
 """LatentCore: Read, blocks and Write put together, against loops over samples and windows in float64."""
 
+import math
 from dataclasses import dataclass
 
 import pytest
@@ -78,15 +79,41 @@ CASES = {
     "sharp, rope": Case(*SQUARE, rope=True, anchor="sharp"),
     "pyramid, rope": Case(*SQUARE, rope=True, anchor="pyramid"),
     "sharp, rope, ragged video": Case(Grid(3, 3, frames=3), Window(2, 2, frames=2), rope=True, anchor="sharp"),
+    "cells": Case(*OBLONG, anchor="cells"),
+    "cells, rope": Case(Grid(4, 8), Window(4, 4), rope=True, anchor="cells"),
+    "cells, rope, ragged": Case(Grid(5, 4), Window(3, 3), rope=True, anchor="cells"),
+    "cells, rope, ragged video": Case(Grid(3, 3, frames=3), Window(2, 2, frames=2), rope=True, anchor="cells"),
     "sharp, ragged": Case(Grid(5, 4), Window(2, 3), anchor="sharp"),
     "pyramid, rope, ragged": Case(Grid(5, 4), Window(2, 3), rope=True, anchor="pyramid"),
 }
 every_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 
 
-def middle(case: Case, latent: int) -> list[float]:
+Shares = dict[int, dict[int, float]]  # of each token of a window, by number, among the latents there
+
+
+def shares(case: Case, seats: dict[int, int], some: list[int]) -> Shares:
+    """How the tokens of a group are shared out among some latents, where anchors are cells."""
+    if case.anchor != "cells":
+        return {}
+    at = {case.seat(j): j for j in some}
+    found = {s: reference.cell_shares(case.window.axes, s, list(at)) for s in seats}
+    return {s: {at[token]: share for token, share in of.items()} for s, of in found.items()}
+
+
+def logit(shared: Shares, token: int, latent: int) -> float:
+    """What a share adds to what is learned."""
+    share = shared[token].get(latent, 0.0) if shared else 1.0
+    return max(-16.0, math.log(share)) if share else -16.0
+
+
+def middle(case: Case, latent: int, shared: Shares) -> list[float]:
     """(frame, row, column), within the window, of the middle of what an anchored latent stands for."""
     _, rows, columns = case.window.axes
+    if shared:
+        weights = {place(s, rows, columns): of.get(latent, 0.0) for s, of in shared.items()}
+        total = sum(weights.values())
+        return [sum(weight * p[axis] for p, weight in weights.items()) / total for axis in range(3)]
     first, end = covered_cells(case.window, case.anchor)[latent]
     every = [place(number, rows, columns) for number in range(case.window.size)]
     places = [p for p in every if all(a <= i < b for a, i, b in zip(first, p, end, strict=True))]
@@ -97,14 +124,14 @@ def place(number: int, rows: int, columns: int) -> tuple[int, int, int]:
     return number // (rows * columns), number // columns % rows, number % columns
 
 
-def latent_place(case: Case, window: int, latent: int) -> tuple[float, ...]:
+def latent_place(case: Case, window: int, latent: int, shared: Shares) -> tuple[float, ...]:
     """Where RoPE has a latent: its number and its group's place, or the middle of what it stands for in the whole grid."""
     counts = [-(-n // w) for n, w in zip(case.grid.axes, case.window.axes, strict=True)]
     at = place(window, *counts[1:])
     if case.anchor == "none":
         where: list[float] = [latent, *at] if case.grid.frames > 1 else [latent, *at[1:]]
         return tuple(where)
-    where = [g * w + m for g, w, m in zip(at, case.window.axes, middle(case, latent), strict=True)]
+    where = [g * w + m for g, w, m in zip(at, case.window.axes, middle(case, latent, shared), strict=True)]
     return tuple(where if case.grid.frames > 1 else where[1:])
 
 
@@ -122,7 +149,9 @@ def one_sample(case: Case, weights: reference.Weights, x_NC: Tensor, c_C: Tensor
         start = torch.stack([weights["read.queries"][j] for j in some])
         if case.anchor != "none":
             logits = weights["anchors.read_logits"]
-            share = torch.tensor([reference.softmax([float(logits[j, s]) for s in seats]) for j in some]).double()
+            of = shares(case, seats, some)
+            summed = [reference.softmax([float(logits[j, s]) + logit(of, s, j) for s in seats]) for j in some]
+            share = torch.tensor(summed).double()
             start = start + share @ group
         made_here = reference.read_group(below(weights, "read"), H, 1, group, c_C, start)
         if not case.rope:
@@ -132,16 +161,18 @@ def one_sample(case: Case, weights: reference.Weights, x_NC: Tensor, c_C: Tensor
 
     kept = [[j for j in some if j < keep] for some in there]
     core_NC = torch.cat([group[: len(some)] for group, some in zip(latents, kept, strict=True)])
-    places = [latent_place(case, g, j) for g, some in enumerate(kept) for j in some] if case.rope else None
+    places = [latent_place(case, g, j, shares(case, windows[g], some)) for g, some in enumerate(kept) for j in some]
     for i in range(2):
-        core_NC = reference.block(below(weights, f"blocks.{i}"), H, core_NC, c_C, places)
+        core_NC = reference.block(below(weights, f"blocks.{i}"), H, core_NC, c_C, places if case.rope else None)
 
     out_NC = torch.empty_like(x_NC)
     after = core_NC.split([len(some) for some in kept])
     for seats, group, before, made_there, some in zip(windows, tokens, latents, after, kept, strict=True):
         if case.anchor != "none":
             logits = weights["anchors.write_logits"]
-            share = torch.tensor([reference.softmax([float(logits[s, j]) for j in some]) for s in seats]).double()
+            of = shares(case, seats, some)
+            summed = [reference.softmax([float(logits[s, j]) + logit(of, s, j) for j in some]) for s in seats]
+            share = torch.tensor(summed).double()
             group = group + share @ (made_there - before[: len(some)])
         table = torch.stack([weights["write.token_positions"][number] for number in seats])
         source = torch.cat([made_there, before[len(some) :]])  # beyond `keep` only where Write sees the dropped

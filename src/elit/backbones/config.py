@@ -44,7 +44,8 @@ class DiTConfig:
     interface_mlp_ratio: hidden width of the MLPs of Read and Write, in widths.
     write_sees_dropped: whether Write attends to the latents that a budget leaves out, as the published weights were trained.
     latent_table: rows of the learned table of latent positions, which a model with rope has not.
-    anchor: "none", the paper's interface; "sharp" or "pyramid", one that starts from the tokens (see `elastic.anchors`).
+    anchor: "none", the paper's interface; "sharp", "pyramid" or "cells", one that starts from the tokens (see
+    `elastic.anchors`).
     """
 
     input_size: Side | tuple[Side, Side] = 32
@@ -66,7 +67,7 @@ class DiTConfig:
     interface_mlp_ratio: Ratio = 1.0
     write_sees_dropped: bool = False
     latent_table: Annotated[int, Ge(0), Le(MOST_TOKENS)] = 4096
-    anchor: Literal["none", "sharp", "pyramid"] = "none"
+    anchor: Literal["none", "sharp", "pyramid", "cells"] = "none"
 
     def __post_init__(self) -> None:
         for name in ("input_size", "group_size", "label_factors"):  # a pair read from JSON is a list
@@ -164,6 +165,8 @@ class HDiTConfig(DiTConfig):
 
     def _check_elastic(self, window: Window) -> None:
         super()._check_elastic(window)
+        if self.anchor == "cells":
+            raise UserError("an HDiT folds latents by fours, which anchor cells does not know; set anchor sharp or pyramid")
         if window.height % 2 or window.width % 2:
             raise UserError(f"a window of {window} tokens cannot be folded by 2 x 2; give an even group_size")
         window.groups(self.grid)  # whole windows alone

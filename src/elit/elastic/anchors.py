@@ -11,7 +11,8 @@ and what the core makes of the kept latents is added to the tokens,
 
 before the paper's Write, zero as ever, comes on top. Where every latent starts as one token ("sharp"), the full budget
 of a fresh model computes the dense model; where the first ones are means of whole regions ("pyramid"), low budgets are
-better from the start.
+better from the start. With "cells" what a latent stands for depends on how many are kept: the window is shared out among
+them, so that a fresh model runs the dense one's middle on means, coarser and coarser, and at the full budget on the tokens.
 
 Shapes: B batch, G groups, S tokens in a group, J latents in a group, K latents kept, C width.
 """
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 
 from elit.elastic.grid import Window
 
-Anchor = Literal["none", "sharp", "pyramid"]
+Anchor = Literal["none", "sharp", "pyramid", "cells"]
 NEAR = 12.0  # W's logits fall by so much per squared distance: at the full budget a token hears its own latent alone
 FAR = 8.0  # and P's and W's are so far apart for what a latent does not stand for
 FINER = 4.0  # and so much higher for the finer of two latents that cover a token
@@ -94,16 +95,45 @@ def covered_cells(window: Window, anchor: Anchor, step: int = 1) -> tuple[Cell, 
     if step == 4:
         half = Window(window.height // 2, window.width // 2, window.frames)
         return tuple(quarter for cell in covered_cells(half, anchor) for quarter in _quarters(cell))
-    depths = [[_whole(window)]]
-    while any(cell.size > 1 for cell in depths[-1]):
-        depths.append([half for cell in depths[-1] for half in (cell.halves() if cell.size > 1 else [cell])])
-    if anchor == "sharp":
+    depths = _depths(window)
+    if anchor != "pyramid":
         depths = depths[-1:]
     cells = []
     for j, place in enumerate(_ordered(_whole(window))):
         around = next(level for level in depths if len(level) > j)
         cells.append(next(cell for cell in around if place in cell.places()))
     return tuple(cells)
+
+
+def _depths(window: Window) -> list[list[Cell]]:
+    """The window, its halves, theirs, and so on to single tokens."""
+    depths = [[_whole(window)]]
+    while any(cell.size > 1 for cell in depths[-1]):
+        depths.append([half for cell in depths[-1] for half in (cell.halves() if cell.size > 1 else [cell])])
+    return depths
+
+
+@cache
+def kinship(window: Window, device: torch.device | None = None) -> Tensor:
+    """(S, J) how many times the window must be halved less than to the end for a token to share a box with a latent's token.
+
+    0 for its own token; the largest number for one that only the whole window has in common with it.
+    """
+    depths = _depths(window)
+    places = _whole(window).places()
+    boxes = [{place: number for number, cell in enumerate(level) for place in cell.places()} for level in depths]
+    order = [places[token] for token in anchor_order(window)]
+    common = [[sum(box[a] == box[b] for box in boxes) for b in order] for a in places]
+    return len(depths) - torch.tensor(common, device=device)
+
+
+def shares(
+    window: Window, latents: slice | Tensor, tokens: slice | Tensor = slice(None), device: torch.device | None = None
+) -> Tensor:
+    """(S, K) how a window's tokens are shared out among some latents: each to the nearest of kin, or evenly to several."""
+    apart_SK = kinship(window, device)[tokens][:, latents]
+    nearest_SK = (apart_SK == apart_SK.min(dim=1, keepdim=True).values).float()
+    return nearest_SK / nearest_SK.sum(dim=1, keepdim=True)
 
 
 def _quarters(cell: Cell) -> list[Cell]:
@@ -124,7 +154,8 @@ class Anchors(nn.Module):
     """The two learned tables of an anchored interface.
 
     Args:
-        window: of a group: S tokens and as many latents. anchor: how they start, "sharp" or "pyramid".
+        window: of a group: S tokens and as many latents.
+        anchor: how they start, "sharp", "pyramid" or "cells"; there what is learned comes on top of each level's shares.
         step: how many latents go together; 4 where the core folds 2 x 2 of them into one.
     """
 
@@ -146,6 +177,10 @@ class Anchors(nn.Module):
     @torch.no_grad()
     def reset(self) -> None:
         """The tables as a fresh model has them."""
+        if self.anchor == "cells":
+            self.read_logits.zero_()
+            self.write_logits.zero_()
+            return
         cells = covered_cells(self.window, self.anchor, self.step)
         places = _whole(self.window).places()
         covers_JS = torch.tensor([[place in cell.places() for place in places] for cell in cells])
@@ -161,10 +196,34 @@ class Anchors(nn.Module):
 
     def start(self, tokens_BGSC: Tensor, latents: slice | Tensor, tokens: slice | Tensor = slice(None)) -> Tensor:
         """What some latents of every group start from (B, G, K, C), of the window's tokens of these numbers."""
-        weights_KS = self.read_logits[latents][:, tokens].softmax(-1)
+        logits_KS = self.read_logits[latents][:, tokens]
+        if self.anchor == "cells":
+            logits_KS = logits_KS + self._log_shares(latents, tokens).T
+        weights_KS = logits_KS.softmax(-1)
         return weights_KS.to(tokens_BGSC.dtype) @ tokens_BGSC
 
     def spread(self, change_BGKC: Tensor, latents: slice | Tensor, tokens: slice | Tensor = slice(None)) -> Tensor:
         """What the change of the kept latents, of these numbers, adds to every token of these (B, G, S, C)."""
-        weights_SK = self.write_logits[tokens][:, latents].softmax(-1)
+        logits_SK = self.write_logits[tokens][:, latents]
+        if self.anchor == "cells":
+            logits_SK = logits_SK + self._log_shares(latents, tokens)
+        weights_SK = logits_SK.softmax(-1)
         return weights_SK.to(change_BGKC.dtype) @ change_BGKC
+
+    def middles(self, latents: Tensor, tokens: slice | Tensor = slice(None)) -> Tensor:
+        """(K, 3) frame, row and column, within the window, of the middle of what each of the kept latents stands for."""
+        if self.anchor != "cells":
+            return _places_on(self.window, self.anchor, self.step, latents.device)[latents]
+        weights_SK = shares(self.window, latents, tokens, latents.device)
+        at_S3 = torch.tensor(_whole(self.window).places(), dtype=torch.float32, device=latents.device)[tokens]
+        return (weights_SK / weights_SK.sum(dim=0)).T @ at_S3
+
+    def _log_shares(self, latents: slice | Tensor, tokens: slice | Tensor) -> Tensor:
+        """(S, K) the logits that make `shares` of a softmax, nearly: what a latent has no share in can still be learned."""
+        shares_SK = shares(self.window, latents, tokens, self.read_logits.device)
+        return shares_SK.log().clamp(min=-2 * FAR)
+
+
+@cache
+def _places_on(window: Window, anchor: Anchor, step: int, device: torch.device) -> Tensor:
+    return anchor_places(window, anchor, step).to(device)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from elit.elastic.anchors import Anchor, Anchors, anchor_places
+from elit.elastic.anchors import Anchors
 from elit.elastic.grid import Grid, Region, Window, regions
 from elit.elastic.grouping import cut, group, joined, token_index, ungroup
 from elit.elastic.interface import Read, Write
@@ -212,7 +212,7 @@ class LatentCore(nn.Module):
         axes = range(0 if video else 1, 3)
         groups_GA = places(tuple(region.window.groups(region.grid)[axis] for axis in axes), device)
         numbers_K = torch.arange(self.levels.latents, device=device)[seats.latents][: seats.kept]
-        inside_KA = None if self.anchors is None else _anchor_places(self.anchors, device)[numbers_K]
+        inside_KA = None if self.anchors is None else self.anchors.middles(numbers_K, seats.tokens)
         columns = [] if self.anchors is not None else [numbers_K.expand(len(groups_GA), -1)]
         for group_G, axis in zip(groups_GA.unbind(1), axes, strict=True):
             if inside_KA is None:
@@ -222,15 +222,6 @@ class LatentCore(nn.Module):
                 tokens_G = group_G * region.window.axes[axis] + region.corner[axis]
                 columns.append(tokens_G[:, None] + inside_KA[:, axis])
         return torch.stack(columns, dim=-1).flatten(0, 1)
-
-
-def _anchor_places(anchors: Anchors, device: torch.device) -> Tensor:
-    return _places_on(anchors.window, anchors.anchor, anchors.step, device)
-
-
-@cache
-def _places_on(window: Window, anchor: Anchor, step: int, device: torch.device) -> Tensor:
-    return anchor_places(window, anchor, step).to(device)
 
 
 @cache
