@@ -277,7 +277,8 @@ def gather_from_ranks(value: T) -> list[T]:
     if not _grouped():
         return [value]
     found: list[T | None] = [None] * world_size()
-    dist.all_gather_object(found, value)
+    with _answered():
+        dist.all_gather_object(found, value)
     return found  # type: ignore[return-value]
 
 

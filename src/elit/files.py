@@ -1,6 +1,7 @@
 """Files and folders: written whole or not at all, kept from others while at work, read only where they are plain files.
 
-At every moment a folder that is replaced is whole under its name or beside it, as `.NAME.PID.old`, and `found` finds it.
+At every moment a folder that is replaced is whole under its name or beside it, as `.NAME.PID@HOST.old`, and `found` finds
+it. What a process has not finished bears its number and its machine, for several machines may write to one storage.
 """
 
 import errno
@@ -9,6 +10,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,9 @@ from typing import IO
 from elit.errors import UserError
 
 LOCK_FILE = ".lock"
+# Seconds without a change after which what a process of another machine, which cannot be asked, left behind is of the dead:
+# setting a folder aside takes a moment, writing one may take long.
+QUIET = {"old": 60.0, "part": 86400.0, "gone": 86400.0}
 
 
 class WriteError(OSError):
@@ -55,10 +60,20 @@ def check_makeable(folder: Path) -> None:
         check_writable(next(place for place in folder.absolute().parents if place.exists()))
 
 
+def unfinished(place: Path, kind: str) -> Path:
+    """The hidden name beside a file or folder for what this process makes of it: part, old or gone."""
+    return place.with_name(f".{place.name}.{os.getpid()}@{_machine()}.{kind}")
+
+
+def _machine() -> str:
+    """This machine's name, without dots."""
+    return os.uname().nodename.replace(".", "-")[:32] or "unknown"
+
+
 @contextmanager
 def written_whole(file: Path) -> Iterator[Path]:
     """A file to write to, which takes its name only when all is written. Raises WriteError where it cannot be."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}.part")
+    beside = unfinished(file, "part")
     with told(file):
         try:
             yield beside
@@ -80,7 +95,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     An older folder of that name gives way at the last moment: it is set aside, the new one takes its place, and only then
     is it deleted. Where anything fails, the old one is back under its name.
     """
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    beside = unfinished(folder, "part")
     with told(folder):
         shutil.rmtree(beside, ignore_errors=True)
         remove_dead_beside(folder)
@@ -94,7 +109,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 def replace_folder(new: Path, folder: Path) -> None:
     """Gives the folder `new` the name of `folder`; an older one is whole, under that name or aside, until it has it."""
-    aside = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    aside = unfinished(folder, "old")
     if not folder.exists():
         new.rename(folder)
         return
@@ -111,7 +126,7 @@ def replace_folder(new: Path, folder: Path) -> None:
 
 def remove_folder(folder: Path) -> None:
     """Renames the folder before it is emptied, so that a kill never leaves half of it under its name."""
-    gone = folder.with_name(f".{folder.name}.{os.getpid()}.gone")
+    gone = unfinished(folder, "gone")
     folder.rename(gone)
     shutil.rmtree(gone)
 
@@ -133,13 +148,21 @@ def remove_dead_beside(folder: Path) -> None:
 
 
 def _of_the_dead(folder: Path, kind: str) -> list[Path]:
-    """The folders beside one, `.NAME.PID.kind`, of processes that are no more."""
+    """The folders beside one, `.NAME.PID@HOST.kind`, of processes that are no more."""
     beside = sorted(folder.parent.glob(f".{_literal(folder.name)}.*.{kind}"))
-    return [place for place in beside if place.name.count(".") == folder.name.count(".") + 3 and not _alive(_pid(place))]
+    return [place for place in beside if place.name.count(".") == folder.name.count(".") + 3 and _is_of_the_dead(place)]
 
 
-def _pid(place: Path) -> str:
-    return place.name.split(".")[-2]
+def _is_of_the_dead(place: Path) -> bool:
+    """Whether the process that left this unfinished is no more; of another machine's, whether it has long been quiet."""
+    *_, owner, kind = place.name.split(".")
+    pid, _, machine = owner.partition("@")
+    if machine in ("", _machine()):
+        return not _alive(pid)
+    try:
+        return time.time() - place.stat().st_ctime > QUIET[kind]
+    except OSError:  # it is gone
+        return False
 
 
 def _literal(name: str) -> str:
@@ -159,7 +182,7 @@ def _alive(pid: str) -> bool:
 
 
 def remove_leftovers(folder: Path, of: str = "", everyones: bool = False) -> None:
-    """Removes the files `.NAME.PID.part` directly in a folder, which processes that are no more left half-written.
+    """Removes the files `.NAME.PID@HOST.part` directly in a folder, which processes that are no more left half-written.
 
     of: NAME, or the beginning of it; any if empty. everyones: also those whose process number is alive, which whoever holds
     the folder's lock may say: the number is then another program's.
@@ -167,7 +190,7 @@ def remove_leftovers(folder: Path, of: str = "", everyones: bool = False) -> Non
     with told(folder):
         for part in folder.iterdir():
             half_written = part.name.startswith(f".{of}") and part.name.endswith(".part") and part.is_file()
-            if half_written and (everyones or not _alive(part.name.split(".")[-2])):
+            if half_written and (everyones or _is_of_the_dead(part)):
                 part.unlink(missing_ok=True)
 
 

@@ -77,7 +77,7 @@ def add_evaluate(command: Parser) -> None:
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
-    from elit.distributed import is_main, process_group
+    from elit.distributed import is_main, process_group, together
     from elit.evaluation.evaluate import evaluate, open_references, write_results
 
     makes_statistics = options.samples[0] == "stats" and len(options.samples) == 2
@@ -86,13 +86,13 @@ def run_evaluate(options: argparse.Namespace) -> None:
     if not makes_statistics and options.reference is None:
         raise UserError("elit evaluate compares with something: give --reference, such as --reference emoji")
     measures = [name.strip() for name in options.metrics.split(",") if name.strip()]
-    extractors = load_extractors(options)
     with process_group():
+        extractors = together(lambda: load_extractors(options))
         if makes_statistics:
             make_statistics(options, extractors)
             return
-        sources = open_sources(options)
-        references = open_references(options.reference, extractors, sources[0].size, options.size)
+        sources = together(lambda: open_sources(options))
+        references = together(lambda: open_references(options.reference, extractors, sources[0].size, options.size))
         sources = counted(sources, options.count, references[0].count)
         out = options.out or Path("evaluations")
         rows = evaluate(sources, references, measures, out, options.batch, options.bootstrap)
@@ -127,7 +127,7 @@ def load_extractors(options: argparse.Namespace) -> "list[Extractor]":
 
 def make_statistics(options: argparse.Namespace, extractors: "list[Extractor]") -> None:
     """Writes reference statistics of images. Raises UserError where no file, or one that is there, is named for them."""
-    from elit.distributed import from_main, is_main
+    from elit.distributed import from_main, is_main, together
     from elit.evaluation.measure import measure_features
     from elit.evaluation.sources import open_images
     from elit.evaluation.statistics import save_statistics
@@ -141,12 +141,12 @@ def make_statistics(options: argparse.Namespace, extractors: "list[Extractor]") 
     out = options.out
     if out.exists():
         raise UserError(f"{out} is there already; remove it, or give another --out")
-    source = open_images(data, options.size, options.count)
+    source = together(lambda: open_images(data, options.size, options.count))
     from_main(lambda: check_writable(out.parent))
     statistics = measure_features(source, extractor, options.batch, out, text=f"{extractor.name} of {data}").statistics
     notes = source.notes()
+    from_main(lambda: save_statistics(statistics, out))
     if is_main():
-        save_statistics(statistics, out)
         for note in notes:
             say(f"{data}: {note}")
         show(f"{out}: {statistics.provenance}")

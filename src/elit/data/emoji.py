@@ -6,6 +6,7 @@ are left out.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 
 import torch
@@ -31,8 +32,12 @@ class Emoji(LabelledImages):
         return torch.stack([self.categories[self.labels == label][0] for label in range(len(self.label_names))])
 
 
+@cache
 def load_emoji(size: int = 32) -> Emoji:
-    """All pictures in Unicode's order, on white, resampled (Lanczos, antialiased) to (N, 3, size, size) uint8."""
+    """All pictures in Unicode's order, on white, resampled (Lanczos, antialiased) to (N, 3, size, size) uint8.
+
+    They are read once in a process, and whoever has them changes none.
+    """
     table = sorted(emoji_table(), key=lambda row: row["sort_order"])
     label_names = tuple(sorted({row["subcategory"] for row in table}))
     category_names = tuple(sorted({row["category"] for row in table}))

@@ -1,37 +1,21 @@
 """Arrays in .npz files of anyone: looked at before they are read, mapped from the disk where they are not compressed."""
 
-import math
 import os
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
+from elit.data.arrays import Header, npy_header
 from elit.errors import UserError
 from elit.files import open_regular
 from elit.words import one_line
 
 Array: TypeAlias = np.ndarray[Any, Any]
 SHOWN = 6  # names of arrays in a message
-
-
-@dataclass(frozen=True)
-class Header:
-    """What the beginning of an array's file says: shape, order in memory, type, and how many bytes it takes itself."""
-
-    shape: tuple[int, ...]
-    fortran: bool
-    dtype: np.dtype[Any]
-    length: int
-
-    @property
-    def size(self) -> int:
-        """Bytes of the numbers."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 def array_names(file: Path) -> list[str]:
@@ -109,10 +93,11 @@ def _header(archive: zipfile.ZipFile, file: Path, name: str, limit: int | None) 
         unnamed = f"; {name} there is not named {name}.npy, as NumPy has it" if name in archive.namelist() else ""
         raise UserError(f"{file} has no array {name}{unnamed}; write it with numpy.savez") from None
     with archive.open(entry) as stream:
-        header = _parse(stream)
-    if header.dtype.hasobject:
-        raise UserError(f"{name} of {file} cannot be read (it holds Python objects); write numbers")
-    if min(header.shape, default=0) < 0 or header.length + header.size != entry.file_size:
+        try:
+            header = npy_header(stream)
+        except UserError as error:
+            raise UserError(f"{name} of {file} cannot be read ({error}); write it with numpy.savez") from error
+    if header.length + header.size != entry.file_size:
         raise UserError(f"{name} of {file} cannot be read (it is no array of the shape it says); fetch or make it again")
     if limit is not None and header.size > limit:
         raise UserError(
@@ -120,10 +105,3 @@ def _header(archive: zipfile.ZipFile, file: Path, name: str, limit: int | None) 
             " uncompressed, with numpy.savez, or give a smaller one"
         )
     return header, entry
-
-
-def _parse(stream: IO[bytes]) -> Header:
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, fortran, dtype = read(stream)
-    return Header(shape, fortran, dtype, stream.tell())

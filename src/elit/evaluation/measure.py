@@ -10,7 +10,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from torch import Tensor
 from elit.console import progress_bar
 from elit.distributed import from_main, is_main, rank, together, world_size
 from elit.errors import UserError
+from elit.evaluation.arrays import Array
 from elit.evaluation.extractors import Extractor, Outputs
 from elit.evaluation.moments import MomentSums
 from elit.evaluation.sources import Source, prefetched
@@ -34,7 +34,7 @@ class Rows:
     def __init__(self, file: Path, count: int, width: int) -> None:
         self.file = file
         from_main(lambda: _make_array(file, count, width))
-        self.array: np.ndarray[Any, Any] = np.load(file, mmap_mode="r+", allow_pickle=False)
+        self.array = together(lambda: _mapped(file))
 
     def write(self, first: int, rows_ND: Tensor) -> None:
         self.array[first : first + len(rows_ND)] = rows_ND.cpu().numpy()
@@ -54,6 +54,16 @@ def _make_array(file: Path, count: int, width: int) -> None:
         if hasattr(os, "posix_fallocate"):
             with file.open("r+b") as opened:
                 os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+
+
+def _mapped(file: Path) -> Array:
+    """The array that the main process made. Raises UserError where this one cannot open it."""
+    try:
+        array: Array = np.load(file, mmap_mode="r+", allow_pickle=False)
+    except OSError as error:
+        why = f"rank {rank()} cannot open {file}, which the first process made ({error.strerror or error})"
+        raise UserError(f"{why}; give an --out on storage that all processes share") from error
+    return array
 
 
 @dataclass

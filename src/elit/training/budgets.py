@@ -1,5 +1,7 @@
 """Which budget a training step runs, and what that costs on average: one draw per step, or a schedule over the noise."""
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -42,23 +44,36 @@ def schedule_levels(config: BudgetConfig, model: DiTConfig) -> tuple[int, ...]:
 
 def mean_flops(model: ElasticModel, budget: BudgetConfig, flow: FlowConfig) -> float:
     """FLOPs of a training forward of one image: the mean over the drawn levels, or over the schedule's times."""
+    return run_flops(model, budget, flow).mean
+
+
+@dataclass(frozen=True)
+class RunFlops:
+    """FLOPs of a forward of one image in a run: at its lowest and highest level, and on average over what it draws."""
+
+    lowest: float
+    highest: float
+    mean: float
+
+
+def run_flops(model: ElasticModel, budget: BudgetConfig, flow: FlowConfig) -> RunFlops:
+    """Each level's FLOPs are counted once."""
     if model.config.window is None:
-        return count_flops(model)
+        flops = count_flops(model)
+        return RunFlops(flops, flops, flops)
+    low, high = (model.levels.of(fraction) for fraction in (budget.lowest, budget.highest))
     schedule = training_schedule(budget)
     if schedule is None:
-        low, high = (model.levels.of(fraction) for fraction in (budget.lowest, budget.highest))
-        return mean_over_levels(model, low, high)
-    learned, law = make_flow(flow, model.config), TimeLaw(flow.time_law)
+        drawn = [flops for level, flops in flops_of(model, low, high).items() if low <= level <= high]
+        return RunFlops(drawn[0], drawn[-1], sum(drawn) / len(drawn))
+    learned, law, by_level = make_flow(flow, model.config), TimeLaw(flow.time_law), flops_by_level(model)
     pieces, mean, above = sorted(schedule.pieces, reverse=True), 0.0, 0.0
     for time, fraction in (*pieces, (0.0, schedule.otherwise)):
         share = share_above(learned, law, time)
-        mean, above = mean + (share - above) * count_flops(model, fraction), share
-    return mean
+        mean, above = mean + (share - above) * by_level[model.levels.of(fraction)], share
+    return RunFlops(by_level[low], by_level[high], mean)
 
 
-def mean_over_levels(model: ElasticModel, low: int, high: int) -> float:
-    """The mean FLOPs of a forward at levels low .. high."""
-    if low == high:
-        return count_flops(model, low / model.latents)
-    drawn = [flops for level, flops in flops_by_level(model).items() if low <= level <= high]
-    return sum(drawn) / len(drawn)
+def flops_of(model: ElasticModel, low: int, high: int) -> dict[int, int]:
+    """The FLOPs of a forward at every level, or at the one that is asked for."""
+    return {low: count_flops(model, low / model.latents)} if low == high else flops_by_level(model)

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 
 from elit.backbones.table import build_model
-from elit.cost import activation_bytes, count_flops
+from elit.cost import activation_bytes
 from elit.distributed import local_device
-from elit.training.budgets import mean_flops
+from elit.training.budgets import run_flops
 from elit.training.config import TrainConfig
 from elit.training.step import DTYPES
 
@@ -43,7 +43,6 @@ def dry_run(config: TrainConfig) -> Cost:
     parameters = sum(p.numel() for p in model.parameters())
     by_muon = sum(p.numel() for p in model.hidden_matrices()) if config.optimizer.name == "muon" else 0
     dtype = DTYPES[config.dtype]
-    lowest = config.budget.lowest if config.model.window is not None else None
     highest = config.budget.highest if config.model.window is not None else None
     model.set_checkpointing(config.checkpointing)
     shard = config.parallel.shard or 1
@@ -54,13 +53,13 @@ def dry_run(config: TrainConfig) -> Cost:
     if ranks > 1 and config.accumulate > 1:
         gathered += 4 * parameters
     state = 4 * (5 * parameters - by_muon)
-    flops = count_flops(model, highest)
+    flops = run_flops(model, config.budget, config.flow)
     return Cost(
         parameters=parameters,
-        forward_gflops_lowest=count_flops(model, lowest) / 1e9,
-        forward_gflops_highest=flops / 1e9,
-        step_gflops_highest=3 * config.batch_size * flops / 1e9,
-        step_gflops_mean=3 * config.batch_size * mean_flops(model, config.budget, config.flow) / 1e9,
+        forward_gflops_lowest=flops.lowest / 1e9,
+        forward_gflops_highest=flops.highest / 1e9,
+        step_gflops_highest=3 * config.batch_size * flops.highest / 1e9,
+        step_gflops_mean=3 * config.batch_size * flops.mean / 1e9,
         state_bytes=state,
         ranks=ranks,
         rank_state_bytes=state / shard,

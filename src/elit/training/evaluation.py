@@ -9,7 +9,7 @@ from torch import Tensor
 
 from elit.codec import Codec
 from elit.data.loader import Data, sample_generators
-from elit.distributed import anywhere, is_main, together
+from elit.distributed import anywhere, from_main, is_main, together
 from elit.errors import UserError
 from elit.evaluation.evaluate import Reference, open_reference
 from elit.evaluation.extractors import Extractor, load_extractor
@@ -79,15 +79,17 @@ def reference_statistics(name: str, images: "RunImages", extractor: Extractor, f
     key = hashlib.sha256(f"{name} {extractor.fingerprint}".encode()).hexdigest()[:12]
     kept = folder / f"reference-{key}.npz"
     if anywhere([is_main() and kept.is_file()])[0]:
-        return load_statistics(kept, extractor)
-    reference = Reference(name, extractor, None, images) if name == "data" else open_reference(name, extractor, images.size)
+        return together(lambda: load_statistics(kept, extractor))
+    if name == "data":
+        reference = Reference(name, extractor, None, images)
+    else:
+        reference = together(lambda: open_reference(name, extractor, images.size))
     if reference.statistics is not None:
         return reference.statistics
     assert reference.images is not None
     text = f"{extractor.name} of the reference"
     statistics = measure_features(reference.images, extractor, BATCH, kept, text=text).statistics
-    if is_main():
-        save_statistics(statistics, kept)
+    from_main(lambda: save_statistics(statistics, kept))
     return statistics
 
 
