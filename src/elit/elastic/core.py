@@ -69,13 +69,23 @@ class Trunk(nn.ModuleList):
 class Seats(NamedTuple):
     """Who is there in the windows of a region, which may be cut short: numbers of tokens and latents of the whole window.
 
-    Where the window is whole these are slices, and nothing is gathered.
+    Where the window is whole the first ones are, of which a count tells, and nothing is gathered.
     """
 
     tokens: slice | Tensor  # of the whole window, in row-major order
-    latents: slice | Tensor  # those made
+    made: int | Tensor  # the latents
     kept: int  # of these, how many the core processes
-    places: slice | Tensor  # which of the region's tokens those latents sit on
+    seated: int | Tensor  # which of the region's tokens those latents sit on
+
+    @property
+    def latents(self) -> slice | Tensor:
+        """The latents made, as an index."""
+        return slice(self.made) if isinstance(self.made, int) else self.made
+
+    @property
+    def places(self) -> slice | Tensor:
+        """The tokens that they sit on, as an index."""
+        return slice(self.seated) if isinstance(self.seated, int) else self.seated
 
 
 class Part(NamedTuple):
@@ -190,7 +200,7 @@ class LatentCore(nn.Module):
         made = self.levels.latents if self.write_sees_dropped else keep
         anchored = self.anchors is not None
         if window == self.window and not (anchored and self.read.latent_positions is not None):
-            return Seats(slice(None), slice(made), keep, slice(made))
+            return Seats(slice(None), made, keep, made)
         order = self.anchors.order if self.anchors is not None else tuple(range(self.window.size))
         return _seats(self.window, window, order, made, keep, device)
 
