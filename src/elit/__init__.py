@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from elit.backbones.table import create_model, preset_names
     from elit.bundled import load_bundled
     from elit.cost import count_flops
+    from elit.elastic.block import ElasticBlock
     from elit.elastic.schedule import Schedule
     from elit.errors import UserError
     from elit.flow import FlowPath, TimeLaw
     from elit.guidance import Guidance
+    from elit.host_folders import load_elastic, save_elastic
     from elit.pipeline import ElitPipeline
     from elit.published import load_published
     from elit.sampling import sample
@@ -31,6 +33,7 @@ _HOMES = {
     "Budget": "elit.target",
     "DiT": "elit.backbones.dit",
     "DiTConfig": "elit.backbones.config",
+    "ElasticBlock": "elit.elastic.block",
     "ElitPipeline": "elit.pipeline",
     "FlowPath": "elit.flow",
     "Guidance": "elit.guidance",
@@ -42,9 +45,11 @@ _HOMES = {
     "create_model": "elit.backbones.table",
     "elasticize": "elit.backbones.hosts.elasticize",
     "load_bundled": "elit.bundled",
+    "load_elastic": "elit.host_folders",
     "load_model": "elit.weights",
     "load_published": "elit.published",
     "preset_names": "elit.backbones.table",
+    "save_elastic": "elit.host_folders",
     "sample": "elit.sampling",
 }
 
@@ -52,6 +57,7 @@ __all__ = [
     "Budget",
     "DiT",
     "DiTConfig",
+    "ElasticBlock",
     "ElitPipeline",
     "FlowPath",
     "Guidance",
@@ -64,10 +70,12 @@ __all__ = [
     "create_model",
     "elasticize",
     "load_bundled",
+    "load_elastic",
     "load_model",
     "load_published",
     "preset_names",
     "sample",
+    "save_elastic",
 ]
 
 

@@ -47,6 +47,7 @@ class HostCore(LatentCore):
     """
 
     places: Tensor
+    config: Any  # how it was made, a HostConfig
     hook: Any  # that tells it of every forward: a BudgetHook, of a file that imports this one
 
     def __init__(self, read: Read, write: Write, window: Window, anchors: Anchors | None, host: Host) -> None:

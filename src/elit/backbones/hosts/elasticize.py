@@ -2,12 +2,12 @@
 
 import dataclasses
 import inspect
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
+from annotated_types import Ge, Le
 from diffusers.hooks._helpers import TransformerBlockRegistry  # private: tests hold it to what is needed of it
 from diffusers.hooks.hooks import HookRegistry
-from torch import nn
 
 from elit.backbones.hosts.budgets import CORE, BudgetHook
 from elit.backbones.hosts.core import ElasticList, HostCore
@@ -16,9 +16,49 @@ from elit.elastic.anchors import Anchor, Anchors
 from elit.elastic.grid import Window
 from elit.elastic.interface import Read, Write, init_interface
 from elit.errors import UserError
+from elit.records import Count, Positive, Whole, check_fields, record
 
+Side = Annotated[int, Ge(1), Le(2**12)]
+Layers = Annotated[int, Ge(1), Le(64)]
 HOOK = "elit_budget"
 MOST_LATENTS = 2**12  # of a window
+
+
+class Sizes(NamedTuple):
+    """What of a transformer its interface has to fit."""
+
+    transformer: str
+    depth: int  # blocks of the lists that a core can span
+    width: int
+    heads: int
+
+
+@record
+class HostConfig:
+    """How a transformer was made elastic: the arguments of `elasticize`, and what they hold for."""
+
+    transformer: str
+    depth: Count
+    width: Count
+    heads: Count
+    head: Whole
+    tail: Whole
+    window: tuple[Side, Side, Side]
+    anchor: Literal["none", "sharp", "pyramid"]
+    read_depth: Layers
+    write_depth: Layers
+    mlp_ratio: Positive
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+def sizes(transformer: Any) -> Sizes:
+    """Those of a host."""
+    host, config = host_named(type(transformer).__name__), transformer.config
+    depth = sum(len(getattr(transformer, blocks)) for blocks in host.lists)
+    heads = config.num_attention_heads
+    return Sizes(host.transformer, depth, heads * config.attention_head_dim, heads)
 
 
 def elasticize(
@@ -48,13 +88,24 @@ def elasticize(
     """
     host = host_named(type(transformer).__name__)
     _check(host, transformer, head, tail)
-    size = _window(window)
-    lists = [getattr(transformer, name) for name in host.lists]
-    depth = sum(len(blocks) for blocks in lists)
+    frames, rows, columns = _window(window)
+    if anchor not in ("none", "sharp", "pyramid"):
+        raise UserError(f"anchor is none, sharp or pyramid, not {anchor}")
+    config = HostConfig(
+        **sizes(transformer)._asdict(),
+        head=head,
+        tail=tail,
+        window=(frames, rows, columns),
+        anchor=anchor,
+        read_depth=read_depth,
+        write_depth=write_depth,
+        mlp_ratio=float(mlp_ratio),
+    )
+    lists, depth = [getattr(transformer, name) for name in host.lists], config.depth
     first_block = [block for blocks in lists for block in blocks][head]
     with torch.random.fork_rng(devices=[]), torch.device("meta" if transformer.device.type == "meta" else "cpu"):
         torch.manual_seed(seed)
-        core = _make_core(host, transformer, size, anchor, first_block, (read_depth, write_depth, mlp_ratio))
+        core = make_core(config, type(first_block))
     core.to(device=transformer.device, dtype=transformer.dtype).train(transformer.training)
     made, start, leads = [], 0, True
     for name, blocks in zip(host.lists, lists, strict=True):
@@ -62,7 +113,7 @@ def elasticize(
         made.append(ElasticList(blocks, core, first, end, leads and end > first))
         leads, start = leads and end == first, start + len(blocks)
         setattr(transformer, name, made[-1])
-    core.lists = tuple(made)
+    core.lists, core.config = tuple(made), config
     setattr(transformer, CORE, core)
     names = tuple(inspect.signature(type(transformer).forward).parameters)[1:]
     core.hook = BudgetHook(core, names)
@@ -77,7 +128,7 @@ def _check(host: Host, transformer: Any, head: int, tail: int) -> None:
         raise UserError(f"this {name} is elastic already; load it anew for another head, tail or window")
     if (why := host.unfit(transformer.config)) is not None:
         raise UserError(f"this {name} cannot be made elastic: {why}; see {PAGE}")
-    depth = sum(len(getattr(transformer, blocks)) for blocks in host.lists)
+    depth = sizes(transformer).depth
     for argument, value in (("head", head), ("tail", tail)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 0:
             raise UserError(f"{argument} counts blocks, so it is a whole number of at least 0, not {value}")
@@ -85,8 +136,8 @@ def _check(host: Host, transformer: Any, head: int, tail: int) -> None:
         raise UserError(f"head {head} + tail {tail} leave no core in the {depth} blocks of this {name}; give fewer")
 
 
-def _window(window: int | tuple[int, ...]) -> Window:
-    """A window as it may be given. Raises UserError for any other."""
+def _window(window: int | tuple[int, ...]) -> tuple[int, int, int]:
+    """The sides (frames, rows, columns) of a window as it may be given. Raises UserError for none."""
     sides = (window, window) if isinstance(window, int) else tuple(window)
     if len(sides) not in (2, 3):
         raise UserError(f"window is a side, (rows, columns) or (frames, rows, columns) of tokens, not {window}")
@@ -94,23 +145,19 @@ def _window(window: int | tuple[int, ...]) -> Window:
     made = Window(frames=frames, height=rows, width=columns)
     if made.size > MOST_LATENTS:
         raise UserError(f"a window of {made} tokens is too large; {MOST_LATENTS} tokens is the most")
-    return made
+    return made.axes
 
 
-def _make_core(
-    host: Host, transformer: Any, window: Window, anchor: Anchor, block: nn.Module, sizes: tuple[int, int, float]
-) -> HostCore:
-    """A fresh core, of the class that stands for this kind of block."""
-    if anchor not in ("none", "sharp", "pyramid"):
-        raise UserError(f"anchor is none, sharp or pyramid, not {anchor}")
-    heads = transformer.config.num_attention_heads
-    width = heads * transformer.config.attention_head_dim
-    read_depth, write_depth, ratio = sizes
-    read = Read(width, heads, window.size, read_depth, ratio)
-    write = Write(width, heads, window.size, write_depth, ratio)
-    anchors = None if anchor == "none" else Anchors(window, anchor)
+def make_core(config: HostConfig, block: type) -> HostCore:
+    """A fresh core for a host of this configuration, of the class that stands for its kind of block."""
+    host = host_named(config.transformer)
+    frames, rows, columns = config.window
+    window = Window(frames=frames, height=rows, width=columns)
+    read = Read(config.width, config.heads, window.size, config.read_depth, config.mlp_ratio)
+    write = Write(config.width, config.heads, window.size, config.write_depth, config.mlp_ratio)
+    anchors = None if config.anchor == "none" else Anchors(window, config.anchor)
     init_interface(read, write, anchors)
-    return _core_class(type(block), host)(read, write, window, anchors, host)
+    return _core_class(block, host)(read, write, window, anchors, host)
 
 
 _core_classes: dict[type, type[HostCore]] = {}  # by the class of the blocks that they stand for
