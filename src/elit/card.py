@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, NotRequired
 
 from annotated_types import Ge, Le
 from typing_extensions import TypedDict
@@ -14,24 +14,89 @@ from elit.files import write_whole
 from elit.flow import FlowPath
 from elit.guidance import Guidance
 from elit.recipe import Recipe
-from elit.records import Count, Whole, checked, read_json, record
+from elit.records import Count, Whole, read_json, record
 from elit.sampling import MOST_STEPS
 from elit.weights import CARD_FILE
 
 Steps = Annotated[int, Ge(1), Le(MOST_STEPS)]  # of a sampler
 
 
+Figures = dict[str, float]  # by their names, such as frechet and frechet_std: see `evaluation.quality`
+
+
+class SamplingFacts(TypedDict):
+    """How samples were drawn, as `SamplingDefaults` has it."""
+
+    steps: Steps | tuple[Steps, ...]
+    guidance_scale: float
+    thresholds: NotRequired[tuple[float, ...]]
+
+
+class Latency(TypedDict):
+    """Milliseconds of one forward at each budget, and what they were measured on."""
+
+    cpu: str
+    threads: Count
+    budgets: list[Figures]
+
+
+class Provenance(TypedDict, total=False):
+    """Which weights a model has and, of a checkpoint of `elit train`, what its training took."""
+
+    weights: str
+    parameters: Count
+    steps: Whole
+    batch_size: Count
+    training_pflops: float
+
+
+class DenseTwin(TypedDict, total=False):
+    """The quality of a dense model sampled alike, what a forward of it costs, and which one it is."""
+
+    frechet: float
+    frechet_std: float
+    kernel: float
+    kernel_std: float
+    precision: float
+    precision_std: float
+    recall: float
+    recall_std: float
+    accuracy: float
+    accuracy_std: float
+    gflops: float
+    latency_ms: float
+    latency_ms_q1: float
+    latency_ms_q3: float
+    samples: Count
+    seeds: list[int]
+    sampling: SamplingFacts
+    provenance: Provenance
+
+
 class Quality(TypedDict):
-    """What every measured quality holds, beside what only some do: see `reports.quality`."""
+    """What was measured of a model.
+
+    real: of the pictures that it is compared with. budgets: a row for each, with its `budget`. rank_correlation, separation:
+    see `evaluation.quality.verdict`. copies: see `reports.scorecard.copies`.
+    """
 
     features: str
     samples: Count
     seeds: list[int]
-    real: dict[str, float]
-    budgets: list[dict[str, float]]
+    real: Figures
+    budgets: list[Figures]
+    dtype: NotRequired[str]
+    neighbours: NotRequired[Count]
+    sampling: NotRequired[SamplingFacts]
+    rank_correlation: NotRequired[float]
+    separation: NotRequired[float]
+    latency: NotRequired[Latency]
+    dense: NotRequired[DenseTwin]
+    copies: NotRequired[Figures]
 
 
-Quality.__pydantic_config__ = {"extra": "allow", "allow_inf_nan": False}  # type: ignore[attr-defined]
+for _kind in (Quality, DenseTwin, Latency, Provenance, SamplingFacts):  # another version's card may say more
+    setattr(_kind, "__pydantic_config__", {"extra": "allow", "allow_inf_nan": False})  # noqa: B010
 
 
 @record
@@ -49,7 +114,7 @@ class SamplingDefaults:
     def guidance(self) -> Guidance:
         return Guidance(scale=self.guidance_scale)
 
-    def told(self) -> dict[str, Any]:
+    def told(self) -> dict[str, object]:
         """Plain values, without thresholds where there are none."""
         return {name: value for name, value in asdict(self).items() if name != "thresholds" or value is not None}
 
@@ -65,7 +130,7 @@ class Card:
     """
 
     sampling: SamplingDefaults = SamplingDefaults()
-    quality: dict[str, Any] | None = None
+    quality: Quality | None = None
     licence: str | None = None
     source: str | None = None
     path: FlowPath = FlowPath.LINEAR
@@ -84,10 +149,8 @@ def load_card(folder: Path) -> Card:
     """The card of a model folder, or one of defaults. Raises UserError, naming the field, for a bad one."""
     file = folder / CARD_FILE
     card = read_json(file, Card) if file.exists() else Card()
-    if card.quality is not None:
-        quality = checked(card.quality, Quality, f"{file}, quality")
-        if not all("budget" in row for row in quality["budgets"]):
-            raise UserError(f"{file}: a row of quality.budgets has no budget; measure again with elit results")
+    if card.quality is not None and not all("budget" in row for row in card.quality["budgets"]):
+        raise UserError(f"{file}: a row of quality.budgets has no budget; measure again with elit results")
     return card
 
 

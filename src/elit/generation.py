@@ -19,7 +19,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -68,7 +67,7 @@ class Listing:
     label_names: tuple[str, ...] = ()
 
 
-def settings_of(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec) -> dict[str, Any]:
+def settings_of(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec) -> dict[str, object]:
     """All that changes pixels, as settings.json holds it; budgets are written as the levels that they run."""
     parameter = next(model.parameters())
 
@@ -93,7 +92,7 @@ def settings_of(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: C
     }
 
 
-def _stages_of(model: ElasticModel, recipe: Recipe) -> dict[str, Any]:
+def _stages_of(model: ElasticModel, recipe: Recipe) -> dict[str, object]:
     """The steps and thresholds of a model's stages; nothing where it has one."""
     parts = [(stage, times) for stage, times in recipe.parts(model) if stage is not None]
     if not parts:
@@ -119,7 +118,7 @@ def image_name(index: int) -> str:
     return f"{index // PER_FOLDER:05d}/{index:06d}.png"
 
 
-def folder_of(out: Path, settings: dict[str, Any]) -> Path:
+def folder_of(out: Path, settings: dict[str, object]) -> Path:
     """OUT/KEY, whether it is there or not."""
     return out / digest(_text_of(settings))
 
@@ -144,7 +143,7 @@ def fitting_tile(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: 
     return recipe
 
 
-def _holds(folder: Path, settings: dict[str, Any]) -> bool:
+def _holds(folder: Path, settings: dict[str, object]) -> bool:
     """Whether a folder holds a sample of just these settings."""
     file = folder / SETTINGS_FILE
     return file.is_file() and read_bytes(file, SETTINGS_BYTES) == _text_of(settings)
@@ -208,7 +207,7 @@ def _held(folder: Path, take: Callable[[bool], None]) -> Iterator[None]:
         barrier()
 
 
-def _begin(folder: Path, settings: dict[str, Any], count: int, npz: bool, alone: bool) -> None:
+def _begin(folder: Path, settings: dict[str, object], count: int, npz: bool, alone: bool) -> None:
     """Writes the settings of a new folder, removes what a kill left half-written, and refuses to shrink an .npz."""
     for place in (folder, *(inner for inner in folder.iterdir() if inner.is_dir())):
         remove_leftovers(place, everyones=alone)
@@ -224,12 +223,12 @@ def _begin(folder: Path, settings: dict[str, Any], count: int, npz: bool, alone:
         )
 
 
-def _text_of(settings: dict[str, Any]) -> bytes:
+def _text_of(settings: dict[str, object]) -> bytes:
     """What settings.json holds."""
     return (json.dumps(settings, indent=2, sort_keys=True) + "\n").encode()
 
 
-def open_folder(out: Path, settings: dict[str, Any]) -> Path:
+def open_folder(out: Path, settings: dict[str, object]) -> Path:
     """OUT/KEY, made or found. Raises UserError where it, or OUT itself, holds a sample of other settings."""
     folder = folder_of(out, settings)
     for place in (out, folder):
@@ -244,10 +243,10 @@ def open_folder(out: Path, settings: dict[str, Any]) -> Path:
     return folder
 
 
-def _differing(file: Path, wanted: dict[str, Any]) -> str:
+def _differing(file: Path, wanted: dict[str, object]) -> str:
     """How the settings of a file differ from those that are wanted."""
     try:
-        old = read_json(file, dict[str, Any], SETTINGS_BYTES)
+        old = read_json(file, dict[str, object], SETTINGS_BYTES)
     except UserError:
         return f"its {SETTINGS_FILE} cannot be read"
     new = json.loads(_text_of(wanted))
@@ -307,7 +306,7 @@ def finish(folder: Path, listing: Listing, npz: bool) -> None:
             listing = Listing(before, listing.label_names)
         else:
             say(f"{folder} listed {len(before):,} images, of which some are gone")
-    told_labels: dict[str, Any] = {"labels": listing.labels}
+    told_labels: dict[str, object] = {"labels": listing.labels}
     if listing.label_names:
         told_labels["label_names"] = listing.label_names
     write_whole(folder / LABELS_FILE, json.dumps(told_labels) + "\n")

@@ -51,7 +51,7 @@ def _loading(model: ElasticModel, card: Card, name: str) -> list[str]:
 
 def _budgets(model: ElasticModel, card: Card) -> list[str]:
     """A table of the GFLOPs of one forward at every budget and, where they were measured, two figures of quality."""
-    measured = {round(row["budget"], 6): row for row in (card.quality or {}).get("budgets", [])}
+    measured = {} if card.quality is None else {round(row["budget"], 6): row for row in card.quality["budgets"]}
     lines = ["| budget | GFLOPs | Fréchet distance | in the asked category |", "|---|---|---|---|"]
     for level, flops in flops_by_level(model).items():
         row = measured.get(round(level / model.latents, 6), {})

@@ -24,7 +24,7 @@ import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 import torch
@@ -105,7 +105,7 @@ class DataInfo:
 
         length = -1 if self.size is None else self.stored_channels * self.size[0] * self.size[1]
         label = ClassLabel(names=list(self.label_names)) if self.label_names else Value("int64")
-        columns: dict[str, Any] = {"label": label, "key": Value("string")}
+        columns: dict[str, object] = {"label": label, "key": Value("string")}
         if self.size is None:
             columns["bucket"] = Value("int64")
         if self.kind == "images":
@@ -132,7 +132,7 @@ def is_prepared(folder: Path) -> bool:
     if (folder / INFO_FILE).is_file():
         return True
     file = folder / SETTINGS_FILE
-    return file.is_file() and not PREPARED_KEYS.isdisjoint(read_json(file, dict[str, Any]))
+    return file.is_file() and not PREPARED_KEYS.isdisjoint(read_json(file, dict[str, object]))
 
 
 def read_info(folder: Path) -> DataInfo:
@@ -148,7 +148,7 @@ def read_info(folder: Path) -> DataInfo:
 def parse_info(text: bytes, file: Path | str) -> DataInfo:
     """What the text of elit-data.json says. Raises UserError, naming the file, where that is not of this format."""
     try:
-        values = parse_json(text, dict[str, Any], "in it")
+        values = parse_json(text, dict[str, object], "in it")
         version = values.pop("format", None)
         if version != FORMAT:
             raise UserError(f"its format is {version}, and this version of elit reads {FORMAT}")
@@ -184,7 +184,7 @@ class PreparedData:
                 f"{self.folder} has the label {int(self.labels.max())} and {len(self.info.label_names)} label names"
             )
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {**vars(self), "_table": None, "_files": [], "_places": {}}
 
     def __len__(self) -> int:
@@ -407,7 +407,7 @@ def open_table(folder: Path, info: DataInfo) -> tuple["pa.Table", list[MappedFil
 def shard_names(text: bytes, folder: Path | str) -> list[str]:
     """The files that a folder's state.json lists, without their folders."""
     origin = f"{folder}/state.json"
-    listed = parse_json(text, dict[str, Any], origin).get("_data_files")
+    listed = parse_json(text, dict[str, object], origin).get("_data_files")
     return [Path(entry.filename).name for entry in checked(listed, list[Shard], origin)]
 
 

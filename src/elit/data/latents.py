@@ -90,12 +90,12 @@ class Encoding:
             features=features,
         )
 
-    def settings(self, source: PreparedData, tile: int) -> dict[str, Any]:
+    def settings(self, source: PreparedData, tile: int) -> dict[str, object]:
         """All that decides the bytes."""
         parameter = next(self.codec.autoencoder.parameters())
         return {
             "prepare": "latents",
-            "source": read_json(source.folder / SETTINGS_FILE, dict[str, Any]),
+            "source": read_json(source.folder / SETTINGS_FILE, dict[str, object]),
             "count": len(source),
             "codec": self.codec.name,
             "dtype": str(parameter.dtype).removeprefix("torch."),
@@ -151,7 +151,7 @@ def finish(folder: Preparation, info: DataInfo, parts: int) -> None:
 def settled_tile(source: PreparedData, encoding: Encoding, out: Path) -> int:
     """The tile that a folder was begun with, or a probed one."""
     try:
-        return checked(read_json(out / SETTINGS_FILE, dict[str, Any]).get("tile"), Count, SETTINGS_FILE)
+        return checked(read_json(out / SETTINGS_FILE, dict[str, object]).get("tile"), Count, SETTINGS_FILE)
     except UserError:  # not begun, or another's: Preparation says so
         tile = probe_tile(encoding.columns, largest_image(source))
         text = f"a tile of {tile} pictures is the fastest that fits; --tile {tile} repeats these bytes elsewhere"
@@ -263,10 +263,10 @@ def to_float16(columns: Columns, rows: Sequence[int], source: PreparedData) -> d
 
 def arrow_columns(
     source: PreparedData, schema: pa.Schema, rows: range, made: Sequence[tuple[list[int], dict[str, np.ndarray[Any, Any]]]]
-) -> dict[str, Any]:
+) -> dict[str, object]:
     """The table's columns of a part, its rows in the source's order."""
     table = source.table.slice(rows.start, len(rows))
-    columns: dict[str, Any] = {
+    columns: dict[str, object] = {
         name: table[name].combine_chunks() for name in ("label", "key", "bucket") if name in table.schema.names
     }
     by_row = {row: (arrays, i) for chosen, arrays in made for i, row in enumerate(chosen)}

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -46,7 +45,7 @@ def refuse_existing(out: Path) -> None:
 def card(info: DataInfo, name: str) -> str:
     """A dataset card: a YAML header as the hub reads it, and what was done to the pictures."""
     powers = [(1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**7, "1M<n<10M")]
-    header: dict[str, Any] = {
+    header: dict[str, object] = {
         "pretty_name": name,
         "task_categories": ["unconditional-image-generation"],
         "size_categories": [next((text for limit, text in powers if info.count < limit), "10M<n<100M")],

@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import field
@@ -60,7 +60,7 @@ class Preparation:
     folder, its settings differ, or it holds something else; WriteError where it cannot be written.
     """
 
-    def __init__(self, out: str | Path, settings: dict[str, Any], exclusive: bool = True) -> None:
+    def __init__(self, out: str | Path, settings: dict[str, object], exclusive: bool = True) -> None:
         self.out, self.settings, self.exclusive = Path(out), json.loads(json.dumps(settings)), exclusive
         self.parts = self.out / "parts"
         self._held = ExitStack()
@@ -99,7 +99,12 @@ class Preparation:
         return (self.out / PLAN_FILE).is_file() or self._note(part).is_file()
 
     def write(
-        self, part: int, schema: pa.Schema, columns: dict[str, Any], skipped: Sequence[tuple[str, str]] = (), **notes: Any
+        self,
+        part: int,
+        schema: pa.Schema,
+        columns: Mapping[str, object],
+        skipped: Sequence[tuple[str, str]] = (),
+        **notes: object,
     ) -> None:
         """One part: the columns of `DataInfo.schema`, as lists or Arrow arrays, which may be empty.
 
@@ -176,7 +181,7 @@ class Preparation:
 
         DatasetInfo(features=info.columns()).write_to_directory(str(self.out))
         identity = hashlib.sha256(json.dumps([self.settings, info.to_json()], sort_keys=True).encode()).hexdigest()
-        state: dict[str, Any] = {
+        state: dict[str, object] = {
             "_data_files": [{"filename": name} for name in names],
             "_fingerprint": identity[:16],
             "_format_columns": None,
@@ -231,12 +236,12 @@ def is_foreign(file: Path) -> bool:
     return file.suffix != ".part" and file.name != LOCK_FILE
 
 
-def check_settings(file: Path, settings: dict[str, Any]) -> None:
+def check_settings(file: Path, settings: dict[str, object]) -> None:
     """Raises UserError, naming the difference, where a folder was prepared with other settings.
 
     A source may be spelled otherwise, where it is the same place.
     """
-    old = read_json(file, dict[str, Any])
+    old = read_json(file, dict[str, object])
     differing = [
         f"{key} is {old.get(key)} there and {settings.get(key)} now"
         for key in settings | old

@@ -131,7 +131,7 @@ class _Files:
     name: str
     suffixes: tuple[str, ...] = SUFFIXES
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in vars(self).items() if key != "labels_file"}  # workers read pictures, not labels
 
     def walk(self, passed: PassedOver) -> Iterator[str]:
@@ -321,10 +321,10 @@ class ZipSource(_Files):
         wrapped = len(tops) == 1 and all(name and ("/" in name or not name.lower().endswith(SUFFIXES)) for name in inner)
         self.prefix = f"{tops.pop()}/" if wrapped and names else ""
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"name": self.name}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(state["name"])  # type: ignore[misc]
 
     def walk(self, passed: PassedOver) -> Iterator[str]:
@@ -417,10 +417,10 @@ class DatasetSource:
             )
         return str(found[0])
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"name": self.name, "options": self.options}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, object]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
     @cached_property

@@ -9,11 +9,13 @@ import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import torch
 from torch import Tensor
 
+from elit.card import Figures, SamplingFacts
+from elit.card import Quality as CardQuality
 from elit.console import progress_bar, say
 from elit.data.emoji import Emoji, load_emoji
 from elit.elastic.model import ElasticModel
@@ -68,6 +70,29 @@ class Drawn:
 
     images: Tensor
     features: Tensor
+
+
+class Basis(TypedDict):
+    """What figures stand on, and the yardstick: what the other half of the real pictures scores."""
+
+    features: str
+    dtype: str
+    samples: int
+    neighbours: int
+    real: Figures
+
+
+class MeasuredOn(Basis):
+    """What the figures of several recipes stand on."""
+
+    seeds: list[int]
+
+
+class Verdict(TypedDict, total=False):
+    """See `verdict`."""
+
+    rank_correlation: float
+    separation: float
 
 
 class Judge:
@@ -126,12 +151,12 @@ class Judge:
                 done(len(some))
         return torch.cat(parts)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Basis:
         """What the figures stand on, and the score of the other half of the real images, the yardstick."""
         fast = fast_bfloat16(torch.device("cpu"))
         features, dtype = "EfficientNet-Lite0, 1280 wide", f"{'bfloat16' if fast else 'float32'} products"
-        known = {"features": features, "dtype": dtype, "samples": self.count, "neighbours": NEIGHBOURS}
-        return {**known, "real": asdict(self.yardstick())}
+        real = asdict(self.yardstick())
+        return {"features": features, "dtype": dtype, "samples": self.count, "neighbours": NEIGHBOURS, "real": real}
 
 
 def measure(
@@ -142,7 +167,7 @@ def measure(
     work: Path | None = None,
     count: int | None = None,
     judge: Judge | None = None,
-) -> dict[str, Any]:
+) -> CardQuality:
     """The quality at each budget and seed, as the card holds it.
 
     `work`: a folder that keeps every finished (budget, seed), so that an interrupted measurement goes on. `count`: fewer
@@ -152,19 +177,21 @@ def measure(
     recipes = [replace(recipe, budget=budget) for budget in budgets]
     scores = measure_recipes(judge, model, recipes, seeds, work)
     rows = [{"budget": budget, **score} for budget, score in zip(budgets, scores, strict=True)]
-    known = {"seeds": list(seeds), "sampling": told_sampling(recipe)}
-    return {**judge.describe(), **known, "budgets": rows, **verdict(rows)}
+    known = {"seeds": list(seeds), "sampling": told_sampling(recipe), "budgets": rows}
+    return cast(CardQuality, {**judge.describe(), **known, **verdict(rows)})
 
 
-def told_sampling(recipe: Recipe) -> dict[str, Any]:
+def told_sampling(recipe: Recipe) -> SamplingFacts:
     """Steps and guidance scale, as the card holds them."""
-    told = {"steps": recipe.steps, "guidance_scale": recipe.guidance.scale}
-    return told if recipe.thresholds is None else {**told, "thresholds": recipe.thresholds}
+    told: SamplingFacts = {"steps": recipe.steps, "guidance_scale": recipe.guidance.scale}
+    if recipe.thresholds is not None:
+        told["thresholds"] = recipe.thresholds
+    return told
 
 
 def measure_recipes(
     judge: Judge, model: ElasticModel, recipes: Sequence[Recipe], seeds: Sequence[int], work: Path | None = None
-) -> list[dict[str, float]]:
+) -> list[Figures]:
     """The `summary` over the seeds of each recipe's quality, whatever its own seed; equal recipes are measured once.
 
     `work`: a folder that keeps every finished (recipe, seed), so that an interrupted measurement goes on: its figures, and
@@ -188,7 +215,7 @@ def measure_recipes(
 
 def measured(
     model: ElasticModel, recipes: Sequence[Recipe], seeds: Sequence[int], work: Path, count: int
-) -> tuple[list[dict[str, float]], dict[str, Any]]:
+) -> tuple[list[Figures], MeasuredOn]:
     """The quality of each recipe, as `measure_recipes` gives it, and what it stands on (see `Judge.describe`)."""
     judge = Judge(count)
     scores = measure_recipes(judge, model, recipes, seeds, work)
@@ -249,7 +276,7 @@ def kept_name(weights: str, recipe: Recipe, count: int) -> str:
     return f"{weights}_{digest(text.encode())}_n{count}_seed{recipe.seed}.json"
 
 
-def summary(scores: Sequence[Quality]) -> dict[str, float]:
+def summary(scores: Sequence[Quality]) -> Figures:
     """Mean and, of more than one seed, standard deviation of each figure."""
     out = {}
     for name in (field.name for field in fields(Quality)):
@@ -260,7 +287,7 @@ def summary(scores: Sequence[Quality]) -> dict[str, float]:
     return out
 
 
-def verdict(rows: Sequence[dict[str, float]]) -> dict[str, float]:
+def verdict(rows: Sequence[Figures]) -> Verdict:
     """Whether a larger budget buys quality.
 
     rank_correlation: Spearman's, of budget with minus the mean Fréchet distance. separation: how far the lowest budget's
@@ -271,7 +298,7 @@ def verdict(rows: Sequence[dict[str, float]]) -> dict[str, float]:
     ordered = sorted(rows, key=lambda row: row["budget"])
     frechet = torch.tensor([row["frechet"] for row in ordered])
     low, full = ordered[0], ordered[-1]
-    out = {"rank_correlation": rank_correlation(torch.tensor([row["budget"] for row in ordered]), -frechet)}
+    out: Verdict = {"rank_correlation": rank_correlation(torch.tensor([row["budget"] for row in ordered]), -frechet)}
     spread = (low.get("frechet_std", 0.0) ** 2 + full.get("frechet_std", 0.0) ** 2) ** 0.5
     if spread > 0:
         out["separation"] = (low["frechet"] - full["frechet"]) / spread

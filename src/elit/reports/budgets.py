@@ -1,13 +1,13 @@
 """What each budget costs and gives, for any model: pictures, GFLOPs, latency and, for a model of the emoji, quality."""
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from elit.card import Quality
 from elit.console import progress_bar
 from elit.cost import flops_by_level, time_forward
 from elit.elastic.model import ElasticModel
@@ -63,7 +63,7 @@ class BudgetRow:
         return {**cost, **(self.latency.told() if self.latency else {}), **self.scores}
 
 
-def report_budgets(subject: Subject, quality: dict[str, Any] | None = None) -> Report:
+def report_budgets(subject: Subject, quality: Quality | None = None) -> Report:
     """Samples every label at every budget, the same noise down a column, and measures what each costs.
 
     `quality`: what `evaluation.quality.measure` gives, or a card holds; None where it is not known.
@@ -93,7 +93,7 @@ def report_budgets(subject: Subject, quality: dict[str, Any] | None = None) -> R
     return Report("One set of weights, many budgets", parts, results)
 
 
-def quality_of(subject: Subject, budgets: Sequence[float] | None, count: int, work: Path) -> dict[str, Any] | None:
+def quality_of(subject: Subject, budgets: Sequence[float] | None, count: int, work: Path) -> Quality | None:
     """The quality to report: measured at `budgets` where they are given, else the card's, else measured at a few.
 
     None where it cannot be known: another model's data, or neither a card's figures for this sampling nor a count.
@@ -113,9 +113,9 @@ def quality_of(subject: Subject, budgets: Sequence[float] | None, count: int, wo
     return measure(subject.model, wanted, [subject.seed], card.recipe, work, count)
 
 
-def budget_rows(model: ElasticModel, budgets: Sequence[float], quality: Mapping[str, Any] | None) -> list[BudgetRow]:
+def budget_rows(model: ElasticModel, budgets: Sequence[float], quality: Quality | None) -> list[BudgetRow]:
     """The GFLOPs of each budget, and its scores where `quality` has some of that budget; no latency."""
-    known = {round(row["budget"], 6): row for row in (quality or {}).get("budgets", [])}
+    known = {} if quality is None else {round(row["budget"], 6): row for row in quality["budgets"]}
     costs = flops_by_level(model)
     return [
         BudgetRow(
@@ -170,7 +170,7 @@ def cost_table(rows: Sequence[BudgetRow], model: ElasticModel) -> Table:
     return Table("What a budget costs", columns, cells, note)
 
 
-def quality_table(rows: Sequence[BudgetRow], quality: Mapping[str, Any], model: ElasticModel) -> Table:
+def quality_table(rows: Sequence[BudgetRow], quality: Quality, model: ElasticModel) -> Table:
     """What the samples of each budget that was measured are worth, and what real pictures score."""
     cells = [[budget_name(row.budget, model), *quality_cells(row.scores)] for row in rows if row.scores]
     cells.append(["real", *quality_cells(quality["real"])])
@@ -178,7 +178,7 @@ def quality_table(rows: Sequence[BudgetRow], quality: Mapping[str, Any], model: 
     return without_empty(Table("What a budget gives", ("budget", *QUALITY_COLUMNS), cells, note))
 
 
-def quality_over_cost(rows: Sequence[BudgetRow], quality: Mapping[str, Any] | None) -> list[Panel]:
+def quality_over_cost(rows: Sequence[BudgetRow], quality: Quality | None) -> list[Panel]:
     """Quality over the budget, and over the GFLOPs that it costs."""
     over_budget, over_gflops = (
         {"": [(x, row.scores) for x, row in zip(xs, rows, strict=True)]}
@@ -200,7 +200,7 @@ def cost_panels(rows: Sequence[BudgetRow]) -> list[Panel]:
     return [Panel(title, "budget", {"": points}) for title, points in costs]
 
 
-def tradeoff_caption(quality: Mapping[str, Any] | None) -> str:
+def tradeoff_caption(quality: Quality | None) -> str:
     """What the panels of this report show."""
     cost = f"GFLOPs and latency over the budget; bars: the quartiles of {LATENCY_REPEATS} repeats."
     if quality is None:

@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from elit.errors import UserError
-from elit.evaluation.quality import measured
+from elit.evaluation.quality import MeasuredOn, measured
 from elit.guidance import Guidance
 from elit.pictures import Row
 from elit.reports.drawing import ImageSheet, Panel, Panels, Point
@@ -129,7 +128,7 @@ def by_kind(rows: Sequence[GuidanceRow]) -> dict[str, list[GuidanceRow]]:
     return {kind: [row for row in rows if row.kind == kind] for kind in dict.fromkeys(row.kind for row in rows)}
 
 
-def guidance_table(rows: Sequence[GuidanceRow], best: Mapping[str, Best], quality: Mapping[str, Any] | None) -> Table:
+def guidance_table(rows: Sequence[GuidanceRow], best: Mapping[str, Best], quality: MeasuredOn | None) -> Table:
     """A line per kind and scale, the best of each kind marked."""
     columns = ("guidance at scale", "GFLOPs a step", *QUALITY_COLUMNS)
     cells = [

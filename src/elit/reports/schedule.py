@@ -3,17 +3,16 @@
 The paper leaves schedules to future work. Every schedule has a mirror, which spends its few latents at low noise instead.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
-from elit.evaluation.quality import measured
+from elit.evaluation.quality import MeasuredOn, measured
 from elit.pictures import Row
 from elit.reports.drawing import ImageSheet, Panel, Panels, Point
 from elit.reports.page import Table
@@ -164,7 +163,7 @@ def verdict(rows: Sequence[ScheduleRow], seeds: int) -> str:
     return out
 
 
-def schedule_table(rows: Sequence[ScheduleRow], quality: Mapping[str, Any] | None) -> Table:
+def schedule_table(rows: Sequence[ScheduleRow], quality: MeasuredOn | None) -> Table:
     """A line for each way to spend the budget."""
     columns = ("latents", "GFLOPs a step", "of full", "RMS to full", *QUALITY_COLUMNS)
     cells = [

@@ -7,13 +7,13 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from elit.card import Card, load_card
+from elit.card import Card, DenseTwin, Figures, Provenance, Quality, load_card
 from elit.cost import count_flops, cpu_name
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
@@ -25,7 +25,7 @@ from elit.pixels import to_float
 from elit.recipe import Recipe
 from elit.reports.budgets import budget_rows, measure_latency
 from elit.reports.drawing import Panel
-from elit.reports.scores import FIGURES, figure_text, quality_panels
+from elit.reports.scores import FIGURES, figure_text, numbers, quality_panels
 from elit.reports.subject import known_data
 from elit.weights import fingerprint, load_model
 
@@ -46,7 +46,7 @@ assert NAMES.keys() == FIGURES.keys()
 class Scorecard:
     """quality: what the card holds. pairs: samples beside the real pictures they are nearest to."""
 
-    quality: dict[str, Any]
+    quality: Quality
     pairs: Image.Image
 
 
@@ -67,10 +67,10 @@ def measure_results(
     twin = None if dense is None else load_dense(dense)
     judge = Judge(count)
     quality = measure(model, budgets, seeds, card.recipe, work, judge=judge)
-    before = (card.quality or {}).get("dense")
+    before = None if card.quality is None else card.quality.get("dense")
     if dense is not None and twin is not None:
-        quality["dense"] = {**measure_dense(judge, twin, card.recipe, seeds, work), "provenance": provenance(twin, dense)}
-    elif before is not None and all(before.get(key) == quality[key] for key in ("samples", "seeds", "sampling")):
+        quality["dense"] = measure_dense(judge, twin, card.recipe, seeds, work, dense)
+    elif before is not None and measured_alike(before, quality):
         quality["dense"] = before
     quality["latency"] = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "budgets": latency_rows(model, budgets)}
     full = replace(card.recipe, budget=max(budgets), seed=seeds[0])
@@ -88,16 +88,30 @@ def load_dense(folder: Path) -> ElasticModel:
     return model
 
 
-def measure_dense(judge: Judge, model: ElasticModel, recipe: Recipe, seeds: Sequence[int], work: Path) -> dict[str, Any]:
+def measure_dense(
+    judge: Judge, model: ElasticModel, recipe: Recipe, seeds: Sequence[int], work: Path, folder: Path
+) -> DenseTwin:
     """The quality of a dense model sampled alike, and what it costs."""
     [score] = measure_recipes(judge, model, [recipe], seeds, work)
-    known = {"samples": judge.count, "seeds": list(seeds), "sampling": told_sampling(recipe)}
-    return {**score, "gflops": count_flops(model) / 1e9, **measure_latency(model, [1.0])[0].told(), **known}
+    figures = {**score, "gflops": count_flops(model) / 1e9, **measure_latency(model, [1.0])[0].told()}
+    told: DenseTwin = {
+        "samples": judge.count,
+        "seeds": list(seeds),
+        "sampling": told_sampling(recipe),
+        "provenance": provenance(model, folder),
+    }
+    return cast(DenseTwin, {**figures, **told})
 
 
-def provenance(model: ElasticModel, folder: Path) -> dict[str, Any]:
+def measured_alike(dense: DenseTwin, quality: Quality) -> bool:
+    """Whether a dense twin's figures and these are of as many samples, drawn alike."""
+    ours = (quality["samples"], quality["seeds"], quality.get("sampling"))
+    return (dense.get("samples"), dense.get("seeds"), dense.get("sampling")) == ours
+
+
+def provenance(model: ElasticModel, folder: Path) -> Provenance:
     """Which weights these are and, of a checkpoint of `elit train`, what its training took."""
-    out: dict[str, Any] = {"weights": fingerprint(model), "parameters": sum(p.numel() for p in model.parameters())}
+    out: Provenance = {"weights": fingerprint(model), "parameters": sum(p.numel() for p in model.parameters())}
     state, config = folder / "training.json", folder.parent.parent / "config.json"
     if state.is_file() and config.is_file():
         steps = json.loads(state.read_text(encoding="utf8"))["step"]
@@ -132,28 +146,36 @@ def leave_one_out_share(real_ND: Tensor) -> float:
     return float((distance[:, 1] < COPY * distance[:, 2]).double().mean())
 
 
-def rows_of(model: ElasticModel, quality: dict[str, Any]) -> list[dict[str, Any]]:
+def rows_of(model: ElasticModel, quality: Quality) -> list[Figures]:
     """A row for each measured budget, lowest first: cost, latency where it was measured, and figures."""
     budgets = sorted(row["budget"] for row in quality["budgets"])
-    latency = {row["budget"]: row for row in quality.get("latency", {}).get("budgets", [])}
+    latency = {row["budget"]: row for row in quality["latency"]["budgets"]} if "latency" in quality else {}
     return [{**row.told(), **latency.get(row.budget, {})} for row in budget_rows(model, budgets, quality)]
 
 
-def results_table(model: ElasticModel, quality: dict[str, Any]) -> str:
+def results_table(model: ElasticModel, quality: Quality) -> str:
     """Markdown: a row for each budget, the dense twin and the real pictures; columns that nobody measured are left out."""
-    names = {"budget": "budget", "latents": "latents per window", "gflops": "GFLOPs", "latency_ms": "latency (ms)", **NAMES}
-    digits = {"gflops": 2, "latency_ms": 1, **{name: places for name, (_, places) in FIGURES.items()}}
-    rows = [
-        {**row, "budget": model.levels.name(model.levels.of(row["budget"])), "latents": row["latents_per_group"]}
-        for row in rows_of(model, quality)
-    ]
+    names = {
+        "budget": "budget",
+        "latents_per_group": "latents per window",
+        "gflops": "GFLOPs",
+        "latency_ms": "latency (ms)",
+        **NAMES,
+    }
+    digits = {
+        "latents_per_group": 0,
+        "gflops": 2,
+        "latency_ms": 1,
+        **{name: places for name, (_, places) in FIGURES.items()},
+    }
+    rows = [(model.levels.name(model.levels.of(row["budget"])), row) for row in rows_of(model, quality)]
     if "dense" in quality:
-        rows.append({"budget": "dense twin", **quality["dense"]})
-    rows.append({"budget": "real pictures", **quality["real"]})
-    names = {name: title for name, title in names.items() if any(name in row for row in rows)}
+        rows.append(("dense twin", numbers(quality["dense"])))
+    rows.append(("real pictures", quality["real"]))
+    names = {name: title for name, title in names.items() if name == "budget" or any(name in row for _, row in rows)}
     lines = ["| " + " | ".join(names.values()) + " |", "|" + "---|" * len(names)]
-    for row in rows:
-        cells = [figure_text(row, name, digits[name]) if name in digits else str(row.get(name, "-")) for name in names]
+    for called, row in rows:
+        cells = [called if name == "budget" else figure_text(row, name, digits[name]) for name in names]
         lines.append("| " + " | ".join("" if cell == "-" else cell for cell in cells) + " |")
     return "\n".join(lines)
 
@@ -186,7 +208,7 @@ def results_block(model: ElasticModel, card: Card) -> str:
     return "\n".join([*said, "", results_table(model, quality)])
 
 
-def against_dense(full: dict[str, Any], dense: dict[str, Any]) -> str:
+def against_dense(full: Figures, dense: DenseTwin) -> str:
     """A sentence: the full budget's Fréchet distance beside the dense twin's, in deviations over the seeds."""
     difference = full["frechet"] - dense["frechet"]
     training = dense["provenance"].get("training_pflops")
@@ -197,11 +219,11 @@ def against_dense(full: dict[str, Any], dense: dict[str, Any]) -> str:
     return f"{out}, {abs(difference) / spread:.1f} deviations of their difference." if spread else f"{out}."
 
 
-def results_panels(model: ElasticModel, quality: dict[str, Any]) -> list[Panel]:
+def results_panels(model: ElasticModel, quality: Quality) -> list[Panel]:
     """Quality over the GFLOPs of a forward, with the deviation over seeds: the budgets, and the dense twin."""
     curves = {"elastic": rows_of(model, quality)}
     if "dense" in quality:
-        curves["dense twin"] = [quality["dense"]]
+        curves["dense twin"] = [numbers(quality["dense"])]
     scored = {name: [(row["gflops"], row) for row in rows] for name, rows in curves.items()}
     return quality_panels(scored, "GFLOPs of one forward")
 

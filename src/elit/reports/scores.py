@@ -6,8 +6,10 @@ Scores are numbers by the names of FIGURES, and each with "_std" where it was me
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from elit.card import Quality
+from elit.evaluation.quality import MeasuredOn
 from elit.reports.drawing import Panel, Point
 from elit.reports.page import Table
 
@@ -36,6 +38,11 @@ def figure_text(scores: Scores, name: str, digits: int) -> str:
     return f"{scores[name]:.{digits}f}{spread}"
 
 
+def numbers(row: Mapping[str, object]) -> dict[str, float]:
+    """Those of a row's values that are numbers."""
+    return {name: float(value) for name, value in row.items() if isinstance(value, int | float)}
+
+
 def gflops_text(gflops: float) -> str:
     """GFLOPs as tables show them: two decimals, or two digits of a tiny model's."""
     return f"{gflops:.2f}" if gflops >= 0.1 else f"{gflops:.2g}"
@@ -53,7 +60,7 @@ def without_empty(table: Table) -> Table:
     return replace(table, columns=columns, rows=rows)
 
 
-def quality_note(quality: Mapping[str, Any]) -> str:
+def quality_note(quality: MeasuredOn | Quality) -> str:
     """How the figures were measured, and how to read them."""
     seeds = len(quality["seeds"])
     return (
@@ -65,7 +72,7 @@ def quality_note(quality: Mapping[str, Any]) -> str:
 
 
 def quality_panels(
-    curves: Mapping[str, Sequence[tuple[float, Scores]]], x_label: str, quality: Mapping[str, Any] | None = None
+    curves: Mapping[str, Sequence[tuple[float, Scores]]], x_label: str, quality: MeasuredOn | Quality | None = None
 ) -> list[Panel]:
     """The three figures over some axis for the (x, scores) of each curve, with the deviation over seeds.
 

@@ -6,7 +6,7 @@ Of every class, the docstring explains each field as `name: text`; `elit train -
 import dataclasses
 import json
 from dataclasses import field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
@@ -246,9 +246,9 @@ class TrainConfig:
         if self.alignment.enabled:
             alignment_depth(self.alignment, self.model)
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, as JSON keeps them."""
-        plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        plain: dict[str, object] = json.loads(json.dumps(dataclasses.asdict(self)))
         return plain
 
 

@@ -55,7 +55,7 @@ def load_config(file: str | Path | None, options: list[str]) -> TrainConfig:
     return checked(nested(base | merged), kind, origin)
 
 
-def kind_and_preset(given: dict[str, Any]) -> tuple[type[TrainConfig], dict[str, Any]]:
+def kind_and_preset(given: dict[str, object]) -> tuple[type[TrainConfig], dict[str, object]]:
     """The kind of configuration that some values are of, and the values of their preset.
 
     Raises UserError for a preset or an architecture that is not known, and for two that do not go together.
@@ -143,14 +143,14 @@ def as_text(value: Any) -> Any:
     return os.path.expanduser(value)  # noqa: PTH111  # a Path would drop a slash of a URL
 
 
-def read_values(file: Path) -> dict[str, Any]:
+def read_values(file: Path) -> dict[str, object]:
     """The values of a YAML file by their whole keys, such as optimizer.lr. Raises UserError for what is no such file."""
     if not file.is_file():
         raise UserError(f"there is no config file {file}; give one of configs/, or one of your own")
     values = read_yaml(file)
     if not isinstance(values, dict):
         raise UserError(f"{file} holds no settings; write lines such as steps: 1000")
-    out: dict[str, Any] = {}
+    out: dict[str, object] = {}
     for key, value in flat_pairs(values):
         if key in out:
             raise UserError(f"{file}: {key} stands twice, whole and by its section; write it once")
@@ -158,12 +158,12 @@ def read_values(file: Path) -> dict[str, Any]:
     return out
 
 
-def parse_options(arguments: list[str], texts: Collection[str]) -> dict[str, Any]:
+def parse_options(arguments: list[str], texts: Collection[str]) -> dict[str, object]:
     """["--a.b", "1", "--c=2"] to {"a.b": 1, "c": 2}. Values are YAML, and those of `texts` are taken as they stand.
 
     Raises UserError for what is no option, or has no value.
     """
-    out: dict[str, Any] = {}
+    out: dict[str, object] = {}
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
@@ -180,7 +180,7 @@ def parse_options(arguments: list[str], texts: Collection[str]) -> dict[str, Any
     return out
 
 
-def flat_pairs(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat_pairs(values: dict[str, object], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """The values of nested dicts by their whole keys, a.b for {"a": {"b": 1}}; a key may come twice."""
     for key, value in values.items():
         if isinstance(value, dict):
@@ -189,12 +189,12 @@ def flat_pairs(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def flat(values: dict[str, Any]) -> dict[str, Any]:
+def flat(values: dict[str, object]) -> dict[str, object]:
     """{"a": {"b": 1}} to {"a.b": 1}."""
     return dict(flat_pairs(values))
 
 
-def nested(values: dict[str, Any]) -> dict[str, Any]:
+def nested(values: dict[str, object]) -> dict[str, object]:
     """The inverse of `flat`."""
     out: dict[str, Any] = {}
     for key, value in values.items():

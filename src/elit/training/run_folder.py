@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -96,7 +95,7 @@ def check_run(run: Path, config: TrainConfig, reads: Reads) -> str | None:
     if not file.is_file():
         return None
     try:
-        values = read_json(file, dict[str, Any])
+        values = read_json(file, dict[str, object])
         if "steps" not in values:
             raise UserError(f"{file} has no steps")
         old = checked(values, kind_of(values.get("architecture", "DiT")), str(file))
