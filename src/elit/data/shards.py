@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import pyarrow as pa
 
