@@ -23,12 +23,12 @@ def test_a_schedule_gives_every_sample_the_budget_of_its_time(make_dit: Callable
     """Above the time the piece's, below and at it what holds otherwise; a dense model has none."""
     model = make_dit().config
     t = torch.tensor([0.1, 0.5, 0.51, 0.9, 1.0])
-    budget = step_budget(BudgetConfig(schedule="1/4@t>0.8,1/2@t>0.5,1"), model, 0, 0, t)
+    budget = step_budget(BudgetConfig(schedule="1/4@t>0.8,1/2@t>0.5,1"), model, 0, 0, t, range(len(t)))
     assert isinstance(budget, torch.Tensor) and budget.tolist() == [1, 1, 0.5, 0.25, 0.25]
-    assert step_budget(BudgetConfig(schedule="1/2"), model, 0, 0, t).tolist() == [0.5] * 5
+    assert step_budget(BudgetConfig(schedule="1/2"), model, 0, 0, t, range(len(t))).tolist() == [0.5] * 5
     assert schedule_levels(BudgetConfig(schedule="1/4@t>0.8,1/2@t>0.5,1"), model) == (1, 2, 4)
     assert schedule_levels(BudgetConfig(), model) == ()
-    assert step_budget(BudgetConfig(schedule=HALF), make_dit(group_size=None).config, 0, 0, t) is None
+    assert step_budget(BudgetConfig(schedule=HALF), make_dit(group_size=None).config, 0, 0, t, range(len(t))) is None
 
 
 def test_a_batch_runs_every_sample_at_its_own_budget(make_config: Make, device: torch.device) -> None:

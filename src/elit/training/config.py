@@ -40,17 +40,24 @@ class DataConfig:
 
 @record
 class BudgetConfig:
-    """Which budget a step trains: a level drawn once per step, or one per sample by a schedule.
+    """Which budget a step trains: a level drawn once per step, one per sample by a schedule, or a mixture in every batch.
 
     lowest: lower end of the draw, a share of the latents; all levels from here to `highest` are equally likely.
     highest: upper end of the draw.
     schedule: instead of the draw, a budget for every sample by its time, such as "1/2@t>0.5,1": half of the latents where
     the noise is stronger, all otherwise.
+    mixed: instead of the draw, the share of every batch that runs below `highest`, at two levels drawn once per step, one
+    of the lower and one of the upper half of those from `lowest` on; all else runs at `highest`.
     """
 
     lowest: Share = 0.0625
     highest: Share = 1.0
     schedule: Text | None = None
+    mixed: Share = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mixed and self.schedule is not None:
+            raise UserError(f"budget.mixed {self.mixed} and budget.schedule {self.schedule} are two ways; leave one out")
 
 
 @record
@@ -237,6 +244,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         if self.model.window is not None:
             self.model.levels.draw(0, 0, self.budget.lowest, self.budget.highest)
+        check_mixed(self.budget, self.model)
         if self.budget.schedule is not None:
             from elit.target import parse_budget  # imports torch
 
@@ -272,6 +280,13 @@ def check_stages(flow: FlowConfig, model: DiTConfig) -> None:
             steps_by_stage(flow.stage_steps, stages)
     except UserError as error:
         raise UserError(f"flow: {error}") from error
+
+
+def check_mixed(budget: BudgetConfig, model: DiTConfig) -> None:
+    """Raises UserError for mixed budgets of a model that has one."""
+    if budget.mixed and model.levels.of(budget.lowest or 1.0) >= model.levels.of(budget.highest or 1.0):
+        what = "a dense model has one budget" if model.window is None else "lowest and highest are one level"
+        raise UserError(f"budget.mixed {budget.mixed} has nothing to mix, for {what}; set it to 0")
 
 
 def check_finetune(finetune: FinetuneConfig, model: DiTConfig, init_from: str | None) -> None:
