@@ -52,6 +52,45 @@ def test_a_schedule_that_cannot_be_read_is_refused(make_config: Make) -> None:
         make_config(budget__schedule="1/4@noise,1")
 
 
+def test_a_mixture_runs_a_share_at_two_levels_of_the_step(make_dit: Callable[..., DiT]) -> None:
+    """All else at the highest; the two are of the lower and the upper half; shares of processes are slices of the whole."""
+    model, config = make_dit(group_size=4, input_size=16).config, BudgetConfig(2 / 16, 14 / 16, mixed=0.25)
+    t, seen = torch.zeros(16), set()
+    for step in range(200):
+        whole = step_budget(config, model, 3, step, t, range(16))
+        assert isinstance(whole, torch.Tensor)
+        levels = [round(16 * budget) for budget in whole.tolist()]
+        below = [level for level in levels if level != 14]
+        assert [place for place, level in enumerate(levels) if level != 14] == [3, 7, 11, 15]
+        assert 2 <= below[0] <= 7 and 8 <= below[1] <= 13 and below[2:] == below[:2]
+        seen |= set(below)
+        parts = [step_budget(config, model, 3, step, t[:8], range(first, first + 8)) for first in (0, 8)]
+        assert torch.equal(torch.cat(parts), whole)  # type: ignore[arg-type]
+    assert seen == set(range(2, 14))
+    assert schedule_levels(config, model) == tuple(range(2, 15))
+
+
+def test_mean_flops_of_a_mixture(make_dit: Callable[..., DiT]) -> None:
+    """Half of the samples at the highest level, a quarter in the mean of each half of the others, counted step by step."""
+    model, config = make_dit(group_size=4, input_size=16), BudgetConfig(1 / 16, 1.0, mixed=0.5)
+    lower, upper = ([count_flops(model, k / 16) for k in half] for half in (range(1, 9), range(9, 16)))
+    brute = 0.5 * count_flops(model) + 0.25 * sum(lower) / 8 + 0.25 * sum(upper) / 7
+    assert mean_flops(model, config, FlowConfig()) == pytest.approx(brute, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"budget__schedule": HALF}, r"mixed 0\.5 and budget\.schedule .* are two ways; leave one out"),
+        ({"model__group_size": None}, r"mixed 0\.5 has nothing to mix, for a dense model has one budget; set it to 0"),
+        ({"budget__lowest": 1.0}, r"nothing to mix, for lowest and highest are one level"),
+    ],
+)
+def test_a_mixture_of_nothing_is_refused(make_config: Make, changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        make_config(budget__mixed=0.5, **changes)
+
+
 @pytest.mark.parametrize(
     ("lowest", "highest", "sees"), [(1 / 8, 1.0, False), (0.25, 0.75, True), (0.5, 5 / 8, False), (0.25, 0.25, True)]
 )

@@ -53,7 +53,7 @@ def mixed_levels(config: BudgetConfig, model: DiTConfig, seed: int, step: int) -
 
 
 def _halves(config: BudgetConfig, levels: Levels) -> tuple[list[int], list[int]]:
-    """The levels from `lowest` to below `highest`, lower and upper half; the middle one, or a single one, is in the lower."""
+    """The levels from `lowest` to below `highest` in two halves; the middle one, or a single one, is in the lower."""
     low, high = levels.of(config.lowest), levels.of(config.highest)
     counts = [count for count in levels.counts() if low <= count < high]
     middle = (len(counts) + 1) // 2
@@ -69,7 +69,8 @@ def mixed_level(mixed: float, place: int, levels: tuple[int, int]) -> int | None
 def schedule_levels(config: BudgetConfig, model: DiTConfig) -> tuple[int, ...]:
     """Every level that the samples of a batch may ask for, where these differ, lowest first; none else."""
     if config.mixed:
-        return tuple(k for k in model.levels.counts() if model.levels.of(config.lowest) <= k <= model.levels.of(config.highest))
+        low, high = model.levels.of(config.lowest), model.levels.of(config.highest)
+        return tuple(count for count in model.levels.counts() if low <= count <= high)
     schedule = training_schedule(config)
     if schedule is None or model.window is None:
         return ()

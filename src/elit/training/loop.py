@@ -1,7 +1,7 @@
 """The training loop, for any number of processes: flow matching with one random budget per step."""
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -29,6 +29,7 @@ from elit.distributed import (
     world_size,
 )
 from elit.errors import NumbersError, UserError
+from elit.labels import factor_names, labels_in_full
 from elit.training.alignment import stored_features
 from elit.training.batch import Batch, Draws, draw_batch
 from elit.training.checkpoint import Saver, checkpoints, kept, load_checkpoint, quiet, tidy
@@ -125,7 +126,8 @@ class Run:
     def sampler(self, codec: Codec) -> Sampler:
         """How the averaged weights are sampled."""
         start, course, empty = self.parts.start, self.parts.course, set(self.empty())
-        classes = tuple(label for label in range(self.num_classes) if label not in empty)
+        labels = labels_in_full(self.found.data.label_names) or range(self.num_classes)
+        classes = tuple(label for label in labels if label not in empty)
         return Sampler(course.path, course.sampling, codec, classes, start.model.window is not None, start.products)
 
 
@@ -153,7 +155,7 @@ def train_in(folder: Path, run: Run) -> Path:
     state.model.train()
     empty = run.empty()
     if empty:
-        say(describe_empty(empty, run.num_classes))
+        say(describe_empty(empty, run.num_classes, run.found.data.label_names))
     card = Card(
         course.sampling,
         path=course.path,
@@ -191,9 +193,13 @@ def look_of(run: Run, folder: Path, log: Log) -> Callable[[bool], None]:
     return look
 
 
-def describe_empty(empty: list[int], num_classes: int) -> str:
-    """The warning that some classes will not be learned."""
-    listed = ", ".join(map(str, empty[:8])) + (f" and {len(empty) - 8} more" if len(empty) > 8 else "")
+def describe_empty(empty: list[int], num_classes: int, names: Sequence[str]) -> str:
+    """The warning that some classes will not be learned. names: of the classes, as far as they are known."""
+    paired = bool(factor_names(names))
+    listed = ", ".join(names[i] if paired else str(i) for i in empty[:8])
+    listed += f" and {len(empty) - 8} more" if len(empty) > 8 else ""
+    if paired:
+        return f"the data hold no samples of {listed}: what such pairs look like is guessed from their parts"
     return (
         f"warning: of the {num_classes} classes of model.num_classes, the data hold no samples of {listed}: samples of these"
         f" will mean nothing; set model.num_classes {num_classes - len(empty)}, or give them pictures"

@@ -1,0 +1,55 @@
+"""The held-out loss against its sum, picture by picture in float64, and its errors against their definitions."""
+
+import statistics
+
+import pytest
+import torch
+
+from elit import DiT, UserError
+from elit.data.images import LabelledImages
+from elit.evaluation.heldout import Loss, heldout_loss
+from elit.sampling import image_noise
+
+
+@pytest.fixture
+def data() -> LabelledImages:
+    images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return LabelledImages(images, torch.tensor([0, 3, -1, 6, 2]), tuple("abcdefg"))
+
+
+def test_it_is_the_mean_squared_error_at_fixed_points(tiny: DiT, data: LabelledImages) -> None:
+    """Of four of five pictures, two at a time, at two budgets; a picture without a label is told none."""
+    told: list[int] = []
+    found = heldout_loss(tiny, data, 4, (0.25, 1.0), times=(0.2, 0.9), batch=2, done=told.append)
+    assert sum(told) == 4 * 2 * 2
+    for loss, budget in zip(found, (0.25, 1.0), strict=True):
+        for place, row in enumerate((0, 1, 2, 3)):
+            x = data.images[row].double() / 127.5 - 1
+            noise = image_noise(0, (1, 3, 8, 8), "held out noise", place)[0].double()
+            label = int(data.labels[row])
+            expected = []
+            for t in (0.2, 0.9):
+                x_t = ((1 - t) * x + t * noise).float()[None]
+                velocity = tiny(x_t, torch.tensor([t]), torch.tensor([7 if label < 0 else label]), budget)[0].double()
+                expected.append((velocity - (noise - x)).square().mean().item())
+            assert loss.of_each[place].item() == pytest.approx(statistics.mean(expected), rel=1e-5)
+
+
+def test_pictures_are_spread_over_the_data_and_the_same_for_any_batch(tiny: DiT, data: LabelledImages) -> None:
+    whole, parts = (heldout_loss(tiny, data, 2, (1.0,), batch=batch)[0].of_each for batch in (2, 1))
+    torch.testing.assert_close(whole, parts, rtol=1e-6, atol=0)
+    first = heldout_loss(tiny, data, 5, (1.0,))[0].of_each[0]
+    assert whole[0] == pytest.approx(first.item(), rel=1e-6)
+
+
+def test_errors_are_of_the_mean_and_paired() -> None:
+    a, b = Loss(torch.tensor([1.0, 2.0, 4.0, 5.0])), Loss(torch.tensor([0.9, 1.8, 3.7, 4.8]))
+    assert a.mean == 3 and a.error == pytest.approx(statistics.stdev([1, 2, 4, 5]) / 2)
+    apart = [0.1, 0.2, 0.3, 0.2]
+    assert a.above(b) == pytest.approx((0.2 / 2.8, statistics.stdev(apart) / 2 / 2.8), rel=1e-5)
+
+
+@pytest.mark.parametrize("count", [1, 6])
+def test_a_count_that_is_not_there_is_refused(tiny: DiT, data: LabelledImages, count: int) -> None:
+    with pytest.raises(UserError, match=f"{count} held-out pictures were asked for; give 2 to 5"):
+        heldout_loss(tiny, data, count, (1.0,))
