@@ -78,8 +78,9 @@ def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> LabelRul
     A file has one label per line. A path without the @ is taken for a file where it is no label, and looks like a path.
     Raises UserError for a label that the model does not have; a file's error names the line.
     """
-    if text == "uniform" or text == "balanced":
-        return LabelRule(text, classes, whole=tuple(labels_in_full(names)))
+    drawn: dict[str, Literal["uniform", "balanced"]] = {"uniform": "uniform", "balanced": "balanced"}
+    if text in drawn:
+        return LabelRule(drawn[text], classes, whole=tuple(labels_in_full(names)))
     if text.startswith("@") and text not in names:
         return LabelRule("list", classes, tuple(_file_labels(Path(text[1:]), classes, names)))
     parts = [text] if text in names else [part.strip() for part in text.split(",")]

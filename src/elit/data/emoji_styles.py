@@ -213,8 +213,8 @@ def names_by_code(chars: dict[str, dict[str, str]], icons: dict[str, IconSet]) -
     for told in chars.values():
         for code, name in told.items():
             codes.setdefault(name, set()).add(code)
-    for told in icons.values():
-        for alias, of in told.aliases.items():
+    for drawings in icons.values():
+        for alias, of in drawings.aliases.items():
             if not of.hFlip and (alias in codes) != (of.parent in codes):
                 known, new = (alias, of.parent) if alias in codes else (of.parent, alias)
                 codes[new] = codes[known]
