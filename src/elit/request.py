@@ -1,5 +1,6 @@
 """What is asked for in words, such as on a command line: a model by name, labels, a budget; and the samples made of it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -10,13 +11,19 @@ from elit.card import load_card
 from elit.codec import load_codec
 from elit.console import say
 from elit.distributed import from_main, is_main, local_device, process_group
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
+from elit.files import check_writable, read_bytes, written_whole
 from elit.generation import check_count, fitting_tile, generate
 from elit.guidance import Guidance
 from elit.hub import find_model
+from elit.imprint import PICTURE_BYTES, png, read_imprint
 from elit.labels import parse_labels
+from elit.pictures import to_image
 from elit.recipe import Recipe
+from elit.sampling import sample
 from elit.target import Budget
-from elit.weights import load_model
+from elit.weights import fingerprint, load_model
 
 USUAL_COUNT = 16  # of images, where neither a number nor labels are given
 
@@ -93,3 +100,58 @@ class Request:
             if self.wishes.tile is None:
                 recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, self.out))
             return count, generate(model, recipe, labels, count, self.out, codec, self.batch, self.npz, card.label_names)
+
+
+@dataclass(frozen=True)
+class Granted:
+    """A level for every time that a sampler asks for, as an imprint tells them."""
+
+    budgets: dict[float, float]
+
+    def at(self, t: float) -> float:
+        return self.budgets[t]
+
+
+def repeat(picture: Path, out: Path, model: str | None, codec: str | None, device: str) -> Path:
+    """Draws a picture again as its imprint says, and writes it below `out` under its name: to the byte, on the same kind of
+    device, where it shared no call with others.
+
+    Raises UserError for a picture without an imprint, for another model or codec than drew it, and where another file of
+    that name is there.
+    """
+    imprint, source = read_imprint(picture), find_model(model)
+    card, where = load_card(source), local_device(device)
+    network = load_model(source, str(where)).to(getattr(torch, imprint.dtype, torch.float32))
+    if fingerprint(network) != imprint.model:
+        raise UserError(
+            f"{picture} was drawn by the model {imprint.model}, and this is {fingerprint(network)}; give --model"
+        )
+    decoder = load_codec(codec, network.input.channels, where, card.encoding)
+    if decoder.name != imprint.codec:
+        raise UserError(f"{picture} was decoded by {imprint.codec}, and this is {decoder.name}; give --codec")
+    weak = imprint.guidance_budget
+    guidance = Guidance(imprint.guidance_scale, imprint.guidance_interval, weak, imprint.weak_label)
+    recipe = replace(card.recipe, sampler=imprint.sampler, steps=imprint.steps, guidance=guidance, seed=imprint.seed, tile=1)
+    budget = granted(recipe, network, imprint.levels)
+    x = sample(
+        *(network, list(imprint.labels), imprint.sampler, imprint.steps, budget, guidance, imprint.seed), path=recipe.path
+    )
+    if imprint.index >= len(x):
+        raise UserError(f"{picture} is to be image {imprint.index} of {len(x)}; its settings were changed")
+    content = png(to_image(decoder.decode(x)[imprint.index].cpu()), imprint)
+    file = out / picture.name
+    if file.exists() and read_bytes(file, PICTURE_BYTES) != content:
+        raise UserError(f"{file} is there and is another picture; give another --out")
+    check_writable(out)
+    with written_whole(file) as part:
+        part.write_bytes(content)
+    return file
+
+
+def granted(recipe: Recipe, model: ElasticModel, levels: Sequence[int]) -> float | Granted:
+    """The budget of a recipe at which these levels were granted, one for every time that the sampler asked for."""
+    times = list(dict.fromkeys(recipe.asked(recipe.parts(model)[0][1])))
+    if len(times) != len(levels) or max(levels) > model.latents:
+        raise UserError(f"{len(levels)} levels were told for {len(times)} steps of this model; the settings were changed")
+    budgets = [level / model.latents for level in levels]
+    return budgets[0] if len(set(budgets)) == 1 else Granted(dict(zip(times, budgets, strict=True)))

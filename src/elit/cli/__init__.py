@@ -31,6 +31,8 @@ COMMANDS = {
     "info": Command("parameters and GFLOPs per budget of a preset or of a model", "models", "add_info"),
     "sample": Command("make images in any number, with any budget and guidance", "sample", "add_sample"),
     "report": Command("pictures, figures and one page on what a model does", "report", "add_report"),
+    "app": Command("a page on this machine: move the budget, and see what it draws", "serve", "add_app"),
+    "serve": Command("serve a model over HTTP, with budgets that meet deadlines", "serve", "add_serve"),
     "prepare": Command("make data for training: pictures of one size, and their latents", "prepare", "add_prepare"),
     "train": Command("train a model, or go on with a run", "train", "add_train"),
     "evaluate": Command("FID and other measures of images, or of a model's samples", "evaluate", "add_evaluate"),

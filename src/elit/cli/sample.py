@@ -86,6 +86,13 @@ def add_sample(command: Parser) -> None:
         help="a fraction (1/4), a schedule (1/4@t>0.5,1), one for each stage (1/4,1), or a cost of one forward (80gflops,"
         " 150ms)",
     )
+    command.add_argument(
+        "--from",
+        dest="picture",
+        type=folder,
+        metavar="PICTURE",
+        help="a PNG file of elit app or elit serve, which is drawn again as it says, and goes to the folder itself",
+    )
     command.add_argument("--npz", action="store_true", help="also write all images as one array, for ADM's evaluator")
     command.add_argument(
         "--batch", type=whole(1, MOST_AT_ONCE), default=1, help="tiles made between two hand-overs to the writers"
@@ -143,8 +150,13 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
 
 def run_sample(options: argparse.Namespace) -> None:
     from elit.distributed import is_main
-    from elit.request import Request
+    from elit.request import Request, repeat
 
+    if options.picture is not None:
+        if options.labels != "uniform" or options.count is not None or options.budget != "1":
+            raise UserError("--from says all of it; leave --labels, --count and --budget out")
+        show(f"{repeat(options.picture, options.out, options.model, options.codec, options.device)} is drawn again")
+        return
     request = Request(
         out=options.out,
         wishes=wishes_of(options),

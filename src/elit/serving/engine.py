@@ -212,13 +212,13 @@ class Engine:
                 condition = Labels(y[rows], self.model.null_class)
                 answers.append(self.model(x[rows], t[rows], condition, budgets if self.model.core else None).float())
             except (MemoryError, RuntimeError) as error:
-                if not _is_memory(error) or len(chosen) == 1:
+                if not is_memory(error) or len(chosen) == 1:
                     raise
                 self.most_rows, self.out_of_memory = len(chosen) // 2, self.out_of_memory + 1
         return torch.cat(answers)[torch.tensor(order, device=x.device).argsort()]
 
 
-def _is_memory(error: Exception) -> bool:
+def is_memory(error: Exception) -> bool:
     """Whether memory ran out: on CPUs torch has no type for that, only its allocator's name in the text."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "DefaultCPUAllocator: " in str(error)
 

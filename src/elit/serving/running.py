@@ -1,0 +1,85 @@
+"""A server from its beginning to its end: bound to an address, told of, and drained when it is asked to end."""
+
+import signal
+import socket
+from collections.abc import Callable
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn import Config
+
+from elit.console import say
+from elit.errors import UserError
+from elit.serving.messages import Settings
+from elit.serving.server import LOOPBACK, application
+
+BACKLOG = 2048  # connections that the system keeps waiting
+
+
+class Telling(uvicorn.Server):
+    """uvicorn's own, which says where it is once it answers, and ends at once where no worker could begin."""
+
+    def __init__(self, app: FastAPI, config: Config, told: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.pool, self.told = app.state.server.pool, told
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """A signal ends the server, and no more: asked for once it drains, asked for twice by Ctrl-C it leaves at once."""
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.pool.broken is not None:
+            self.should_exit = True
+        elif self.started:
+            self.told()
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that listens at an address; port 0 is any free one. Raises UserError where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise UserError(f"{host}:{port} cannot be listened at ({error.strerror or error}); give another --port") from error
+    return listening
+
+
+def configured(app: FastAPI, settings: Settings) -> Config:
+    """How uvicorn runs the application."""
+    return Config(
+        app,
+        log_level="error",
+        access_log=False,
+        timeout_graceful_shutdown=int(settings.drain_s),
+        timeout_keep_alive=30,
+        backlog=BACKLOG,
+        lifespan="on",
+        ws="none",
+    )
+
+
+def serve(settings: Settings, host: str, port: int) -> None:
+    """Serves until SIGTERM or Ctrl-C: then what is under way is finished, for at most `settings.drain_s` seconds.
+
+    Raises UserError for an address that cannot be had, and where no worker can begin.
+    """
+    listening = bound(host, port)
+    name = f"[{host}]" if ":" in host else host
+    where = f"http://{name}:{listening.getsockname()[1]}"
+    app = application(settings, LOOPBACK if host in LOOPBACK else ())
+    config = configured(app, settings)
+    say("loading the model")
+    Telling(app, config, lambda: say(f"{'the page is at' if settings.page else 'serving at'} {where}")).run(
+        sockets=[listening]
+    )
+    listening.close()
+    broken = app.state.server.pool.broken
+    if broken is not None:
+        raise UserError(broken)
