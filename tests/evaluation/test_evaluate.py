@@ -3,6 +3,7 @@
 import csv
 import errno
 import json
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -263,6 +264,23 @@ def test_two_processes_measure_what_one_does(tiny: DiT, tmp_path: Path, monkeypa
     assert one == two
     assert len(json.loads(one)) == 5
     assert (tmp_path / "one" / "s.npz").read_bytes() == (tmp_path / "two" / "s.npz").read_bytes()
+
+
+def test_what_one_process_cannot_open_is_told_by_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The file of rows that the first process made is not seen by the second: both tell so, and neither waits."""
+    monkeypatch.chdir(tmp_path)
+    write_pictures(tmp_path / "ours", pictures(6))
+    extractor = tiny_extractor()
+
+    def work() -> None:
+        with process_group():
+            if os.environ["RANK"] == "1":
+                np.load = lambda *given, **more: (_ for _ in ()).throw(FileNotFoundError(errno.ENOENT, "no such file"))
+            measure_features(open_images("ours"), extractor, 5, Path("out") / "work", rows=True)
+
+    assert run_ranks(2, work, Path("log")) == [2, 2]
+    said = Path("log").read_text()
+    assert said.count("rank 1 cannot open") == 2 and said.count("give an --out on storage that all processes share") == 2
 
 
 def test_statistics_are_made_of_ones_own_data(

@@ -1,6 +1,7 @@
 """The quality report: fair halves, resumable figures, and an honest verdict."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,13 +15,16 @@ from elit.pixels import to_float
 from elit.precision import fast_bfloat16
 from elit.recipe import Recipe
 from elit.weights import fingerprint, read_tensors
+from small_world import narrow_features
 
 COUNT = 24
 
 
 @pytest.fixture(scope="module")
-def judge() -> Judge:
-    return Judge(COUNT)
+def judge() -> Iterator[Judge]:
+    with pytest.MonkeyPatch.context() as patch:
+        narrow_features(patch)
+        yield Judge(COUNT)
 
 
 @pytest.fixture(scope="module")

@@ -28,6 +28,7 @@ from elit.reports.scorecard import (
 from elit.training.config import TrainConfig
 from elit.training.reading import load_config
 from elit.weights import fingerprint, load_model
+from small_world import narrow_features
 
 ROOT = Path(__file__).parents[2]
 DENSE_EMOJI = elit.DiTConfig(input_size=32, patch_size=8, in_channels=3, num_classes=99, width=32, depth=3, heads=2)
@@ -165,6 +166,7 @@ def test_one_command_measures_both_and_writes_card_table_and_pictures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    narrow_features(monkeypatch)
     elastic = model_folder(tmp_path / "elastic", EMOJI)
     dense = model_folder(tmp_path / "dense", DENSE_EMOJI)
     Path("page.md").write_text(f"{BEGIN}\n{END}\n")
