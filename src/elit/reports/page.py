@@ -49,15 +49,19 @@ class Figure:
 PagePart: TypeAlias = str | Table | Figure
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #ffffff; --line: #d5d5dd; --soft: #5c5c68; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e6ec; --paper: #17171b; --line: #3a3a44; --soft: #a3a3b0; } }
+:root { color-scheme: light dark; --ink: #1b1b1f; --paper: #ffffff; --line: #d5d5dd; --soft: #5c5c68; --shade: #00000030; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e6e6ec; --paper: #17171b; --line: #3a3a44; --soft: #a3a3b0; --shade: #ffffff40; }
+}
 * { box-sizing: border-box; }
 body { margin: 0; color: var(--ink); background: var(--paper); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 76rem; margin: 0 auto; padding: 2rem 1rem; }
 h1, h2, p, footer { max-width: 48rem; margin-left: auto; margin-right: auto; overflow-wrap: anywhere; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin-top: 0; }
 h2 { font-size: 1.15rem; margin-top: 2.5rem; margin-bottom: 0.5rem; }
-.scroll { overflow-x: auto; }
+.scroll { overflow-x: auto;  /* a shade at its right edge, while there is more */
+  background: linear-gradient(to left, var(--paper) 40%, transparent) right / 3rem 100% no-repeat local,
+  linear-gradient(to left, var(--shade), transparent) right / 1.25rem 100% no-repeat scroll; }
 table { border-collapse: collapse; margin: 0 auto; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { vertical-align: bottom; }
@@ -75,7 +79,8 @@ dd span { display: inline-block; max-width: 100%; }
 @media (max-width: 40rem) {
   table { font-size: 0.8rem; }
   th, td { padding: 0.25rem 0.35rem; }
-  th { white-space: normal; }
+  th, td:first-child { white-space: normal; }
+  td:first-child { min-width: 6rem; }
   td span { display: block; }
 }
 """
