@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from elit.pipeline import ElitPipeline
     from elit.published import load_published
     from elit.sampling import sample
+    from elit.step_cache import StepCache
     from elit.target import Budget
     from elit.weights import load_model
 
@@ -38,6 +39,7 @@ _HOMES = {
     "FlowPath": "elit.flow",
     "Guidance": "elit.guidance",
     "Schedule": "elit.elastic.schedule",
+    "StepCache": "elit.step_cache",
     "TimeLaw": "elit.flow",
     "UserError": "elit.errors",
     "budget": "elit.backbones.hosts.budgets",
@@ -62,6 +64,7 @@ __all__ = [
     "FlowPath",
     "Guidance",
     "Schedule",
+    "StepCache",
     "TimeLaw",
     "UserError",
     "__version__",

@@ -17,37 +17,42 @@ from elit.elastic.model import ElasticModel
 
 
 def meta_call(
-    model: ElasticModel, batch: int, budget: Budget, grad: bool = False, device: str = "meta"
+    model: ElasticModel, batch: int, budget: Budget, grad: bool = False, device: str = "meta", blocks: bool = True
 ) -> Callable[[], Tensor]:
-    """A forward of the model on meta tensors, which have shapes and no data; the model itself is left alone."""
+    """A forward of the model on meta tensors, which have shapes and no data; the model itself is left alone.
+
+    blocks: whether they run, and not only what is around them.
+    """
     named = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     state = {
         name: torch.empty(tensor.shape, dtype=tensor.dtype, device=device, requires_grad=grad)
         for name, tensor in named.items()
     }
     inputs = model.example(batch, device)
+    if not blocks:
+        return lambda: functional_call(model, state, (*inputs, budget, lambda tokens, run: tokens))
     return lambda: functional_call(model, state, (*inputs, budget))
 
 
-def count_flops(model: ElasticModel, budget: Budget = None) -> int:
+def count_flops(model: ElasticModel, budget: Budget = None, blocks: bool = True) -> int:
     """FLOPs of one forward at batch 1: every matrix product, adaLN and embeddings included, a multiply-add as 2.
 
     Norms, activations and additions are not counted, as in the paper's tables. A model that its configuration tells wholly
-    is counted once at a level; one count takes up to a second.
+    is counted once at a level; one count takes up to a second. blocks: whether they run, which a cache may leave out.
     """
     if not isinstance(model.config, DiTConfig) or (model.core is None and budget is not None):
-        return _counted(model, budget)
-    key = (type(model), model.config, model.levels.resolve(budget, 1))
+        return _counted(model, budget, blocks)
+    key = (type(model), model.config, model.levels.resolve(budget, 1), blocks)
     if key not in _KNOWN:
-        _KNOWN[key] = _counted(model, budget)
+        _KNOWN[key] = _counted(model, budget, blocks)
     return _KNOWN[key]
 
 
-_KNOWN: dict[tuple[type[ElasticModel], DiTConfig, Level], int] = {}
+_KNOWN: dict[tuple[type[ElasticModel], DiTConfig, Level, bool], int] = {}
 
 
-def _counted(model: ElasticModel, budget: Budget) -> int:
-    forward = meta_call(model, 1, budget)
+def _counted(model: ElasticModel, budget: Budget, blocks: bool) -> int:
+    forward = meta_call(model, 1, budget, blocks=blocks)
     with FlopCounterMode(display=False) as counter:
         forward()
     return int(counter.get_total_flops())

@@ -88,7 +88,8 @@ def settings_of(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: C
         "codec": codec.name,
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": parameter.device.type,
-        **(_stages_of(model, recipe)),
+        **_stages_of(model, recipe),
+        **({} if recipe.cache is None else {"cache": asdict(recipe.cache)}),
     }
 
 

@@ -16,6 +16,7 @@ from elit.elastic.schedule import OverTime
 from elit.errors import UserError
 from elit.pyramid import Stage
 from elit.samplers import Velocity
+from elit.step_cache import Clocks, Memory, StepCache, TimeChange, Together
 from elit.words import shown
 
 APART = 4  # images; as many on a CPU run faster in two passes, whose activations stay in the caches, than in one of 2 B
@@ -75,13 +76,15 @@ class Guidance:
 class Bound:
     """velocity(x, t) of a model for a condition at a budget, as samplers take it; float32, whatever the model's dtype.
 
-    stage: of a pyramid, the part of its ODE that is sampled; None where there are no stages.
+    stage: of a pyramid, the part of its ODE that is sampled; None where there are no stages. memory: what this path may
+    reuse of earlier calls; None where every call runs.
     """
 
     model: ElasticModel
     condition: Condition
     budget: Budget | OverTime = None
     stage: Stage | None = None
+    memory: Memory | None = None
 
     def at(self, t: float) -> Budget:
         """The budget at time t."""
@@ -89,11 +92,26 @@ class Bound:
 
     def times(self, x: Tensor, t: float) -> Tensor:
         """The model's times at the sampler's t: (B,), or of a pyramid (B, S)."""
-        clocks = t if self.stage is None else self.stage.clocks(t)
-        return torch.tensor(clocks, dtype=torch.float32, device=x.device).expand(len(x), *[-1] * (self.stage is not None))
+        return torch.tensor(self.clocks(t), dtype=torch.float32, device=x.device).expand(
+            len(x), *[-1] * (self.stage is not None)
+        )
+
+    def clocks(self, t: float) -> Clocks:
+        """The model's time at the sampler's t, or that of every stage."""
+        return t if self.stage is None else self.stage.clocks(t)
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
-        return self.paced(self.model(self.seen(x), self.times(x, t), self.condition, self.at(t)))
+        self.decide(x, t)
+        return self.velocity(x, t)
+
+    def decide(self, x: Tensor, t: float) -> bool:
+        """Whether the call at t reuses an earlier one; it must be made next."""
+        return self.memory is not None and self.memory.decide(self.clocks(t), self.model.levels.resolve(self.at(t), len(x)))
+
+    def velocity(self, x: Tensor, t: float) -> Tensor:
+        """The call that was decided on."""
+        inputs = (self.seen(x), self.times(x, t), self.condition, self.at(t))
+        return self.paced(self.model(*inputs) if self.memory is None else self.model(*inputs, self.memory.around))
 
     def seen(self, x: Tensor) -> Tensor:
         """What the model is given of the state."""
@@ -105,9 +123,19 @@ class Bound:
         return v if self.stage is None else v * self.stage.pyramid.spread(self.stage.speeds(), v)
 
 
-def bind(model: ElasticModel, condition: Condition, budget: Budget | OverTime = None, stage: Stage | None = None) -> Bound:
-    """The velocity of a model for a condition at a budget: a fraction, one per sample, or anything with `.at(t)`."""
-    return Bound(model, condition, budget, stage)
+def bind(
+    model: ElasticModel,
+    condition: Condition,
+    budget: Budget | OverTime = None,
+    stage: Stage | None = None,
+    cache: StepCache | None = None,
+) -> Bound:
+    """The velocity of a model for a condition at a budget: a fraction, one per sample, or anything with `.at(t)`.
+
+    cache: when its calls may reuse earlier ones, of which it has a memory of its own.
+    """
+    memory = None if cache is None else Memory(cache, TimeChange(model))
+    return Bound(model, condition, budget, stage, memory)
 
 
 def guided(strong: Bound, weak: Bound, guidance: Guidance) -> Velocity:
@@ -121,12 +149,14 @@ def guided(strong: Bound, weak: Bound, guidance: Guidance) -> Velocity:
         weights = guidance_weights(guidance, t, strong.stage)
         if all(weight == 1 for weight in weights):
             return strong(x, t)
-        if (level := _common_level(strong, weak, x, t)) is not None:
+        alike = strong.decide(x, t) == weak.decide(x, t)
+        if alike and (level := _common_level(strong, weak, x, t)) is not None:
             condition, seen, times = strong.condition.joined(weak.condition), strong.seen(x), strong.times(x, t)
-            both = strong.model(torch.cat([seen, seen]), torch.cat([times, times]), condition, level / strong.model.latents)
-            v_strong, v_weak = map(strong.paced, both.chunk(2))
+            inputs = (torch.cat([seen, seen]), torch.cat([times, times]), condition, level / strong.model.latents)
+            memories = () if strong.memory is None or weak.memory is None else (Together(strong.memory, weak.memory).around,)
+            v_strong, v_weak = map(strong.paced, strong.model(*inputs, *memories).chunk(2))
         else:
-            v_strong, v_weak = strong(x, t), weak(x, t)
+            v_strong, v_weak = strong.velocity(x, t), weak.velocity(x, t)
         weight = weights[0] if strong.stage is None else strong.stage.pyramid.spread(weights, v_strong)
         return beyond(v_strong, v_weak, weight)
 
@@ -150,7 +180,12 @@ def guidance_weights(guidance: Guidance, t: float, stage: Stage | None = None) -
 
 
 def guided_velocity(
-    model: ElasticModel, condition: Condition, budget: Budget | OverTime, guidance: Guidance, stage: Stage | None = None
+    model: ElasticModel,
+    condition: Condition,
+    budget: Budget | OverTime,
+    guidance: Guidance,
+    stage: Stage | None = None,
+    cache: StepCache | None = None,
 ) -> Velocity:
     """The guided velocity of one model, whose weak path differs in its label or its budget. Raises UserError for a weak
     budget asked of a dense model.
@@ -159,7 +194,8 @@ def guided_velocity(
         raise UserError(f"guidance weak_budget {guidance.weak_budget} was asked of a dense model, which has one budget")
     weak_condition = _weak_condition(model, condition, guidance.weak_label)
     weak_budget = budget if guidance.weak_budget is None else guidance.weak_budget
-    return guided(bind(model, condition, budget, stage), bind(model, weak_condition, weak_budget, stage), guidance)
+    strong = bind(model, condition, budget, stage, cache)
+    return guided(strong, bind(model, weak_condition, weak_budget, stage, cache), guidance)
 
 
 def _weak_condition(model: ElasticModel, condition: Condition, weak_label: str | int) -> Condition:

@@ -6,7 +6,7 @@ from pathlib import Path
 from elit.bundled import FOLDER
 from elit.errors import UserError
 from elit.files import found
-from elit.weights import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, model_in
+from elit.weights import CACHE_FILE, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, model_in
 
 BUNDLED = "bundled"  # what commands call the bundled model
 
@@ -41,7 +41,7 @@ def find_model(name: str | Path | None = None) -> Path:
     if folder.exists() or not is_hub_id(str(name)):
         return model_in(folder)
     remedy = f"there is no folder {name} either: give a model folder, or fetch it where there is a network"
-    return from_hub(str(name), [WEIGHTS_FILE, CONFIG_FILE, CARD_FILE], remedy)
+    return from_hub(str(name), [WEIGHTS_FILE, CONFIG_FILE, CARD_FILE, CACHE_FILE], remedy)
 
 
 def names_model(name: str) -> bool:

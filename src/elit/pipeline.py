@@ -11,6 +11,7 @@ import torch
 from rich.progress import Progress
 from torch import Tensor, nn
 
+from elit.cache_fit import load_fit
 from elit.card import Card, load_card, save_card
 from elit.codec import Codec, load_codec, makes_pixels
 from elit.console import progress_bar
@@ -25,8 +26,9 @@ from elit.model_card import model_card
 from elit.pictures import to_image
 from elit.samplers import Callback
 from elit.sampling import sample, whole_labels
+from elit.step_cache import StepCache, check_threshold
 from elit.target import Budget, parse_fraction
-from elit.weights import README_FILE, load_model, new_model_folder, original, save_weights
+from elit.weights import CACHE_FILE, README_FILE, fingerprint, load_model, new_model_folder, original, save_weights
 from elit.words import shown
 
 
@@ -47,6 +49,7 @@ class ElitPipeline:
             raise UserError(f"model is one that create_model or load_model makes, not {shown(model)}")
         self.model, self.card, self.codec = model.eval(), card or Card(), codec
         self._shows_progress = True
+        self._calibrated: tuple[Path, str] | None = None  # the folder of a cache's calibrations, and whose they are
 
     def set_progress_bar_config(self, disable: bool = False) -> None:
         """Whether a bar shows the sampler's steps. It never does where the error stream is no terminal."""
@@ -62,8 +65,11 @@ class ElitPipeline:
         folder = find_model(name)
         model = load_model(folder)
         channels, card = model.samples.channels, load_card(folder)
+        fits = (folder, fingerprint(model)) if (folder / CACHE_FILE).is_file() else None
         later = codec is None and not makes_pixels(card.encoding, channels)
-        return cls(model, card, None if later else load_codec(codec, channels, torch.device("cpu"), card.encoding))
+        pipe = cls(model, card, None if later else load_codec(codec, channels, torch.device("cpu"), card.encoding))
+        pipe._calibrated = fits
+        return pipe
 
     def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None) -> "ElitPipeline":
         """Moves model and codec, in place, and returns the pipeline."""
@@ -94,6 +100,7 @@ class ElitPipeline:
         guidance: Guidance | None = None,
         callback_on_step_end: Callback | None = None,
         num_images_per_prompt: int = 1,
+        cache: float | StepCache | None = None,
     ) -> PipelineOutput:
         """Pictures of the labels: `num_images_per_prompt` of each, one after another.
 
@@ -107,6 +114,7 @@ class ElitPipeline:
             seed: image i's noise comes from (seed, i). generator: draws the noise instead, or one for each image does.
             output_type: "pil" images, "np" (B, H, W, 3) in [0, 1], "pt" (B, 3, H, W) in [0, 1], or the model's own "latent".
             callback_on_step_end: see `elit.samplers`.
+            cache: a threshold, such as 0.1, of a calibrated model (see `elit calibrate-cache`), or a `StepCache`.
 
         Raises UserError, naming the argument, for a value that cannot be, and for two that say the same thing.
         """
@@ -133,6 +141,7 @@ class ElitPipeline:
                 path=self.card.path,
                 thresholds=self.card.sampling.thresholds,
                 callback_on_step_end=callback,
+                cache=self._cache(cache, sampler, count),
             )
         return PipelineOutput(self.finish(x, output_type), chosen, run)
 
@@ -144,6 +153,17 @@ class ElitPipeline:
         if num_inference_steps is None and steps is None:
             return self.card.sampling.steps
         return steps if num_inference_steps is None else num_inference_steps  # type: ignore[return-value]
+
+    def _cache(self, cache: float | StepCache | None, sampler: str, steps: int | Sequence[int]) -> StepCache | None:
+        if cache is None or isinstance(cache, StepCache):
+            return cache
+        check_threshold(cache)
+        if self._calibrated is None:
+            raise UserError(
+                f"cache {cache} needs a calibrated model; run elit calibrate-cache on its folder, or give a StepCache"
+            )
+        fit = load_fit(*self._calibrated, steps if isinstance(steps, int) else tuple(steps), sampler)
+        return StepCache(cache, fit.coefficients)
 
     def _guidance(
         self, whole: Guidance | None, scale: float | None, weak_budget: float | str | None, autoguidance: bool

@@ -16,6 +16,7 @@ from elit.guidance import Guidance, guidance_weights
 from elit.pyramid import Stage
 from elit.samplers import even_times, sde_times
 from elit.sampling import MOST_STEPS, sample, staged_steps
+from elit.step_cache import Memory, StepCache, TimeChange
 
 LARGEST_TILE = 4096
 
@@ -30,10 +31,9 @@ def steps_text(steps: int | tuple[int, ...]) -> str:
 class Recipe:
     """All that, with a model and the labels, decides the pixels of image i.
 
-    sampler, steps, budget, guidance, path, thresholds and stages are those of `elit.sample`. seed: image i's noise comes
-    from (seed, i). tile: how many images go through the model at once, since matrix products differ in the last bit with the
-    batch's size.
-    Raises UserError for counts of steps, and tiles, that cannot be.
+    sampler, steps, budget, guidance, path, thresholds, stages and cache are those of `elit.sample`. seed: image i's noise
+    comes from (seed, i). tile: how many images go through the model at once, since matrix products differ in the last bit
+    with the batch's size. Raises UserError for counts of steps, and tiles, that cannot be.
     """
 
     sampler: str = "euler"
@@ -45,6 +45,7 @@ class Recipe:
     tile: int = 8
     thresholds: tuple[float, ...] | None = None
     stages: int | None = None
+    cache: StepCache | None = None
 
     def __post_init__(self) -> None:
         for count in self.counts:
@@ -96,16 +97,30 @@ class Recipe:
             callback_on_step_end=called,
             thresholds=self.thresholds,
             stages=self.stages,
+            cache=self.cache,
         )
 
-    def forwards(self, model: ElasticModel) -> Iterator[float]:
-        """The budget of each forward of the model: at every time that the sampler asks for, one, or with guidance two."""
+    def forwards(self, model: ElasticModel) -> Iterator[tuple[float, bool]]:
+        """Of each forward of the model its budget, and whether a cache leaves its blocks out.
+
+        At every time that the sampler asks for there is one, or with guidance two.
+        """
+        changes = None if self.cache is None else TimeChange(model)
         for stage, times in self.parts(model):
+            paths = [None if self.cache is None or changes is None else Memory(self.cache, changes) for _ in range(2)]
             for t in self.asked(times):
                 main = self.budget.at(t) if isinstance(self.budget, Schedule) else self.budget
-                yield main
+                budgets = [main]
                 if any(weight != 1 for weight in guidance_weights(self.guidance, t, stage)):
-                    yield main if self.guidance.weak_budget is None else self.guidance.weak_budget
+                    budgets.append(main if self.guidance.weak_budget is None else self.guidance.weak_budget)
+                clocks = t if stage is None else stage.clocks(t)
+                for path, budget in zip(paths, budgets, strict=False):
+                    yield budget, path is not None and path.decide(clocks, model.levels.of(budget))
+
+    def reused(self, model: ElasticModel) -> tuple[int, int]:
+        """How many forwards a cache leaves the blocks out of, and how many forwards there are."""
+        reuses = [reuse for _, reuse in self.forwards(model)]
+        return sum(reuses), len(reuses)
 
     def parts(self, model: ElasticModel) -> list[tuple[Stage | None, list[float]]]:
         """The times that the sampler steps through, stage by stage; a model of one stage has one part."""
@@ -121,5 +136,9 @@ class Recipe:
 
     def gflops_per_step(self, model: ElasticModel) -> float:
         """GFLOPs of a step for one image, all its forwards together: the mean over the steps."""
+        return self.gflops(model) / self.total_steps
+
+    def gflops(self, model: ElasticModel) -> float:
+        """GFLOPs of an image: all its forwards together, those of the codec left out."""
         counted = Counter(self.forwards(model))
-        return sum(count * count_flops(model, budget) for budget, count in counted.items()) / self.total_steps / 1e9
+        return sum(n * count_flops(model, budget, blocks=not reuse) for (budget, reuse), n in counted.items()) / 1e9

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from elit.cache_fit import cached, told
 from elit.card import load_card
 from elit.codec import load_codec
 from elit.console import say
@@ -42,6 +43,7 @@ class Wishes:
     tile: int | None = None
     thresholds: tuple[float, ...] | None = None
     stages: int | None = None
+    cache: float | None = None
 
     def over(self, recipe: Recipe) -> Recipe:
         """A card's recipe with what is wished for in its place. Raises UserError for what is out of range."""
@@ -86,15 +88,21 @@ class Request:
         """
         source = find_model(self.model)
         card, device = load_card(source), local_device(self.device)
-        model = load_model(source, str(device)).to(self.dtype)
+        model = load_model(source, str(device))
+        weights = None if self.wishes.cache is None else fingerprint(model)
+        model = model.to(self.dtype)
         labels = parse_labels(self.labels, model.null_class, card.label_names)
         count = (len(labels.values) or USUAL_COUNT) if self.count is None else self.count
         check_count(count)
         recipe = self.wishes.over(card.recipe)
+        if self.wishes.cache is not None and weights is not None:
+            recipe = cached(recipe, self.wishes.cache, source, weights)
         recipe = recipe if self.wishes.tile is not None else replace(recipe, tile=min(recipe.tile, count))
         recipe = replace(recipe, budget=Budget.parse(self.budget, model, recipe.tile))
         if is_main() and isinstance(recipe.budget, float) and not self.budget[-1:].isdigit():  # a cost was given
             say(f"budget {self.budget}: {model.levels.of(recipe.budget)}/{model.latents} of the latents")
+        if recipe.cache is not None and is_main():
+            say(told(recipe, source, model))
         codec = load_codec(self.codec, model.samples.channels, device, card.encoding)
         with process_group():
             if self.wishes.tile is None:

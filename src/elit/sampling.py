@@ -26,6 +26,7 @@ from elit.samplers import (
     sde_times,
 )
 from elit.seeding import generator_for
+from elit.step_cache import StepCache
 from elit.words import shown
 
 ODE = {"euler": euler, "heun": heun}
@@ -49,6 +50,7 @@ def sample(
     callback_on_step_end: Callback | None = None,
     thresholds: Sequence[float] | None = None,
     stages: int | None = None,
+    cache: StepCache | None = None,
 ) -> Tensor:
     """Images (B, C, H, W) float32, one for each label, from noise to data.
 
@@ -64,18 +66,22 @@ def sample(
         callback_on_step_end: see `elit.samplers`; the state of a model of several stages is a packed pyramid.
         thresholds: of such a model, the times at which its stages make room for the next (see `elit.pyramid`).
         stages: how many of them are sampled, the coarsest first; None for all.
+        cache: when a step may reuse an earlier one (see `elit.step_cache`).
 
     Raises UserError for a label, budget, sampler, count of steps, threshold or shape that cannot be.
     """
     _check(model, sampler, steps, guidance, seed, callback_on_step_end)
+    if cache is not None and not isinstance(cache, StepCache):
+        raise UserError(f"cache is a StepCache, such as elit.StepCache(0.1), not {shown(cache)}")
     y = whole_labels(labels, model.null_class).to(next(model.parameters()).device)
     condition = Labels(y, model.null_class)
     if model.stages > 1 or not isinstance(steps, int) or thresholds is not None or stages is not None:
         _flow(path)
         x, parts = _start_noise(model, len(y), seed, noise), staged_steps(model, sampler, steps, thresholds, stages)
-        return _sample_stages(model, condition, x, sampler, parts, budget, guidance, callback_on_step_end)
+        return _sample_stages(model, condition, x, sampler, parts, budget, guidance, cache, callback_on_step_end)
     course = start(model, len(y), sampler, steps, seed, noise, sde_noise, path)
-    return follow(course, guided_velocity(model, condition, budget, guidance), callback_on_step_end).float()
+    velocity = guided_velocity(model, condition, budget, guidance, cache=cache)
+    return follow(course, velocity, callback_on_step_end).float()
 
 
 def start(
@@ -140,12 +146,13 @@ def _sample_stages(
     parts: Sequence[tuple[Stage, list[float]]],
     budget: Budget | OverTime,
     guidance: Guidance,
+    cache: StepCache | None,
     callback_on_step_end: Callback | None,
 ) -> Tensor:
     """One ODE, a part after another, for its speeds jump between them. Stages that are not sampled are left out."""
     done = 0
     for stage, times in parts:
-        velocity = guided_velocity(model, condition, budget, guidance, stage)
+        velocity = guided_velocity(model, condition, budget, guidance, stage, cache)
         x = ODE[sampler](velocity, x, times, _counting_on(callback_on_step_end, done))
         done += len(times) - 1
     last = parts[-1][0]

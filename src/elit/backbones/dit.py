@@ -13,7 +13,7 @@ from elit.elastic.core import LatentCore, Layout, Trunk
 from elit.elastic.grid import Extent, Grid
 from elit.elastic.interface import Read, Write, init_interface
 from elit.elastic.levels import Level
-from elit.elastic.model import ElasticModel, Input
+from elit.elastic.model import Around, ElasticModel, Input
 from elit.elastic.rope import token_rope
 from elit.errors import UserError
 
@@ -111,7 +111,7 @@ class DiT(ElasticModel):
         if not self.config.rope:
             self.register_buffer("positions", sincos_table(self.config.grid, self.config.width), persistent=False)
 
-    def run(self, x: Tensor, t: Tensor, condition: Condition, level: Level) -> Tensor:
+    def run(self, x: Tensor, t: Tensor, condition: Condition, level: Level, around: Around | None = None) -> Tensor:
         """The velocity at a level; see `ElasticModel.forward`."""
         grid = self.check(x, t, condition)
         weights = self.label_embedding.weight.dtype  # of the residual stream too, whatever autocast makes of products
@@ -123,7 +123,8 @@ class DiT(ElasticModel):
             h = h + (self.positions if grid == self.config.grid else sincos_table(grid, self.config.width).to(h))
         assert isinstance(condition, Labels)
         c = self.time_embedding(t) + self.label_embedding(condition.y)
-        h = self.run_stack(h, c, Layout(grid, rope, level))
+        layout = Layout(grid, rope, level)
+        h = self.run_stack(h, c, layout) if around is None else around(h, lambda h: self.run_stack(h, c, layout))
         return self.predict(h, c, grid)
 
     def check(self, x: Tensor, t: Tensor, condition: Condition) -> Grid:

@@ -38,6 +38,7 @@ COMMANDS = {
     "evaluate": Command("FID and other measures of images, or of a model's samples", "evaluate", "add_evaluate"),
     "export": Command("make a model folder for inference from a checkpoint of a run", "models", "add_export"),
     "import": Command("make a model folder of one of the authors' checkpoints", "models", "add_import"),
+    "calibrate-cache": Command("let steps of a model reuse earlier ones: fit and try a cache", "cache", "add_cache"),
     "results": Command("measure a model's quality per budget and write it into its card", "results", "add_results"),
 }
 

@@ -165,18 +165,22 @@ def open_sources(options: argparse.Namespace) -> "list[Source]":
 
 def model_samples(options: argparse.Namespace, folder: Path) -> "list[Sampled]":
     """What a model makes at each budget from each seed."""
+    from elit.cache_fit import cached
     from elit.card import load_card
     from elit.codec import load_codec
     from elit.distributed import local_device
     from elit.evaluation.sources import Sampled
     from elit.labels import parse_labels
-    from elit.weights import load_model
+    from elit.weights import fingerprint, load_model
 
     device = local_device(options.device)
     model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
     card = load_card(folder)
     codec = load_codec(options.codec, model.samples.channels, device, card.encoding)
-    recipe, labels = wishes_of(options).over(card.recipe), parse_labels(options.labels, model.null_class, card.label_names)
+    recipe = wishes_of(options).over(card.recipe)
+    if options.cache is not None:
+        recipe = cached(recipe, options.cache, folder, fingerprint(load_model(folder)))
+    labels = parse_labels(options.labels, model.null_class, card.label_names)
     return [
         Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), labels, codec, 2)
         for budget in dict.fromkeys(parse_budgets(options.budgets))

@@ -140,6 +140,12 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
         default="null",
         help="null for CFG and cheap CFG, same for autoguidance; or the factor of the labels to leave open, 1 or 2",
     )
+    parser.add_argument(
+        "--cache",
+        type=number,
+        metavar="THRESHOLD",
+        help="leave out the blocks while the velocity changes by less, such as 0.1; see elit calibrate-cache",
+    )
     parser.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise, and of labels that are drawn")
     parser.add_argument("--codec", type=place, help="for latent models: an AutoencoderKL by folder or hub id, or ema or mse")
     parser.add_argument(
@@ -190,4 +196,5 @@ def wishes_of(options: argparse.Namespace) -> "Wishes":
         options.tile,
         options.thresholds,
         options.stages,
+        options.cache,
     )

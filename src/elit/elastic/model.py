@@ -5,6 +5,7 @@ its blocks.
 """
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,8 @@ from elit.elastic.grid import Extent
 from elit.elastic.interface import ReadLayer, WriteLayer
 from elit.elastic.levels import Budget, Level, Levels
 from elit.errors import UserError
+
+Around = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]  # tokens, and what runs the blocks on them -> tokens
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class ElasticModel(nn.Module):
 
     config: Any  # the backbone's own, a frozen dataclass
     input: Input
+    time_embedding: nn.Module  # of t: the change from one time to another tells how much the velocity changes
     null_class: int  # the label that stands for no label; those of classes are below it
     label_sizes: tuple[int, ...]  # the values of each factor of a label, one where labels are one thing
     blocks: nn.ModuleList
@@ -60,21 +64,24 @@ class ElasticModel(nn.Module):
     def reset_positions(self) -> None:
         """(Re)computes fixed tables that no file holds, after weights were made without values; a backbone may have some."""
 
-    def run(self, x: Tensor, t: Tensor, condition: Condition, level: Level) -> Tensor:
+    def run(self, x: Tensor, t: Tensor, condition: Condition, level: Level, around: Around | None = None) -> Tensor:
         """`forward` of a condition at a level (latents per group): what a backbone writes."""
         raise NotImplementedError
 
-    def forward(self, x: Tensor, t: Tensor, y: Tensor | Condition, budget: Budget = None) -> Tensor:
+    def forward(
+        self, x: Tensor, t: Tensor, y: Tensor | Condition, budget: Budget = None, around: Around | None = None
+    ) -> Tensor:
         """The velocity, of x's shape, at x (B, C, H, W), times t (B,) in [0, 1] with 1 = noise, and labels y (B,) int.
 
         `y = null_class` is the null class; instead of labels any `Condition` the model knows is taken. `budget` is None
-        (full), a fraction in (0, 1], or one per sample: a ceiling on the share of latents that the core runs. Raises
+        (full), a fraction in (0, 1], or one per sample: a ceiling on the share of latents that the core runs. `around` is
+        given the tokens and what runs all blocks on them, and may leave that out (see `elit.step_cache`). Raises
         UserError for a budget, label, time or size that the model does not have.
         """
         if self.core is None and not (budget is None or (isinstance(budget, float | int) and budget == 1)):
             raise UserError(f"budget {budget} was asked of a dense model, which has the full budget alone")
         condition = Labels(y, self.null_class) if isinstance(y, Tensor) or not isinstance(y, Condition) else y
-        return self.run(x, t, condition, self.levels.resolve(budget, len(x)))
+        return self.run(x, t, condition, self.levels.resolve(budget, len(x)), around)
 
     @property
     def core(self) -> LatentCore | None:

@@ -273,6 +273,8 @@ def kept_name(weights: str, recipe: Recipe, count: int) -> str:
         text += f" {recipe.sampler} {recipe.path}"
     if recipe.thresholds is not None:
         text += f" {recipe.thresholds}"
+    if recipe.cache is not None:
+        text += f" {recipe.cache!r}"
     return f"{weights}_{digest(text.encode())}_n{count}_seed{recipe.seed}.json"
 
 

@@ -87,7 +87,7 @@ def _batch(model: ElasticModel, core: LatentCore, sample: FlowSample, labels: Te
     """Weights (B, G, J, S) and loss (B, N) of one batch at one draw of the noise."""
     with captured_reads(core) as found:
         error = model(sample.x_t, sample.t, labels).float() - sample.velocity
-    loss_BN = patchify(error.square(), model.config.patch_size).mean(-1)
+    loss_BN = patchify(error.square(), model.input.patch).mean(-1)
     return torch.stack(found).mean(0).float().cpu(), loss_BN.cpu()
 
 
