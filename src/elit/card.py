@@ -12,6 +12,7 @@ from elit.codec import DataEncoding
 from elit.errors import UserError
 from elit.files import write_whole
 from elit.flow import FlowPath
+from elit.front import Front
 from elit.guidance import Guidance
 from elit.recipe import Recipe
 from elit.records import Count, Whole, read_json, record
@@ -126,7 +127,7 @@ class Card:
     sampling: how to sample it. quality: as measured (see `evaluation.quality`). licence, source: of weights that
     others made. path: of the flow that the model was trained on. label_names: of its classes, in order.
     encoding: whether it makes pixels or latents, and of which codec, where that is known. label_counts: how many pictures
-    of each class it was trained on, where that is known.
+    of each class it was trained on, where that is known. front: what budgets, steps and caches together buy, as measured.
     """
 
     sampling: SamplingDefaults = SamplingDefaults()
@@ -137,6 +138,7 @@ class Card:
     label_names: tuple[str, ...] = ()
     encoding: DataEncoding | None = None
     label_counts: tuple[Whole, ...] = ()
+    front: Front | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -157,4 +159,6 @@ def load_card(folder: Path) -> Card:
 def save_card(card: Card, folder: Path) -> None:
     """Writes a card as card.json. Raises WriteError, as of a full disk."""
     values = {**asdict(card), "sampling": card.sampling.told()}
+    if card.front is None:  # as in cards before there was one
+        del values["front"]
     write_whole(folder / CARD_FILE, json.dumps(values, indent=2) + "\n")

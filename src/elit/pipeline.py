@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,11 +19,13 @@ from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
 from elit.files import write_whole
+from elit.front import wants_front, within
 from elit.guidance import Guidance
 from elit.hub import find_model
 from elit.labels import label_indices
 from elit.model_card import model_card
 from elit.pictures import to_image
+from elit.recipe import LARGEST_TILE
 from elit.samplers import Callback
 from elit.sampling import sample, whole_labels
 from elit.step_cache import StepCache, check_threshold
@@ -127,9 +129,17 @@ class ElitPipeline:
         if generator is not None and seed != 0:
             raise UserError(f"seed {seed!r} and a generator were given; the noise comes from one of them")
         chosen = [label for label in self.label_indices(labels) for _ in range(num_images_per_prompt)]
-        run = Budget.parse(budget, self.model, len(chosen)) if isinstance(budget, str) else budget
         strength = self._guidance(guidance, guidance_scale, guidance_budget, autoguidance)
-        count = self._steps(num_inference_steps, steps)
+        count, reuse = self._steps(num_inference_steps, steps), self._cache(cache, sampler, num_inference_steps, steps)
+        asked = steps if num_inference_steps is None else num_inference_steps
+        if isinstance(budget, str) and wants_front(budget, self.card.front, asked, cache, strength):
+            assert self.card.front is not None
+            recipe = replace(self.card.recipe, sampler=sampler, guidance=strength, tile=min(len(chosen), LARGEST_TILE))
+            folder, weights = self._calibrated or (Path(), "")
+            recipe, _ = within(budget, self.card.front, self.model, recipe, folder, weights)
+            run, count, reuse = recipe.budget, recipe.steps, recipe.cache
+        else:
+            run = Budget.parse(budget, self.model, len(chosen)) if isinstance(budget, str) else budget
         noise = None if generator is None else self.noise(len(chosen), generator)
         with progress_bar() if self._shows_progress else nullcontext() as bar:
             callback = callback_on_step_end
@@ -141,7 +151,7 @@ class ElitPipeline:
                 path=self.card.path,
                 thresholds=self.card.sampling.thresholds,
                 callback_on_step_end=callback,
-                cache=self._cache(cache, sampler, count),
+                cache=reuse,
             )
         return PipelineOutput(self.finish(x, output_type), chosen, run)
 
@@ -154,7 +164,13 @@ class ElitPipeline:
             return self.card.sampling.steps
         return steps if num_inference_steps is None else num_inference_steps  # type: ignore[return-value]
 
-    def _cache(self, cache: float | StepCache | None, sampler: str, steps: int | Sequence[int]) -> StepCache | None:
+    def _cache(
+        self,
+        cache: float | StepCache | None,
+        sampler: str,
+        num_inference_steps: int | Sequence[int] | None,
+        given: int | Sequence[int] | None,
+    ) -> StepCache | None:
         if cache is None or isinstance(cache, StepCache):
             return cache
         check_threshold(cache)
@@ -162,6 +178,7 @@ class ElitPipeline:
             raise UserError(
                 f"cache {cache} needs a calibrated model; run elit calibrate-cache on its folder, or give a StepCache"
             )
+        steps = self._steps(num_inference_steps, given)
         fit = load_fit(*self._calibrated, steps if isinstance(steps, int) else tuple(steps), sampler)
         return StepCache(cache, fit.coefficients)
 

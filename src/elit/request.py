@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 
 from elit.cache_fit import cached, told
-from elit.card import load_card
+from elit.card import Card, load_card
 from elit.codec import load_codec
 from elit.console import say
 from elit.distributed import from_main, is_main, local_device, process_group
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.files import check_writable, read_bytes, written_whole
+from elit.front import wants_front, within
 from elit.generation import check_count, fitting_tile, generate
 from elit.guidance import Guidance
 from elit.hub import find_model
@@ -23,7 +24,7 @@ from elit.labels import parse_labels
 from elit.pictures import to_image
 from elit.recipe import Recipe
 from elit.sampling import sample
-from elit.target import Budget
+from elit.target import Budget, cost_in
 from elit.weights import fingerprint, load_model
 
 USUAL_COUNT = 16  # of images, where neither a number nor labels are given
@@ -89,18 +90,16 @@ class Request:
         source = find_model(self.model)
         card, device = load_card(source), local_device(self.device)
         model = load_model(source, str(device))
-        weights = None if self.wishes.cache is None else fingerprint(model)
+        weights = fingerprint(model) if self.wishes.cache is not None or card.front is not None else ""
         model = model.to(self.dtype)
         labels = parse_labels(self.labels, model.null_class, card.label_names)
         count = (len(labels.values) or USUAL_COUNT) if self.count is None else self.count
         check_count(count)
         recipe = self.wishes.over(card.recipe)
-        if self.wishes.cache is not None and weights is not None:
+        if self.wishes.cache is not None:
             recipe = cached(recipe, self.wishes.cache, source, weights)
         recipe = recipe if self.wishes.tile is not None else replace(recipe, tile=min(recipe.tile, count))
-        recipe = replace(recipe, budget=Budget.parse(self.budget, model, recipe.tile))
-        if is_main() and isinstance(recipe.budget, float) and not self.budget[-1:].isdigit():  # a cost was given
-            say(f"budget {self.budget}: {model.levels.of(recipe.budget)}/{model.latents} of the latents")
+        recipe = self.budgeted(recipe, card, model, source, weights)
         if recipe.cache is not None and is_main():
             say(told(recipe, source, model))
         codec = load_codec(self.codec, model.samples.channels, device, card.encoding)
@@ -108,6 +107,24 @@ class Request:
             if self.wishes.tile is None:
                 recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, self.out))
             return count, generate(model, recipe, labels, count, self.out, codec, self.batch, self.npz, card.label_names)
+
+    def budgeted(self, recipe: Recipe, card: Card, model: ElasticModel, source: Path, weights: str) -> Recipe:
+        """The recipe at the budget that was asked for; of a cost, where the card has a front and neither steps nor a cache
+        are given, with the steps and the cache that do best within it. Says what a cost came to.
+        """
+        wishes = self.wishes
+        if card.front and wants_front(self.budget, card.front, wishes.steps, wishes.cache, recipe.guidance):
+            chosen, point = within(self.budget, card.front, model, recipe, source, weights)
+            quality = f"{card.front.measure} {point.distance:.1f} \u00b1 {point.spread:.1f} where it was measured"
+            text = f"{self.budget} an image: {point.told()}; {chosen.gflops(model):.3g} GFLOPs, {quality}"
+        else:
+            chosen = replace(recipe, budget=Budget.parse(self.budget, model, recipe.tile))
+            text = ""
+            if isinstance(chosen.budget, float) and cost_in(self.budget) is not None:
+                text = f"budget {self.budget}: {model.levels.of(chosen.budget)}/{model.latents} of the latents"
+        if text and is_main():
+            say(text)
+        return chosen
 
 
 @dataclass(frozen=True)

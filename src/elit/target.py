@@ -44,18 +44,13 @@ class Budget:
 
         Raises UserError for another text, and for a cost that even the lowest level exceeds.
         """
-        amount = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(gflops|ms)\s*", text, re.IGNORECASE)
-        if amount is None and "," in text and "@" not in text:
+        cost = cost_in(text)
+        if cost is None and "," in text and "@" not in text:
             return Schedule.by_stage([parse_fraction(part) for part in text.split(",")], model.stages)
-        if amount is None:
+        if cost is None:
             return parse_budget(text)
-        try:
-            value = float(amount[1])
-        except ValueError:
-            raise UserError(f"{text!r} is not a cost; write it as 80gflops or 150ms") from None
-        if amount[2].lower() == "gflops":
-            return Budget.for_flops(model, value * 1e9)
-        return Budget.for_latency(model, value, batch_size)
+        value, unit = cost
+        return Budget.for_flops(model, value * 1e9) if unit == "gflops" else Budget.for_latency(model, value, batch_size)
 
     @staticmethod
     def for_flops(model: ElasticModel, flops: float) -> float:
@@ -78,6 +73,20 @@ class Budget:
         return _largest(
             model, lambda budget: float(np.interp(budget, list(timed), list(timed.values()))), milliseconds, "ms"
         )
+
+
+def cost_in(text: str) -> tuple[float, str] | None:
+    """The number and the unit, "gflops" or "ms", of a text such as 80gflops; None of a text that is no cost.
+
+    Raises UserError for a unit without a number.
+    """
+    amount = re.fullmatch(r"\s*([0-9.eE+-]+)\s*(gflops|ms)\s*", text, re.IGNORECASE)
+    if amount is None:
+        return None
+    try:
+        return float(amount[1]), amount[2].lower()
+    except ValueError:
+        raise UserError(f"{text!r} is not a cost; write it as 80gflops or 150ms") from None
 
 
 def _check_cost(name: str, value: object) -> None:
