@@ -95,6 +95,10 @@ def start(
     path: FlowPath | str = FlowPath.LINEAR,
 ) -> Course:
     """The course that `sample` follows to `count` images of a model of one stage; arguments and errors are its own."""
+    if model.stages > 1:
+        raise UserError(
+            f"a model of {model.stages} stages is sampled whole, by elit.sample or elit sample, not step by step"
+        )
     flow, x = _flow(path), _start_noise(model, count, seed, noise)
     if sampler in COURSES:
         return COURSES[sampler](x, even_times(steps))

@@ -17,6 +17,7 @@ from elit.backbones.config import DFMConfig
 from elit.backbones.dfm import DFM
 from elit.backbones.table import build_model
 from elit.published import patch_linears, published_names
+from elit.sampling import start
 from randomised import randomised
 
 # heads are 64 wide, as the statement has them
@@ -216,6 +217,11 @@ def test_what_does_not_fit_the_stages_is_refused(given, said) -> None:
 def test_a_model_of_one_stage_has_none_to_set(given, tiny: elit.DiT) -> None:
     with pytest.raises(elit.UserError, match="are for models of several stages, and this has one"):
         elit.sample(tiny, [1], **{"steps": 4, **given})
+
+
+def test_a_course_of_single_steps_is_for_models_of_one_stage() -> None:
+    with pytest.raises(elit.UserError, match="a model of 2 stages is sampled whole"):
+        start(made(TWO)[0], 1, "euler", 4, 0)
 
 
 def test_stages_that_halve_a_patch_too_often_are_refused() -> None:
