@@ -136,7 +136,6 @@ def read_keys(file: Path) -> tuple[str, ...]:
         raise UserError(f"{file} holds other letters than ASCII's; write one key per line") from error
     keys = tuple(line.strip() for line in lines if line.strip())
     if not 1 <= len(keys) <= MOST_KEYS or min(map(len, keys)) < SHORTEST_KEY:
-        raise UserError(
-            f"{file} holds 1 to {MOST_KEYS} keys, one a line, of at least {SHORTEST_KEY} letters; write such ones"
-        )
+        wanted = f"1 to {MOST_KEYS} keys, one a line, of {SHORTEST_KEY} letters or more"
+        raise UserError(f"{file} is to hold {wanted}; write such")
     return keys

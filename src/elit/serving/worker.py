@@ -37,8 +37,8 @@ def work(connection: Connection, settings: Settings, device: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     with ExitStack() as stack:
-        trace = None if settings.trace is None else stack.enter_context(settings.trace.open("a", encoding="utf8"))
         try:
+            trace = None if settings.trace is None else stack.enter_context(settings.trace.open("a", encoding="utf8"))
             worker = Worker(connection, settings, device, trace)
             connection.send(worker.facts())
         except (UserError, OSError) as error:
