@@ -17,6 +17,7 @@ from elit.data.dataset import PreparedData
 from elit.data.images import LabelledImages
 from elit.data.opening import decoder_of, open_data
 from elit.data.published_layout import PublishedLatents
+from elit.pictures import sheet
 from elit.training.config import TrainConfig
 from elit.training.evaluation import RunImages
 from elit.training.loop import train
@@ -55,7 +56,8 @@ def test_a_run_on_latents_draws_pictures_and_measures_them(
     config = make_config(data__source=latents, data__codec=codec, steps=2, **OF_LATENTS, **more)
     final = train(config)
     with Image.open(Path(config.out) / "previews" / "step_00000002.png") as preview:
-        assert preview.width > 2 * 16 and preview.height > 3 * 16  # two labels of 8 x 8, three budgets, and captions
+        beside = [f"budget {budget:g}" for budget in config.log.preview_budgets]
+        assert preview.size == sheet(torch.zeros(6, 3, 8, 8), ["a", "b"], beside).size and len(beside) == 3
     events = EventAccumulator(str(Path(config.out) / "tensorboard"))
     events.Reload()
     assert len(events.Scalars("FD (EfficientNet-Lite0) at 1")) == 1

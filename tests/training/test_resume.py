@@ -409,6 +409,7 @@ def test_a_piped_run_says_a_line_at_its_interval(make_config: Make, capfd: pytes
     assert re.fullmatch(r"step 2 of 4  loss \d\.\d{4}  [\d.]+ images/s  [\d:]+ left", lines[0])
 
 
+@pytest.mark.timeout(400)  # each of two processes imports torch, which takes a minute where many others are at work
 def test_any_number_of_workers_reads_the_same_data(make_config: Make, tmp_path: Path) -> None:
     """Made when asked for, by a thread, and by two processes: the same bits in the end."""
     runs = [train(make_config(data__workers=workers, out=tmp_path / str(workers))) for workers in (0, 1, 2)]

@@ -215,8 +215,8 @@ def write_parts(
                 made.append((rows, to_float16(columns, rows, source)))
                 bar.advance(task, len(rows))
             folder.write(part, schema, arrow_columns(source, schema, parts[part], made), psnr=psnr)
-            if part == 0 and (warning := poor(sum(psnr) / len(psnr))):
-                say(warning, "yellow")
+            if part == 0 and len(parts) > 1 and (warning := poor(sum(psnr) / len(psnr))):
+                say(warning, "yellow")  # long before the end, which says it of all
 
 
 def poor(psnr: float) -> str | None:

@@ -77,10 +77,10 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; ma
 dd { margin: 0; overflow-wrap: anywhere; }
 dd span { display: inline-block; max-width: 100%; }
 @media (max-width: 40rem) {
-  table { font-size: 0.8rem; }
-  th, td { padding: 0.25rem 0.35rem; }
+  table { font-size: 0.75rem; }
+  th, td { padding: 0.25rem; }
   th, td:first-child { white-space: normal; }
-  td:first-child { min-width: 6rem; }
+  td:first-child { min-width: 4.5rem; }
   td span { display: block; }
 }
 """
