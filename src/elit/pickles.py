@@ -114,7 +114,7 @@ class ArrayUnpickler(pickle.Unpickler):
     """Containers, plain values and arrays of numbers. No name of a pickle is looked up: ours stand for the few allowed."""
 
     def find_class(self, module: str, name: str) -> Any:
-        known: dict[str, Any] = {
+        known: dict[str, object] = {
             "numpy.core.multiarray._reconstruct": lambda *ignored: PlainArray(),
             "numpy.core.numeric._frombuffer": lambda *parts: PlainArray().fill(*parts),
             "numpy.ndarray": None,

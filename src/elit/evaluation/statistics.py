@@ -113,9 +113,9 @@ def load_statistics(file: Path, extractor: Extractor) -> Statistics:
     return found
 
 
-def _read_npz(file: Path) -> tuple[dict[str, Any], Told | None]:
+def _read_npz(file: Path) -> tuple[dict[str, object], Told | None]:
     names = array_names(file)
-    arrays: dict[str, Any] = {name: read_array(file, name, LARGEST) for name in KEYS if name in names}
+    arrays: dict[str, object] = {name: read_array(file, name, LARGEST) for name in KEYS if name in names}
     if "provenance" not in names:
         return arrays, None
     text = read_array(file, "provenance", LARGEST_TEXT)
@@ -124,7 +124,7 @@ def _read_npz(file: Path) -> tuple[dict[str, Any], Told | None]:
     return arrays, parse_json(str(text), Told, f"the provenance in {file}")
 
 
-def _read_pickled(file: Path, extractor: Extractor) -> dict[str, Any]:
+def _read_pickled(file: Path, extractor: Extractor) -> dict[str, object]:
     found = read_arrays(file)
     if not isinstance(found, dict):
         raise UserError(f"{file} holds no statistics; an .npz or a .pkl of EDM2 is expected")
@@ -133,7 +133,7 @@ def _read_pickled(file: Path, extractor: Extractor) -> dict[str, Any]:
     key = {"inception": "fid", "dinov2": "fd_dinov2"}.get(extractor.name)
     if not isinstance(found.get(key), dict):
         raise UserError(f"{file} holds statistics of {', '.join(map(str, found))}, and none of {extractor.name}")
-    inner: dict[str, Any] = found[key]
+    inner: dict[str, object] = found[key]
     return inner
 
 
@@ -154,11 +154,12 @@ def _provenance(file: Path, says: Told | None, extractor: Extractor) -> Provenan
     return Provenance(says.source, says.features, says.count, says.size, says.fingerprint, says.resize)
 
 
-def _moments(file: Path, arrays: dict[str, Any], suffix: str) -> Moments:
-    mean, covariance = arrays[f"mu{suffix}"], arrays[f"sigma{suffix}"]
-    for array in (mean, covariance):
-        if not isinstance(array, np.ndarray) or array.dtype.kind != "f" or not np.isfinite(array).all():
-            raise UserError(f"mu{suffix} and sigma{suffix} in {file} are not arrays of finite numbers")
+def _moments(file: Path, arrays: dict[str, object], suffix: str) -> Moments:
+    parts = [arrays[f"{name}{suffix}"] for name in ("mu", "sigma")]
+    found = [part for part in parts if isinstance(part, np.ndarray) and part.dtype.kind == "f" and np.isfinite(part).all()]
+    if len(found) < len(parts):
+        raise UserError(f"mu{suffix} and sigma{suffix} in {file} are not arrays of finite numbers")
+    mean, covariance = found
     if mean.ndim != 1 or covariance.shape != (len(mean), len(mean)):
         raise UserError(
             f"mu{suffix} and sigma{suffix} in {file} are {mean.shape} and {covariance.shape}, not (D,) and (D, D)"
