@@ -128,6 +128,20 @@ def test_other_anchors_run(anchor):
     assert torch.equal(low, full) == (anchor == "none")
 
 
+@pytest.mark.parametrize("tiny", [WAN, FLUX, SD3], ids=["Wan", "Flux", "SD3"])
+def test_cells_lose_nothing_at_full_budget_and_are_nearer_than_sharp_at_low_ones(tiny):
+    arguments, low = inputs(tiny, ragged=True), {}
+    window = (2, 2, 2) if tiny.video else 4
+    with torch.no_grad():
+        dense = out(tiny.made(), arguments)
+        for anchor in ("sharp", "cells"):
+            elastic = tiny.elastic(window=window, anchor=anchor)
+            torch.testing.assert_close(out(elastic, arguments), dense, rtol=1e-3, atol=1e-4)
+            with elit.budget(elastic, 1 / 8):
+                low[anchor] = (out(elastic, arguments) - dense).square().mean()
+    assert low["cells"] < low["sharp"]
+
+
 def test_the_same_seed_makes_the_same_interface_and_leaves_the_global_generator_alone():
     torch.manual_seed(3)
     expected = torch.rand(2)
@@ -233,7 +247,7 @@ def test_what_is_no_host_is_refused():
         ({"window": 0}, "positive sides"),
         ({"window": (1, 2, 3, 4)}, "window is a side"),
         ({"window": 100}, "4096 tokens is the most"),
-        ({"anchor": "blunt"}, "none, sharp or pyramid, not blunt"),
+        ({"anchor": "blunt"}, "sharp, pyramid, cells, not blunt"),
     ],
 )
 def test_a_split_or_window_that_cannot_be_is_refused(options, sentence):

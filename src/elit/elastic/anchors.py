@@ -162,13 +162,9 @@ class Anchors(nn.Module):
     def __init__(self, window: Window, anchor: Anchor, step: int = 1) -> None:
         super().__init__()
         self.window, self.anchor, self.step = window, anchor, step
+        self.order = anchor_order(window, step)  # the token that each latent sits on
         self.read_logits = nn.Parameter(torch.empty(window.size, window.size))  # (J, S)
         self.write_logits = nn.Parameter(torch.empty(window.size, window.size))  # (S, J)
-
-    @property
-    def order(self) -> tuple[int, ...]:
-        """The token that each latent sits on."""
-        return anchor_order(self.window, self.step)
 
     def places(self) -> Tensor:
         """(J, 3) the middle of what each latent stands for, within the window."""

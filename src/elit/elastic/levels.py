@@ -74,6 +74,8 @@ class Levels:
             if len(budget.levels) != batch:
                 raise UserError(f"{len(budget.levels)} levels were given for a batch of {batch}; give one per sample")
             return budget
+        if isinstance(budget, int | float):
+            return self.of(budget)
         if hasattr(budget, "tolist"):
             budget = budget.tolist()
         if isinstance(budget, str) or not isinstance(budget, Sequence):

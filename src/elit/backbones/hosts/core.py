@@ -55,7 +55,10 @@ class HostCore(LatentCore):
         self.host = host
         self.calls = Calls()
         self.lists: tuple[ElasticList, ...] = ()  # of the host, whose children its blocks are
-        at = places(window.axes, torch.device("cpu")) if anchors is None else anchor_places(window, anchors.anchor)
+        if anchors is None:
+            at = places(window.axes, torch.device("cpu"))
+        else:  # the middle of a cell moves with the level: its latent stands where the first one of it does
+            at = anchor_places(window, "sharp" if anchors.anchor == "cells" else anchors.anchor)
         self.register_buffer("places", at.long(), persistent=False)  # (J, 3), of the middle of what a latent stands for
 
     def middle(self) -> list[nn.Module]:

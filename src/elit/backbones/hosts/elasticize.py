@@ -2,7 +2,7 @@
 
 import dataclasses
 import inspect
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_args
 
 import torch
 from annotated_types import Ge, Le
@@ -44,7 +44,7 @@ class HostConfig:
     head: Whole
     tail: Whole
     window: tuple[Side, Side, Side]
-    anchor: Literal["none", "sharp", "pyramid"]
+    anchor: Anchor
     read_depth: Layers
     write_depth: Layers
     mlp_ratio: Positive
@@ -76,8 +76,9 @@ def elasticize(
     """Makes a transformer of diffusers elastic, in place, and returns it.
 
     Its blocks but the first `head` and the last `tail` run on latents from now on, `elit.budget` says on how many. With
-    `anchor="sharp"` the full budget computes what the transformer did before; "pyramid" is better at low budgets from the
-    start; "none" is the paper's interface, which has to be trained first. Where a transformer has two lists of blocks, head
+    `anchor="sharp"` the full budget computes what the transformer did before; with "cells" too, and low budgets start from
+    means instead of single tokens; "pyramid" has the means of halves at every budget; "none" is the paper's interface, which
+    has to be trained first. Where a transformer has two lists of blocks, head
     and tail are counted over both; Flux2's are within its single-stream list.
 
     window: the side of the square of tokens that is read together, or (rows, columns), or (frames, rows, columns). It need
@@ -89,8 +90,8 @@ def elasticize(
     host = host_named(type(transformer).__name__)
     _check(host, transformer, head, tail)
     frames, rows, columns = _window(window)
-    if anchor not in ("none", "sharp", "pyramid"):
-        raise UserError(f"anchor is none, sharp or pyramid, not {anchor}")
+    if anchor not in get_args(Anchor):
+        raise UserError(f"anchor is {', '.join(get_args(Anchor))}, not {anchor}")
     config = HostConfig(
         **sizes(transformer)._asdict(),
         head=head,
