@@ -2,8 +2,10 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from elit.backbones.config import DiTConfig
 from elit.elastic.levels import Budget, Level
 from elit.elastic.model import ElasticModel
+from elit.errors import UserError
 
 
 def meta_call(
@@ -34,12 +37,24 @@ def meta_call(
     return lambda: functional_call(model, state, (*inputs, budget))
 
 
-def count_flops(model: ElasticModel, budget: Budget = None, blocks: bool = True) -> int:
+def count_flops(
+    model: Any,
+    budget: Budget = None,
+    inputs: Mapping[str, Any] | None = None,
+    grid: tuple[int, ...] | None = None,
+    *,
+    blocks: bool = True,
+) -> int:
     """FLOPs of one forward at batch 1: every matrix product, adaLN and embeddings included, a multiply-add as 2.
 
     Norms, activations and additions are not counted, as in the paper's tables. A model that its configuration tells wholly
     is counted once at a level; one count takes up to a second. blocks: whether they run, which a cache may leave out.
+
+    inputs: the arguments of a transformer of diffusers, which was made, elastic or not, on the device "meta", and which are
+    there too. grid: as `elit.budget` takes it; Flux needs it. Raises UserError for a transformer on another device.
     """
+    if inputs is not None:
+        return _counted_call(model, budget, inputs, grid)
     if not isinstance(model.config, DiTConfig) or (model.core is None and budget is not None):
         return _counted(model, budget, blocks)
     key = (type(model), model.config, model.levels.resolve(budget, 1), blocks)
@@ -55,6 +70,23 @@ def _counted(model: ElasticModel, budget: Budget, blocks: bool) -> int:
     forward = meta_call(model, 1, budget, blocks=blocks)
     with FlopCounterMode(display=False) as counter:
         forward()
+    return int(counter.get_total_flops())
+
+
+def _counted_call(transformer: Any, budget: Budget, inputs: Mapping[str, Any], grid: tuple[int, ...] | None) -> int:
+    """FLOPs of a transformer of diffusers."""
+    from elit.backbones.hosts.budgets import CORE  # only who counts hosts loads diffusers
+    from elit.backbones.hosts.budgets import budget as running_at
+
+    if transformer.device.type != "meta":
+        raise UserError('FLOPs are counted without values: make the transformer within torch.device("meta")')
+    dense = budget is None and not hasattr(transformer, CORE)
+    with (
+        torch.no_grad(),
+        nullcontext() if dense else running_at(transformer, budget, grid=grid),
+        FlopCounterMode(display=False) as counter,
+    ):
+        transformer(**inputs)
     return int(counter.get_total_flops())
 
 
