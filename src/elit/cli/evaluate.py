@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from elit.evaluation.extractors import Extractor
     from elit.evaluation.results import ResultRow
     from elit.evaluation.sources import Sampled, Source
+    from elit.labels import LabelRule
 
 WORTHWHILE = 50_000  # samples that published figures stand on
 
@@ -39,14 +40,14 @@ def add_evaluate(command: Parser) -> None:
     command.add_argument(
         "--reference",
         type=place,
-        help="a folder, an .npz of images or statistics (ours, ADM's, EDM's), EDM2's .pkl, or emoji",
+        help="a folder, an .npz of images or statistics (ours, ADM's, EDM's), EDM2's .pkl, emoji, or emoji-styles",
     )
     command.add_argument(
         "--features",
         type=place,
         action="append",
-        help="efficientnet-lite0 if not given, or inception, dinov2, or a transformers model; several in one pass, with"
-        " commas between them or the option repeated",
+        help="efficientnet-lite0 if not given, or squeezenet, inception, dinov2, or a transformers model; several in one"
+        " pass, with commas between them or the option repeated",
     )
     command.add_argument("--weights", type=folder, help="file of the Inception weights; torch hub's cache if none is given")
     command.add_argument("--features-dtype", choices=DTYPES, default="fp32", help="of their products")
@@ -73,7 +74,7 @@ def add_evaluate(command: Parser) -> None:
     model.add_argument("--budgets", default="1", help="comma-separated, such as 1/16,1/4,1")
     model.add_argument("--seeds", type=whole(1, MOST_SEEDS), default=1, help="how many seeds, from --seed on")
     add_sampling(model)
-    command.set_defaults(run=run_evaluate)
+    command.set_defaults(run=run_evaluate, labels=None)
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -170,7 +171,6 @@ def model_samples(options: argparse.Namespace, folder: Path) -> "list[Sampled]":
     from elit.codec import load_codec
     from elit.distributed import local_device
     from elit.evaluation.sources import Sampled
-    from elit.labels import parse_labels
     from elit.weights import fingerprint, load_model
 
     device = local_device(options.device)
@@ -180,12 +180,23 @@ def model_samples(options: argparse.Namespace, folder: Path) -> "list[Sampled]":
     recipe = wishes_of(options).over(card.recipe)
     if options.cache is not None:
         recipe = cached(recipe, options.cache, folder, fingerprint(load_model(folder)))
-    labels = parse_labels(options.labels, model.null_class, card.label_names)
+    labels = labels_of(options, model.null_class, card.label_names)
     return [
         Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), labels, codec, 2)
         for budget in dict.fromkeys(parse_budgets(options.budgets))
         for seed in range(options.seed, options.seed + options.seeds)
     ]
+
+
+def labels_of(options: argparse.Namespace, classes: int, names: tuple[str, ...]) -> "LabelRule":
+    """The labels that --labels asks for. Without it they are drawn; beside emoji-styles a model of these labels gets those
+    of the reference's pictures, one for one."""
+    from elit.data.emoji_styles_test import NAME, label_names, split_labels
+    from elit.labels import LabelRule, parse_labels
+
+    if options.labels is None and options.reference == NAME and names == label_names():
+        return LabelRule("list", classes, split_labels())
+    return parse_labels(options.labels or "uniform", classes, names)
 
 
 def counted(sources: "list[Source]", count: int | None, reference: int | None) -> "list[Source]":

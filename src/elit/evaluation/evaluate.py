@@ -25,14 +25,15 @@ import torch
 
 from elit.console import say
 from elit.cost import count_flops
+from elit.data.emoji_styles_test import NAME as EMOJI_STYLES
 from elit.distributed import barrier, from_main, is_main
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
-from elit.evaluation.arrays import array_names
+from elit.evaluation.arrays import Array, array_names
 from elit.evaluation.extractors import Extractor
 from elit.evaluation.intervals import bootstrap, check_rounds
 from elit.evaluation.kept import keep, kept
-from elit.evaluation.measure import Measured, Rows, Wanted, measure_all
+from elit.evaluation.measure import HeldRows, Measured, Rows, Wanted, measure_all
 from elit.evaluation.metrics import (
     density_coverage_rows,
     frechet_distance,
@@ -45,6 +46,7 @@ from elit.evaluation.metrics import (
 from elit.evaluation.results import ResultRow
 from elit.evaluation.sources import Pictures, Sampled, Source, open_images
 from elit.evaluation.statistics import OtherFeaturesError, Statistics, load_statistics
+from elit.evaluation.styles_reference import load_styles_reference
 from elit.files import check_writable, digest, told, write_whole
 from elit.generation import SETTINGS_FILE, folder_of, settings_of
 from elit.labels import LabelRule
@@ -55,18 +57,20 @@ from elit.weights import fingerprint
 MEASURES = ("fd", "kid", "is", "pr", "dc", "memorisation")
 OF_ROWS = ("kid", "pr", "dc", "memorisation")  # these compare images one by one, and need those of the reference
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+LISTED = 200  # labels that a row of results holds one by one, at most
 Facts = dict[str, Any]  # fields of ResultRow
 
 
 @dataclass(frozen=True)
 class Reference:
     """What samples are compared with in the features of a network: statistics from a file, images, or both (ADM's
-    reference batches)."""
+    reference batches); or statistics and the rows of features they are of."""
 
     name: str
     extractor: Extractor
     statistics: Statistics | None
     images: Source | None
+    rows: Array | None = None
 
     @property
     def count(self) -> int | None:
@@ -79,11 +83,31 @@ class Reference:
 def open_references(
     name: str, extractors: Sequence[Extractor], size: tuple[int, int], square: int | None = None
 ) -> list[Reference]:
-    """The reference of a name for every network: "emoji", a folder of pictures or one that `elit prepare` wrote, an .npz of
-    images or statistics, or a .pkl of EDM2. size: (height, width) of the samples. square: to resize pictures to.
+    """The reference of a name for every network: "emoji", "emoji-styles", a folder of pictures or one that `elit prepare`
+    wrote, an .npz of images or statistics, or a .pkl of EDM2. size: (height, width) of the samples. square: to resize
+    pictures to.
 
     Raises UserError for one that cannot be read, of other features, or of images of another size.
     """
+    if name == EMOJI_STYLES:
+        kept = [(extractor, *load_styles_reference(extractor)) for extractor in extractors]
+        found = [Reference(name, extractor, statistics, None, rows) for extractor, statistics, rows in kept]
+    else:
+        found = _read_references(name, extractors, size, square)
+    for one in found:
+        known = one.images.size if one.images is not None else one.statistics and one.statistics.provenance.size
+        if known and known != size:
+            raise UserError(
+                f"the samples are {size[1]} x {size[0]} and those of {name} {known[1]} x {known[0]}: distances between sizes"
+                " mean nothing; give a reference of the samples' size, such as with --size"
+            )
+    return found
+
+
+def _read_references(
+    name: str, extractors: Sequence[Extractor], size: tuple[int, int], square: int | None
+) -> list[Reference]:
+    """A reference of files or of images, as `open_references` takes it."""
     file = Path(name).expanduser()
     held = array_names(file) if file.suffix == ".npz" else []
     read: list[Statistics | None] = [None for _ in extractors]
@@ -95,12 +119,6 @@ def open_references(
                 if "arr_0" not in held:  # as ADM's reference batches have it, whose images have any features
                     raise
     images = open_images(name, square, like=size) if None in read or "arr_0" in held else None
-    for known in [images.size if images is not None else one and one.provenance.size for one in read]:
-        if known and known != size:
-            raise UserError(
-                f"the samples are {size[1]} x {size[0]} and those of {name} {known[1]} x {known[0]}: distances between sizes"
-                " mean nothing; give a reference of the samples' size, such as with --size"
-            )
     return [Reference(name, extractor, one, images) for extractor, one in zip(extractors, read, strict=True)]
 
 
@@ -120,7 +138,7 @@ def check_measures(measures: Sequence[str], references: Sequence[Reference]) -> 
             names = " and ".join(reference.extractor.name for reference in references)
             raise UserError(f"the inception score needs logits, which {names} has not; give --features inception")
         for reference in references:
-            if measure in OF_ROWS and reference.images is None:
+            if measure in OF_ROWS and reference.images is None and reference.rows is None:
                 raise UserError(
                     f"{measure} compares single images, and {reference.name} holds statistics alone; give the images as the"
                     " --reference, or leave it out of --metrics"
@@ -188,7 +206,7 @@ class _Side:
 def _sides(references: Sequence[Reference], measures: Sequence[str], batch: int, out: Path, stack: ExitStack) -> list[_Side]:
     """The references' features, in one pass over their images; none where statistics from a file are enough."""
     rows = any(measure in OF_ROWS for measure in measures)
-    looked_at = [reference for reference in references if reference.statistics is None or rows]
+    looked_at = [one for one in references if one.statistics is None or (rows and one.rows is None)]
     found: dict[int, Measured] = {}
     if looked_at:
         images, name = looked_at[0].images, looked_at[0].name
@@ -201,7 +219,8 @@ def _sides(references: Sequence[Reference], measures: Sequence[str], batch: int,
             _say(f"{name}: {note}")
     sides = []
     for reference in references:
-        against = found.get(id(reference)) or Measured(_known(reference.statistics))
+        held = HeldRows(reference.rows) if rows and reference.rows is not None else None
+        against = found.get(id(reference)) or Measured(_known(reference.statistics), held)
         sides.append(_Side(reference.extractor, reference.statistics or against.statistics, against))
     return sides
 
@@ -303,7 +322,11 @@ def _facts_of_folder(folder: Path) -> Facts:
 
 
 def _labels_text(labels: LabelRule) -> str:
-    return ",".join(map(str, labels.values)) if labels.kind == "list" else labels.kind
+    """The rule in words; of a long list how many there are, and a hash of them."""
+    listed = ",".join(map(str, labels.values))
+    if len(labels.values) > LISTED:
+        return f"{len(labels.values):,} listed ({digest(listed.encode())})"
+    return listed if labels.kind == "list" else labels.kind
 
 
 def compute(
@@ -357,7 +380,7 @@ def compute(
     return values
 
 
-def _tensor(rows: Rows) -> torch.Tensor:
+def _tensor(rows: Rows | HeldRows) -> torch.Tensor:
     return torch.from_numpy(rows.array)
 
 

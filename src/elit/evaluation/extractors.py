@@ -1,8 +1,9 @@
-"""Networks that turn images into features, behind one interface: EfficientNet-Lite0, Inception, DINOv2, any of transformers.
+"""Networks that turn images into features, behind one interface: EfficientNet-Lite0, SqueezeNet, Inception and others.
 
 | name | network | side of images | features | distance |
 |---|---|---|---|---|
 | efficientnet-lite0 | EfficientNet-Lite0, of an installed package | 128, bicubic | 1,280, pooled | FD |
+| squeezenet | SqueezeNet 1.1, which comes with the package | 128, bicubic | 512, pooled | FD |
 | inception | Inception of 2015-12-05 | 299, TensorFlow 1's bilinear | 2,048, pooled; 2,023 spatial; logits | FID, sFID |
 | dinov2 | DINOv2 ViT-L/14 (Oquab et al., 2023) | 224, bicubic | 1,024, the class token | FDD |
 | a folder or hub id | AutoModel of transformers | its preprocessor's, bicubic | class token, or pooled map | FD |
@@ -32,8 +33,11 @@ from elit.evaluation.features import (
     load_efficientnet,
 )
 from elit.evaluation.inception import CLASSES, SIDE, SPATIAL_CHANNELS, WIDTH, load_inception
+from elit.evaluation.squeezenet import SIDE as SQUEEZENET_SIDE
+from elit.evaluation.squeezenet import WIDTH as SQUEEZENET_WIDTH
+from elit.evaluation.squeezenet import load_squeezenet, squeezenet_features
 
-NAMES = ("efficientnet-lite0", "inception", "dinov2")
+NAMES = ("efficientnet-lite0", "squeezenet", "inception", "dinov2")
 DINOV2 = "facebook/dinov2-large"
 
 
@@ -88,6 +92,8 @@ def load_extractor(
         raise UserError(f"a file of weights is for the features inception; {name} takes none")
     if name == "efficientnet-lite0":
         return _efficientnet(device, dtype)
+    if name == "squeezenet":
+        return _squeezenet(device, dtype)
     if name == "inception":
         return _inception(device, dtype, weights)
     if name == "dinov2":
@@ -109,6 +115,17 @@ def _efficientnet(device: torch.device, dtype: torch.dtype) -> Extractor:
     kind, distance = "efficientnet-lite0", "FD (EfficientNet-Lite0)"
     made = _hash(network, resize)
     return Extractor(kind, distance, resize, network, forward, FEATURE_WIDTH, made, device, dtype)
+
+
+def _squeezenet(device: torch.device, dtype: torch.dtype) -> Extractor:
+    network = load_squeezenet().to(device)
+    resize = f"bicubic, antialiased, to {SQUEEZENET_SIDE}"
+
+    def forward(pixels: Tensor) -> Outputs:
+        return Outputs(squeezenet_features(pixels, network))
+
+    kind, distance = "squeezenet", "FD (SqueezeNet)"
+    return Extractor(kind, distance, resize, network, forward, SQUEEZENET_WIDTH, _hash(network, resize), device, dtype)
 
 
 def _inception(device: torch.device, dtype: torch.dtype, weights: Path | None) -> Extractor:

@@ -44,9 +44,7 @@ def efficientnet_features(
     )
     features = []
     for batch in images_NCHW.split(batch_size):
-        pixels = (batch if batch.dtype == torch.uint8 else to_uint8(batch)).float() / 255
-        if pixels.shape[-2:] != (INPUT_SIZE, INPUT_SIZE):
-            pixels = F.interpolate(pixels, (INPUT_SIZE, INPUT_SIZE), mode="bicubic", antialias=True).clamp_(0, 1)
+        pixels = resized(batch if batch.dtype == torch.uint8 else to_uint8(batch), INPUT_SIZE)
         pixels = pixels.contiguous(memory_format=torch.channels_last).sub_(mean).div_(std)
         features.append(network.extract_features(pixels).mean((2, 3)))  # type: ignore[operator]
         if done is not None:
@@ -54,6 +52,14 @@ def efficientnet_features(
     out = torch.cat(features)
     assert out.shape[1] == FEATURE_WIDTH
     return out
+
+
+def resized(images_NCHW: Tensor, side: int) -> Tensor:
+    """uint8 images as float32 in [0, 1], resampled (bicubic, antialiased, clamped) to side x side where they are not."""
+    pixels = images_NCHW.float() / 255
+    if pixels.shape[-2:] == (side, side):
+        return pixels
+    return F.interpolate(pixels, (side, side), mode="bicubic", antialias=True).clamp_(0, 1)
 
 
 class LinearProbe:

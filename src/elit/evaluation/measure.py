@@ -67,11 +67,21 @@ def _mapped(file: Path) -> Array:
 
 
 @dataclass
+class HeldRows:
+    """Rows that are in memory, as a reference that comes with the package has them."""
+
+    array: Array
+
+    def remove(self) -> None:
+        """They are in no file."""
+
+
+@dataclass
 class Measured:
     """Statistics of a set; rows of pooled features and of logits where asked for."""
 
     statistics: Statistics
-    pooled: Rows | None = None
+    pooled: Rows | HeldRows | None = None
     logits: Rows | None = None
 
     def __enter__(self) -> "Measured":
