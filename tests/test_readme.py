@@ -183,7 +183,17 @@ def test_every_command_and_option_within_a_line_is_there(page: str) -> None:
             assert words[0] in COMMANDS, (page, span)
             assert named <= options_of(words[0]) | {"--help"}, (page, span)
             if words[0] in ("prepare", "report") and len(words) > 1 and words[1][0] != "-":
-                assert words[1] in {"images", "latents", "folder", "budgets", "guidance", "attention", "schedule", "results"}
+                assert words[1] in {
+                    "images",
+                    "latents",
+                    "folder",
+                    "emoji-styles",
+                    "budgets",
+                    "guidance",
+                    "attention",
+                    "schedule",
+                    "results",
+                }
         elif command.startswith("--"):
             assert {command.partition("=")[0], *named} <= everything | theirs, (page, span)
         elif command == "make":
