@@ -1,6 +1,7 @@
 """What every host keeps to: the contract of the backbones, for transformers of diffusers made elastic in place."""
 
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import torch
@@ -33,8 +34,11 @@ def apart(a: Tensor, b: Tensor) -> float:
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
-def test_every_host_of_the_table_is_tested():
-    assert set(TINY) == {host.transformer for host in HOSTS}
+def test_every_host_of_the_table_is_tested_and_in_the_readme():
+    names = {host.transformer for host in HOSTS}
+    assert set(TINY) == names
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
+    assert all(f"| `{name}` of diffusers |" in readme for name in names)
 
 
 @every_host
