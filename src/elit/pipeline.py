@@ -180,7 +180,7 @@ class ElitPipeline:
             )
         steps = self._steps(num_inference_steps, given)
         fit = load_fit(*self._calibrated, steps if isinstance(steps, int) else tuple(steps), sampler)
-        return StepCache(cache, fit.coefficients)
+        return fit.cache(cache)
 
     def _guidance(
         self, whole: Guidance | None, scale: float | None, weak_budget: float | str | None, autoguidance: bool

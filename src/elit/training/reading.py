@@ -10,7 +10,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from elit.backbones.config import DiTConfig
 from elit.errors import UserError
 from elit.records import checked, parse_yaml, read_yaml
 from elit.training.config import TrainConfig
@@ -87,7 +86,7 @@ def kind_of(architecture: Any) -> type[TrainConfig]:
 
 
 @cache
-def _kind_with(model: type[DiTConfig]) -> type[TrainConfig]:
+def _kind_with(model: type[Any]) -> type[TrainConfig]:
     fields: list[Any] = [("model", model, dataclasses.field(default_factory=model))]
     kind = dataclasses.make_dataclass("TrainConfig", fields, bases=(TrainConfig,), frozen=True)
     kind.__doc__, kind.__module__ = TrainConfig.__doc__, TrainConfig.__module__
