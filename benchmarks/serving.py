@@ -104,7 +104,7 @@ def virtual(costs: Costs, seconds: float) -> list[Outcome]:
     for name, load, burst, devices in cases:
         policy, lowest, highest = POLICIES[name]
         draw = random.Random(f"noise {name} {load} {burst} {devices}")
-        length = max(seconds / devices, 8.0)
+        length = max(seconds / devices, 3.0)
         served = simulate(
             jobs(costs, load, burst, devices, length, lowest, highest),
             *(costs, ROWS, policy, devices),
