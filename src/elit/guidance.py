@@ -192,13 +192,13 @@ def guided_velocity(
     """
     if guidance.weak_budget is not None and model.core is None:
         raise UserError(f"guidance weak_budget {guidance.weak_budget} was asked of a dense model, which has one budget")
-    weak_condition = _weak_condition(model, condition, guidance.weak_label)
+    weak = weak_condition(model, condition, guidance.weak_label)
     weak_budget = budget if guidance.weak_budget is None else guidance.weak_budget
     strong = bind(model, condition, budget, stage, cache)
-    return guided(strong, bind(model, weak_condition, weak_budget, stage, cache), guidance)
+    return guided(strong, bind(model, weak, weak_budget, stage, cache), guidance)
 
 
-def _weak_condition(model: ElasticModel, condition: Condition, weak_label: str | int) -> Condition:
+def weak_condition(model: ElasticModel, condition: Condition, weak_label: str | int) -> Condition:
     """What the weak path is told. Raises UserError for a factor that the model's labels have not."""
     if not isinstance(weak_label, int):
         return condition.null() if weak_label == "null" else condition

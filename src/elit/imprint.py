@@ -37,7 +37,7 @@ class Imprint:
     guidance_scale: float
     guidance_interval: tuple[Share, Share] = (0.0, 1.0)
     guidance_budget: Fraction | None = None
-    weak_label: Literal["null", "same"] = "null"
+    weak_label: Literal["null", "same"] | int = "null"
     codec: str = "pixels"
     dtype: str = "float32"
     alone: bool = False

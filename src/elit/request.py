@@ -151,7 +151,7 @@ def repeat(picture: Path, out: Path, model: str | None, codec: str | None, devic
         raise UserError(
             f"{picture} was drawn by the model {imprint.model}, and this is {fingerprint(network)}; give --model"
         )
-    decoder = load_codec(codec, network.input.channels, where, card.encoding)
+    decoder = load_codec(codec, network.samples.channels, where, card.encoding)
     if decoder.name != imprint.codec:
         raise UserError(f"{picture} was decoded by {imprint.codec}, and this is {decoder.name}; give --codec")
     weak = imprint.guidance_budget

@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 @option
 def weak_label(text: str) -> "Literal['null', 'same'] | int":
     """null, same, or a factor of the labels, counted from 1."""
-    if text == "null" or text == "same":
-        return text
+    known: dict[str, Literal["null", "same"]] = {"null": "null", "same": "same"}
+    if text in known:
+        return known[text]
     if not re.fullmatch("[1-9]", text):
         raise UserError(f"{text} is neither null nor same, nor a factor of the labels such as 1")
     return int(text)

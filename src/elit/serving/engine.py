@@ -22,7 +22,7 @@ from elit.cost import time_forward
 from elit.elastic.grouping import ungroup
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.guidance import beyond, bind, guided_velocity
+from elit.guidance import beyond, bind, guided_velocity, weak_condition
 from elit.read_attention import captured_reads
 from elit.recipe import Recipe
 from elit.samplers import Ask, Course, Reached
@@ -190,7 +190,9 @@ class Engine:
         (x, t), labels, guidance = one.ask, self.labels(one), one.order.recipe.guidance
         level = one.granted[t]
         if weak:
-            labels = labels.null() if guidance.weak_label == "null" else labels
+            told = weak_condition(self.model, labels, guidance.weak_label)
+            assert isinstance(told, Labels)
+            labels = told
             level = level if guidance.weak_budget is None else self.model.levels.of(guidance.weak_budget)
         times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
         return Rows(x.float(), times, labels.y, [level] * len(x))

@@ -4,7 +4,7 @@ import dataclasses
 import os
 import re
 import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -82,11 +82,11 @@ def kind_of(architecture: Any) -> type[TrainConfig]:
     if backbone is None:
         known = [row.architecture for row in BACKBONES]
         raise UserError(f"unknown architecture {architecture!r}; {suggest(str(architecture), known)}")
-    return _kind_with(backbone.config)
+    return _kind_with(typing.cast(Hashable, backbone.config))
 
 
 @cache
-def _kind_with(model: type[Any]) -> type[TrainConfig]:
+def _kind_with(model: Any) -> type[TrainConfig]:
     fields: list[Any] = [("model", model, dataclasses.field(default_factory=model))]
     kind = dataclasses.make_dataclass("TrainConfig", fields, bases=(TrainConfig,), frozen=True)
     kind.__doc__, kind.__module__ = TrainConfig.__doc__, TrainConfig.__module__
