@@ -1,14 +1,21 @@
 """The held-out loss against its sum, picture by picture in float64, and its errors against their definitions."""
 
+import importlib.util
 import statistics
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from elit import DiT, UserError
 from elit.data.images import LabelledImages
 from elit.evaluation.heldout import Loss, heldout_loss
 from elit.sampling import image_noise
+from elit.weights import save_weights
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -53,3 +60,25 @@ def test_errors_are_of_the_mean_and_paired() -> None:
 def test_a_count_that_is_not_there_is_refused(tiny: DiT, data: LabelledImages, count: int) -> None:
     with pytest.raises(UserError, match=f"{count} held-out pictures were asked for; give 2 to 5"):
         heldout_loss(tiny, data, count, (1.0,))
+
+
+def test_the_table_has_a_row_for_every_model_and_budget(
+    model_folder: Path, make_dit: Callable[..., DiT], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The script compares each with the first, a dense model's one budget too."""
+    spec = importlib.util.spec_from_file_location("heldout_benchmark", ROOT / "benchmarks" / "heldout.py")
+    assert spec is not None and spec.loader is not None
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    dense = tmp_path / "dense"
+    dense.mkdir()
+    save_weights(make_dit(group_size=None), dense)
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        Image.new("RGB", (8, 8), (80 * i, 10, 200)).save(pictures / f"{i}.png")
+    found = script.main([str(dense), str(model_folder), "--data", str(pictures), "--count", "3"])
+    assert [budget for name, budget in found if name == str(model_folder)] == [1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0]
+    assert [budget for name, budget in found if name == str(dense)] == [1.0]
+    shown = capsys.readouterr().out
+    assert "0.0 ± 0.0" in shown and "4/16" in shown
