@@ -173,7 +173,7 @@ def test_a_readme_of_ones_own_is_kept_by_export(model_folder: Path, tmp_path: Pa
     assert main(["export", str(model_folder), "--out", str(out), "--overwrite"]) == 0
     assert (out / "README.md").read_text() == "mine"
     ElitPipeline.from_pretrained(out).save_pretrained(out)
-    assert sorted(place.name for place in out.iterdir()) == sorted(OURS)
+    assert sorted(place.name for place in out.iterdir()) == sorted(set(OURS) - {"cache.json"})  # a fit, which it has not
     assert (out / "README.md").read_text() != "mine"
     with pytest.raises(UserError, match="holds a model already"):
         ElitPipeline.from_pretrained(out).save_pretrained(out, overwrite=False)

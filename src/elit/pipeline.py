@@ -27,7 +27,7 @@ from elit.model_card import model_card
 from elit.pictures import to_image
 from elit.recipe import LARGEST_TILE
 from elit.samplers import Callback
-from elit.sampling import sample, whole_labels
+from elit.sampling import check_steps, sample, whole_labels
 from elit.step_cache import StepCache, check_threshold
 from elit.target import Budget, parse_fraction
 from elit.weights import CACHE_FILE, README_FILE, fingerprint, load_model, new_model_folder, original, save_weights
@@ -140,6 +140,7 @@ class ElitPipeline:
             run, count, reuse = recipe.budget, recipe.steps, recipe.cache
         else:
             run = Budget.parse(budget, self.model, len(chosen)) if isinstance(budget, str) else budget
+        check_steps(sampler, count)
         noise = None if generator is None else self.noise(len(chosen), generator)
         with progress_bar() if self._shows_progress else nullcontext() as bar:
             callback = callback_on_step_end

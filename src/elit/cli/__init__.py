@@ -27,19 +27,19 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "demo": Command("sample the bundled model at every budget, and show cost and quality", "demo", "add_demo"),
+    "demo": Command("sample the bundled model at every budget, with what it costs", "demo", "add_demo"),
     "info": Command("parameters and GFLOPs per budget of a preset or of a model", "models", "add_info"),
     "sample": Command("make images in any number, with any budget and guidance", "sample", "add_sample"),
     "report": Command("pictures, figures and one page on what a model does", "report", "add_report"),
-    "app": Command("a page on this machine: move the budget, and see what it draws", "serve", "add_app"),
+    "app": Command("a page to move the budget on, and see what it draws", "serve", "add_app"),
     "serve": Command("serve a model over HTTP, with budgets that meet deadlines", "serve", "add_serve"),
-    "prepare": Command("make data for training: pictures of one size, and their latents", "prepare", "add_prepare"),
+    "prepare": Command("make data for training: pictures of one size, or latents", "prepare", "add_prepare"),
     "train": Command("train a model, or go on with a run", "train", "add_train"),
     "evaluate": Command("FID and other measures of images, or of a model's samples", "evaluate", "add_evaluate"),
     "export": Command("make a model folder for inference from a checkpoint of a run", "models", "add_export"),
     "import": Command("make a model folder of one of the authors' checkpoints", "models", "add_import"),
     "calibrate-cache": Command("let steps of a model reuse earlier ones: fit and try a cache", "cache", "add_cache"),
-    "results": Command("measure a model's quality per budget and write it into its card", "results", "add_results"),
+    "results": Command("measure a model's quality per budget, for its card", "results", "add_results"),
 }
 
 HELP = """\
@@ -79,7 +79,8 @@ def run(arguments: list[str]) -> None:
         from elit import __version__
         from elit.streams import print_out
 
-        known = "\n".join(f"  {name:10}{command.summary}" for name, command in COMMANDS.items())
+        wide = max(map(len, COMMANDS)) + 2
+        known = "\n".join(f"  {name:{wide}}{command.summary}" for name, command in COMMANDS.items())
         print_out(f"elit {__version__}\n" if arguments[0] == "--version" else HELP.format(commands=known))
         return
     try:
