@@ -1,6 +1,7 @@
 """The bundled model and the recipes of configs/, alike in everything but their size: commands run on them in seconds."""
 
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import elit.bundled
 import elit.hub
 from elit import DiT, DiTConfig
 from elit.card import load_card, save_card
-from elit.evaluation.quality import Judge
+from elit.evaluation.quality import Features, Judge
 from elit.weights import load_model, save_weights
 from randomised import randomised
 
@@ -48,6 +49,10 @@ def use_as_bundled(folder: Path, patch: pytest.MonkeyPatch) -> None:
 
 
 def narrow_features(patch: pytest.MonkeyPatch, width: int = 64) -> None:
-    """Judges see the first of EfficientNet's 1,280 features: a Fréchet distance of all takes a second of eigenvalues."""
-    whole = Judge.extract
-    patch.setattr(Judge, "extract", lambda *given, **more: whole(*given, **more)[:, :width].contiguous())
+    """Judges see the first of a network's features: a Fréchet distance of 1,280 takes a second of eigenvalues."""
+    for name in ("extract", "real"):
+        patch.setattr(Judge, name, narrowed(getattr(Judge, name), width))
+
+
+def narrowed(whole: Callable[..., Features], width: int) -> Callable[..., Features]:
+    return lambda *given: {name: rows[:, :width].contiguous() for name, rows in whole(*given).items()}

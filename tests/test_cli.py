@@ -104,7 +104,7 @@ def test_missing_foreign_and_truncated_models(capsys: pytest.CaptureFixture[str]
 def test_a_model_of_other_images_is_refused_by_the_demo(capsys: pytest.CaptureFixture[str]) -> None:
     Path("other").mkdir()
     save_weights(elit.create_model("ELIT-SiT-S/8", width=32, heads=2, num_classes=5), Path("other"))
-    assert "99 emoji classes" in refused(capsys, "demo", "--model", "other")
+    assert "a model of the emoji" in refused(capsys, "demo", "--model", "other")
 
 
 def test_unknown_and_mistyped_keys(capsys: pytest.CaptureFixture[str]) -> None:

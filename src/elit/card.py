@@ -56,6 +56,8 @@ class DenseTwin(TypedDict, total=False):
 
     frechet: float
     frechet_std: float
+    frechet_squeezenet: float
+    frechet_squeezenet_std: float
     kernel: float
     kernel_std: float
     precision: float

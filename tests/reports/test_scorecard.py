@@ -13,12 +13,15 @@ import elit
 from elit.bundled import FOLDER
 from elit.card import Card, SamplingDefaults, load_card
 from elit.cli import main
-from elit.evaluation.quality import Judge
-from elit.pixels import to_float
+from elit.data.dataset import PreparedData
+from elit.data.emoji import load_emoji
+from elit.data.prepare import ImageSettings, prepare_images
+from elit.evaluation.metrics import memorisation
+from elit.evaluation.quality import FIRST, Drawn, Judge
 from elit.reports.scorecard import (
     against_dense,
     copies,
-    leave_one_out_share,
+    features_once,
     provenance,
     results_block,
     results_panels,
@@ -131,22 +134,32 @@ def test_provenance_is_the_runs_where_there_is_one(tmp_path: Path) -> None:
     assert provenance(model, folder) == {**alone, "steps": 5, "batch_size": 7, "training_pflops": pytest.approx(pflops)}
 
 
-def test_copies_are_counted_and_shown() -> None:
-    """Real pictures given as samples are copies, each beside itself; noise is none."""
-    judge = Judge(16)
-    images = to_float(judge.data.images[judge.reference])
-    told, picture = copies(judge, images, judge.features)
-    assert told["share"] == 1 and 0 <= told["real"] < 1
-    assert picture.size == (8 * (2 * 64 + 8) - 8, 2 * (64 + 8) - 8)
-    left, right = picture.crop((0, 0, 64, 64)), picture.crop((64, 0, 128, 64))
+def prepared(folder: Path, images: torch.Tensor) -> PreparedData:
+    """A prepared folder of pictures, in their order."""
+    pictures = folder / "pictures"
+    pictures.mkdir(parents=True)
+    for i, image in enumerate(images):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(pictures / f"{i:03}.png")
+    prepare_images(ImageSettings(str(pictures), images.shape[-1]), folder / "prepared", workers=1)
+    return PreparedData(folder / "prepared")
+
+
+def test_copies_are_counted_and_shown(tmp_path: Path) -> None:
+    """Training pictures given as samples are copies, each beside itself; noise is none; real pictures are the yardstick."""
+    judge, data = Judge(16), load_emoji()
+    rows = [int(row) for row in judge.other]
+    training = prepared(tmp_path / "data", data.images[rows])
+    features = features_once(judge, training, tmp_path)
+    images = data.images[rows]
+    told, picture = copies(judge, Drawn(images, judge.extract(images)), training, features)
+    assert told["share"] == 1
+    assert told["real"] == memorisation(judge.features[FIRST], features).share(told["bound"])
+    assert picture.size == (8 * (2 * 32 + 4) - 4, 2 * (32 + 4) - 4)
+    left, right = picture.crop((0, 0, 32, 32)), picture.crop((32, 0, 64, 32))
     assert left.tobytes() == right.tobytes()
-    noise = torch.rand(16, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    assert copies(judge, noise, judge.extract(noise))[0]["share"] < 0.2
-
-
-def test_the_real_pictures_own_share_leaves_each_out() -> None:
-    x = torch.tensor([[0.0], [0.1], [1.0], [6.9], [9.0]])  # ratios among the others: 0.1, 0.11, 0.9, 0.36, 0.26
-    assert leave_one_out_share(x) == pytest.approx(3 / 5)
+    noise = torch.randint(256, (16, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    assert copies(judge, Drawn(noise, judge.extract(noise)), training, features)[0]["share"] < 0.2
+    torch.testing.assert_close(features_once(judge, training, tmp_path), features, rtol=0, atol=0)
 
 
 def test_a_block_goes_between_its_marks_or_nowhere(tmp_path: Path) -> None:
@@ -171,7 +184,9 @@ def test_one_command_measures_both_and_writes_card_table_and_pictures(
     dense = model_folder(tmp_path / "dense", DENSE_EMOJI)
     Path("page.md").write_text(f"{BEGIN}\n{END}\n")
     command = ["results", "--model", str(elastic), "--budgets", "1/4,1", "--seeds", "2", "--count", "6", "--work", "work"]
-    assert main([*command, "--dense", str(dense), "--readme", "page.md"]) == 0
+    prepared(tmp_path / "data", load_emoji().images[:8])
+    training = ["--training", str(tmp_path / "data/prepared")]
+    assert main([*command, *training, "--dense", str(dense), "--readme", "page.md"]) == 0
     quality = load_card(elastic).quality or {}
     assert quality["dense"]["provenance"]["weights"] == fingerprint(load_model(dense))
     assert quality["dense"]["frechet_std"] > 0 and quality["samples"] == quality["dense"]["samples"] == 6
@@ -180,10 +195,11 @@ def test_one_command_measures_both_and_writes_card_table_and_pictures(
     for name in ("quality.png", "pairs.png"):
         with Image.open(f"work/{name}") as image:
             assert min(image.size) > 60
-    assert len(list(Path("work").glob("*.json"))) == len(list(Path("work").glob("*.safetensors"))) == 6
+    assert len(list(Path("work").glob("*_seed*.json"))) == len(list(Path("work").glob("*_seed*.safetensors"))) == 6
+    assert set(quality["copies"]) == {"bound", "share", "real"}
 
     monkeypatch.setattr(Judge, "draw", lambda *_: pytest.fail("it was drawn again"))
-    assert main(command) == 0
+    assert main([*command, *training]) == 0
     again = load_card(elastic).quality or {}
     assert again["dense"] == quality["dense"] and again["budgets"] == quality["budgets"]
     shutil.rmtree("work")
@@ -200,7 +216,7 @@ def test_one_command_measures_both_and_writes_card_table_and_pictures(
         (["--seeds", "0"], "--seeds: 0 is not from 1"),
         (["--count", "3"], "--count: 3 is not from 4"),
         (["--from-card"], "no measured quality"),
-        (["--model", "other"], "other holds no model of the 99 emoji classes"),
+        (["--model", "other"], "other holds no model of the emoji"),
     ],
 )
 def test_mistakes_are_one_sentence(

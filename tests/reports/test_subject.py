@@ -10,7 +10,7 @@ from tiny_models import DENSE, EMOJI, LATENT, model_folder, subject_of
 from elit.card import load_card, save_card
 from elit.errors import UserError
 from elit.pixels import to_float
-from elit.reports.subject import DEMO_LABELS, Subject, load_subject, require_emoji
+from elit.reports.subject import DEMO_LABELS, Subject, load_subject, require_known
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def test_labels_of_the_emoji_go_by_name_and_by_number(subject: Subject) -> None:
     assert subject.data is not None and subject.label_names == ["heart", subject.data.label_names[3]]
     assert [subject.data.label_names[i] for i in subject.labels] == subject.label_names
     assert (subject.seed, subject.recipe.steps, subject.recipe.guidance.scale) == (7, 9, 2.0)
-    require_emoji(subject)
+    require_known(subject)
     assert subject.notes() == []
 
 
@@ -51,8 +51,8 @@ def test_another_model_has_numbers_for_labels(tmp_path: Path) -> None:
     notes = " ".join(subject.notes())
     assert "no measured quality" in notes and "codec" in notes
     assert "4 x 8 x 12" in subject.describe()
-    with pytest.raises(ValueError, match="99 emoji classes"):
-        require_emoji(subject)
+    with pytest.raises(ValueError, match="a model of the emoji"):
+        require_known(subject)
 
 
 def test_a_model_of_as_many_classes_by_other_names_is_not_the_emojis(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_model_of_as_many_classes_by_other_names_is_not_the_emojis(tmp_path: P
         assert subject.data is None and "not known" in subject.notes()[0]
         assert subject.label_names == ([others[0], others[3]] if others else ["0", "3"])
         with pytest.raises(UserError, match="by the names in its card"):
-            require_emoji(subject)
+            require_known(subject)
 
 
 def test_labels_are_names_numbers_and_ranges_as_elsewhere(tmp_path: Path) -> None:

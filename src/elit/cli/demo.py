@@ -25,18 +25,18 @@ def add_demo(command: Parser) -> None:
 
 
 def run_demo(options: argparse.Namespace) -> None:
-    from elit.evaluation.quality import measure
+    from elit.evaluation.quality import Judge, measure
     from elit.hub import find_model
     from elit.reports.budgets import report_budgets
     from elit.reports.report import check_folder
-    from elit.reports.subject import load_subject, require_emoji
+    from elit.reports.subject import load_subject, require_known
 
     budgets = None if options.quality is None else parse_budgets(options.quality)
     source = find_model(options.model)
     subject = load_subject(source, options.labels, options.seed, name=options.model or "bundled")
-    require_emoji(subject)
+    require_known(subject)
     check_folder(options.out)
     quality = subject.card.quality
     if budgets is not None:
-        quality = measure(subject.model, budgets, [options.seed], subject.card.recipe)
+        quality = measure(Judge(exam=subject.exam), subject.model, budgets, [options.seed], subject.card.recipe)
     finish(report_budgets(subject, quality), options.out, options.typed, next(subject.model.parameters()).device)

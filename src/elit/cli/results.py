@@ -19,10 +19,13 @@ def add_results(command: Parser) -> None:
     command.add_argument(
         "--dense", type=folder, metavar="FOLDER", help="a dense model of the emoji, to be measured beside it"
     )
+    command.add_argument(
+        "--training", type=folder, metavar="DATA", help="the prepared pictures of its training, to count copies of them"
+    )
     command.add_argument("--budgets", default="1/16,1/8,1/4,1/2,3/4,1", help="comma-separated fractions")
     command.add_argument("--seeds", type=whole(1, MOST_SEEDS), default=3, help="how many sampling seeds")
     command.add_argument(
-        "--count", type=whole(4, MOST), help="samples per budget and seed, instead of the 949 that there can be"
+        "--count", type=whole(4, MOST), help="samples per budget and seed, instead of half of the real pictures"
     )
     command.add_argument(
         "--work", type=folder, default="runs/results", help="folder that keeps what is finished, and the pictures"
@@ -34,26 +37,29 @@ def add_results(command: Parser) -> None:
 
 def run_results(options: argparse.Namespace) -> None:
     from elit.card import load_card, save_card
+    from elit.data.dataset import PreparedData
+    from elit.evaluation.exam import exam_of
     from elit.hub import find_model
     from elit.pictures import save_png
     from elit.reports.drawing import Panels
     from elit.reports.scorecard import measure_results, results_block, results_panels, write_block
-    from elit.reports.subject import known_data
     from elit.weights import load_model
 
     source, work = find_model(options.model), options.work
     model, card = load_model(source), load_card(source)
     if not options.from_card:
-        if known_data(model, card) is None:
-            raise UserError(f"{source} holds no model of the 99 emoji classes at 3 x 32 x 32; use elit evaluate for others")
+        if exam_of(model, card) is None:
+            raise UserError(f"{source} holds no model of the emoji, at 32 or 64 pixels; use elit evaluate for others")
         dense = None if options.dense is None else find_model(options.dense)
+        training = None if options.training is None else PreparedData(options.training)
         budgets, seeds = parse_budgets(options.budgets), range(options.seeds)
-        results = measure_results(model, card, budgets, seeds, work, dense, options.count)
+        results = measure_results(model, card, budgets, seeds, work, dense, options.count, training)
         card = replace(card, quality=results.quality)
         save_card(card, source)
-        save_png(results.pairs, work / "pairs.png")
+        if results.pairs is not None:
+            save_png(results.pairs, work / "pairs.png")
         Panels(results_panels(model, results.quality)).save(work / "quality.png")
-        say(f"written to {source / 'card.json'}; what was drawn, quality.png and pairs.png are in {work}")
+        say(f"written to {source / 'card.json'}; what was drawn and its pictures are in {work}")
     block = results_block(model, card)
     show(block)
     if options.readme is not None:

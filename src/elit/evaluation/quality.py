@@ -1,8 +1,9 @@
 """The quality that a budget buys: an emoji model's samples against real pictures, budget by budget.
 
-The real pictures are cut into two halves by a fixed draw. The reference half gives the Fréchet and kernel distances
-their other side, and trains a linear probe of the nine categories. Samples carry the labels of the other half, one for
-one, and the other half itself is the yardstick: what real pictures score. Features: EfficientNet-Lite0, 1280 wide.
+The real pictures (see `evaluation.exam`) are cut into two halves by a fixed draw. The reference half gives the Fréchet and
+kernel distances their other side, and trains a linear probe of the categories. Samples carry the labels of the other half,
+one for one, and the other half itself is the yardstick: what real pictures score. Features: EfficientNet-Lite0, 1280 wide;
+and SqueezeNet, 512 wide, for a Fréchet distance by a second, unlike network.
 """
 
 import statistics
@@ -17,10 +18,11 @@ from torch import Tensor
 from elit.card import Figures, SamplingFacts
 from elit.card import Quality as CardQuality
 from elit.console import progress_bar, say
-from elit.data.emoji import Emoji, load_emoji
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.evaluation.features import LinearProbe, efficientnet_features, load_efficientnet
+from elit.evaluation.exam import Exam, emoji_exam, extract
+from elit.evaluation.extractors import load_extractor
+from elit.evaluation.features import LinearProbe
 from elit.evaluation.kept import keep, kept
 from elit.evaluation.metrics import (
     frechet_distance,
@@ -30,7 +32,7 @@ from elit.evaluation.metrics import (
     rank_correlation,
 )
 from elit.files import check_writable, digest
-from elit.pixels import to_float, to_uint8
+from elit.pixels import to_uint8
 from elit.precision import fast_bfloat16
 from elit.recipe import Recipe
 from elit.records import Share, record
@@ -38,15 +40,20 @@ from elit.sampling import image_noise
 from elit.seeding import generator_for
 from elit.weights import fingerprint, read_tensors, save_tensors
 
+FIRST, SECOND = NETWORKS = ("efficientnet-lite0", "squeezenet")
 NEIGHBOURS = 3  # precision's and recall's k
 BATCH = 13  # 949 samples are 73 whole batches, whose activations stay in the caches
 
 
+Features = dict[str, Tensor]  # (N, D) of N images, by network
+
+
 @record
 class Quality:
-    """Of one set of images: Fréchet distance, KID times 1000, precision, recall, share in the asked category."""
+    """Of one set of images: Fréchet distances, KID times 1000, precision, recall, share in the asked category."""
 
     frechet: float
+    frechet_squeezenet: float
     kernel: float
     precision: Share
     recall: Share
@@ -61,15 +68,15 @@ class KeptQuality(Quality):
 
     @property
     def figures(self) -> Quality:
-        return Quality(self.frechet, self.kernel, self.precision, self.recall, self.accuracy)
+        return Quality(**{field.name: getattr(self, field.name) for field in fields(Quality)})
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn by one recipe: images (N, 3, H, W) uint8, and their features (N, D) float32."""
+    """What was drawn by one recipe: images (N, 3, H, W) uint8, and their features, (N, D) float32 by network."""
 
     images: Tensor
-    features: Tensor
+    features: Features
 
 
 class Basis(TypedDict):
@@ -96,54 +103,66 @@ class Verdict(TypedDict, total=False):
 
 
 class Judge:
-    """Scores sets of images against the reference half of the real ones, or against `count` of it."""
+    """Scores sets of images against the reference half of an exam's real pictures, or against `count` of it.
 
-    def __init__(self, count: int | None = None) -> None:
-        self.data: Emoji = load_emoji()
-        order = torch.randperm(len(self.data), generator=generator_for("halves"))
+    The exam is that of the embedded emoji if none is given.
+    """
+
+    def __init__(self, count: int | None = None, exam: Exam | None = None) -> None:
+        self.exam = exam or emoji_exam()
+        order = torch.randperm(len(self.exam), generator=generator_for("halves"))
         half = min(len(order) // 2, count or len(order))
         self.reference, self.other = order[:half].sort().values, order[half : 2 * half].sort().values
-        self.network = load_efficientnet()
-        self.features = self.extract(to_float(self.data.images[self.reference]))
-        self.statistics = mean_and_covariance(self.features)
-        self.probe = LinearProbe(self.features, self.data.categories[self.reference])
+        self.labels = self.exam.labels[self.other]
+        self.networks = {name: load_extractor(name) for name in NETWORKS}
+        self.features = self.real(self.reference)
+        self.statistics = {name: mean_and_covariance(rows) for name, rows in self.features.items()}
+        self.probe = LinearProbe(self.features[FIRST], self.exam.categories[self.reference])
 
     @property
     def count(self) -> int:
         """Images in each set."""
         return len(self.other)
 
-    def extract(self, images: Tensor, done: Callable[[int], None] | None = None) -> Tensor:
-        return efficientnet_features(images, self.network, done=done)
+    def real(self, rows: Tensor) -> Features:
+        """Of some of the exam's pictures."""
+        return {name: self.exam.features(network, rows) for name, network in self.networks.items()}
+
+    def extract(self, images: Tensor) -> Features:
+        """Of images in [-1, 1], rounded to 8 bits as a file would hold them, or uint8."""
+        pixels = images if images.dtype == torch.uint8 else to_uint8(images)
+        return {name: extract(network, pixels) for name, network in self.networks.items()}
 
     def score(self, images: Tensor) -> Quality:
         """Of images that stand for the other half, one for one."""
         return self.score_features(self.extract(images))
 
-    def score_features(self, features: Tensor) -> Quality:
+    def score_features(self, features: Features) -> Quality:
         """Of images with these features."""
-        precision, recall = precision_recall(self.features, features, NEIGHBOURS)
+        frechet = {name: frechet_distance(*self.statistics[name], *mean_and_covariance(features[name])) for name in NETWORKS}
+        precision, recall = precision_recall(self.features[FIRST], features[FIRST], NEIGHBOURS)
         return Quality(
-            frechet=frechet_distance(*self.statistics, *mean_and_covariance(features)),
-            kernel=1000 * kernel_distance(features, self.features),
+            frechet=frechet[FIRST],
+            frechet_squeezenet=frechet[SECOND],
+            kernel=1000 * kernel_distance(features[FIRST], self.features[FIRST]),
             precision=precision,
             recall=recall,
-            accuracy=self.probe.accuracy(features, self.data.categories[self.other]),
+            accuracy=self.probe.accuracy(features[FIRST], self.exam.categories[self.other]),
         )
 
     def yardstick(self) -> Quality:
         """The score of the other half of the real images."""
-        return self.score(to_float(self.data.images[self.other]))
+        return self.score_features(self.real(self.other))
 
     def draw(self, model: ElasticModel, recipe: Recipe, done: Callable[[int], None] | None = None) -> Tensor:
         """Samples with the other half's labels, in batches of its own; image i's noise comes from (seed, i).
 
-        Matrix products are in bfloat16, in which the bundled model was trained, where the device multiplies it fast.
+        Matrix products are in bfloat16 where the device multiplies it fast.
         """
         parts = []
-        labels, device = self.data.labels[self.other], next(model.parameters()).device
+        device = next(model.parameters()).device
         for first in range(0, self.count, BATCH):
-            some = labels[first : first + BATCH]
+            some = self.labels[first : first + BATCH]
             noise = image_noise(recipe.seed, (len(some), *model.input.shape), first=first)
             with torch.autocast(device.type, torch.bfloat16, enabled=fast_bfloat16(device)):
                 parts.append(recipe.draw(model, some, noise=noise).cpu())
@@ -154,26 +173,24 @@ class Judge:
     def describe(self) -> Basis:
         """What the figures stand on, and the score of the other half of the real images, the yardstick."""
         fast = fast_bfloat16(torch.device("cpu"))
-        features, dtype = "EfficientNet-Lite0, 1280 wide", f"{'bfloat16' if fast else 'float32'} products"
+        features = "EfficientNet-Lite0, 1280 wide; SqueezeNet, 512 wide"
+        dtype = f"{'bfloat16' if fast else 'float32'} products"
         real = asdict(self.yardstick())
         return {"features": features, "dtype": dtype, "samples": self.count, "neighbours": NEIGHBOURS, "real": real}
 
 
 def measure(
+    judge: Judge,
     model: ElasticModel,
     budgets: Sequence[float],
     seeds: Sequence[int],
     recipe: Recipe,
     work: Path | None = None,
-    count: int | None = None,
-    judge: Judge | None = None,
 ) -> CardQuality:
     """The quality at each budget and seed, as the card holds it.
 
-    `work`: a folder that keeps every finished (budget, seed), so that an interrupted measurement goes on. `count`: fewer
-    samples than the 949 that half of the real pictures allow. `judge`: one of that count that is there already.
+    `work`: a folder that keeps every finished (budget, seed), so that an interrupted measurement goes on.
     """
-    judge = judge or Judge(count)
     recipes = [replace(recipe, budget=budget) for budget in budgets]
     scores = measure_recipes(judge, model, recipes, seeds, work)
     rows = [{"budget": budget, **score} for budget, score in zip(budgets, scores, strict=True)]
@@ -214,10 +231,9 @@ def measure_recipes(
 
 
 def measured(
-    model: ElasticModel, recipes: Sequence[Recipe], seeds: Sequence[int], work: Path, count: int
+    judge: Judge, model: ElasticModel, recipes: Sequence[Recipe], seeds: Sequence[int], work: Path
 ) -> tuple[list[Figures], MeasuredOn]:
     """The quality of each recipe, as `measure_recipes` gives it, and what it stands on (see `Judge.describe`)."""
-    judge = Judge(count)
     scores = measure_recipes(judge, model, recipes, seeds, work)
     return scores, {**judge.describe(), "seeds": list(seeds)}
 
@@ -241,29 +257,32 @@ def drawn_once(
 ) -> Drawn:
     """The judge's samples of a recipe and their features; kept beside the file `figures`, and read where they are there."""
     file = None if figures is None else figures.with_suffix(".safetensors")
-    if file is not None and (found := _drawn_before(file, judge.count)) is not None:
+    kept_before = {} if file is None else _drawn_before(file, judge.count)
+    if kept_before.keys() == {"images", *judge.networks}:
         done(judge.count)
-        return found
-    images = to_uint8(judge.draw(model, recipe, done))
-    drawn = Drawn(images, judge.extract(to_float(images)))
+        return Drawn(kept_before.pop("images"), kept_before)
+    images = kept_before.get("images")
+    if images is None:
+        images = to_uint8(judge.draw(model, recipe, done))
+    drawn = Drawn(images, judge.extract(images))
     if file is not None:
-        save_tensors({"images": drawn.images.contiguous(), "features": drawn.features}, file)
+        save_tensors({"images": images.contiguous(), **drawn.features}, file)
     return drawn
 
 
-def _drawn_before(file: Path, count: int) -> Drawn | None:
-    """What a work folder keeps of samples; None where it is not there, or is damaged, which is said."""
+def _drawn_before(file: Path, count: int) -> Features:
+    """What a work folder keeps of samples; nothing where it is not there, or is damaged, which is said."""
     if not file.is_file():
-        return None
+        return {}
     try:
         tensors = read_tensors(file)
-        if tensors.keys() == {"images", "features"} and all(len(tensor) == count for tensor in tensors.values()):
-            return Drawn(tensors["images"], tensors["features"])
+        if "images" in tensors and all(len(tensor) == count for tensor in tensors.values()):
+            return tensors
         why = "it holds no images with their features"
     except UserError as error:
         why = str(error)
     say(f"{file} is not used ({why}): sampled anew")
-    return None
+    return {}
 
 
 def kept_name(weights: str, recipe: Recipe, count: int) -> str:

@@ -1,4 +1,4 @@
-"""What each budget costs and gives, for any model: pictures, GFLOPs, latency and, for a model of the emoji, quality."""
+"""What each budget costs and gives, for any model: pictures, GFLOPs, latency and, for a model of known data, quality."""
 
 import statistics
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from elit.console import progress_bar
 from elit.cost import flops_by_level, time_forward
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.evaluation.quality import measure
+from elit.evaluation.quality import Judge, measure
 from elit.pictures import Row
 from elit.reports.drawing import ImageSheet, Panel, Panels, Point
 from elit.reports.page import Table
@@ -110,7 +110,7 @@ def quality_of(subject: Subject, budgets: Sequence[float] | None, count: int, wo
     if count == 0:
         return None
     wanted = list(budgets or dict.fromkeys(subject.model.levels.of(b) / subject.model.latents for b in MEASURED))
-    return measure(subject.model, wanted, [subject.seed], card.recipe, work, count)
+    return measure(Judge(count, subject.exam), subject.model, wanted, [subject.seed], card.recipe, work)
 
 
 def budget_rows(model: ElasticModel, budgets: Sequence[float], quality: Quality | None) -> list[BudgetRow]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from elit.errors import UserError
-from elit.evaluation.quality import MeasuredOn, measured
+from elit.evaluation.quality import Judge, MeasuredOn, measured
 from elit.guidance import Guidance
 from elit.pictures import Row
 from elit.reports.drawing import ImageSheet, Panel, Panels, Point
@@ -86,7 +86,7 @@ def report_guidance(
     ]
     quality = None
     if subject.data is not None and count:
-        found, quality = measured(model, recipes, seeds, work, count)
+        found, quality = measured(Judge(count, subject.exam), model, recipes, seeds, work)
         rows = [replace(row, scores=scores) for row, scores in zip(rows, found, strict=True)]
     best = best_scales(rows)
     parts: list[Part] = [

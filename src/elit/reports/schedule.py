@@ -12,7 +12,7 @@ from torch import Tensor
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
-from elit.evaluation.quality import MeasuredOn, measured
+from elit.evaluation.quality import Judge, MeasuredOn, measured
 from elit.pictures import Row
 from elit.reports.drawing import ImageSheet, Panel, Panels, Point
 from elit.reports.page import Table
@@ -103,7 +103,7 @@ def report_schedule(
     ]
     quality = None
     if subject.data is not None and count:
-        found, quality = measured(model, recipes, seeds, work, count)
+        found, quality = measured(Judge(count, subject.exam), model, recipes, seeds, work)
         rows = [replace(row, scores=scores) for row, scores in zip(rows, found, strict=True)]
     sentence = verdict(rows, len(seeds))
     shown = [Row(row.name.replace(" while", "\nwhile"), some) for row, some in zip(rows, images, strict=True)]

@@ -14,26 +14,29 @@ from PIL import Image
 from torch import Tensor
 
 from elit.card import Card, DenseTwin, Figures, Provenance, Quality, load_card
+from elit.console import progress_bar
 from elit.cost import count_flops, cpu_name
+from elit.data.dataset import PreparedData
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.evaluation.metrics import memorisation, neighbours
-from elit.evaluation.quality import Judge, drawn_once, kept_name, measure, measure_recipes, told_sampling
-from elit.files import write_whole
+from elit.evaluation.exam import exam_of, extract
+from elit.evaluation.metrics import memorisation
+from elit.evaluation.quality import FIRST, Drawn, Judge, drawn_once, kept_name, measure, measure_recipes, told_sampling
+from elit.files import digest, write_whole
 from elit.pictures import pairs
 from elit.pixels import to_float
 from elit.recipe import Recipe
 from elit.reports.budgets import budget_rows, measure_latency
 from elit.reports.drawing import Panel
 from elit.reports.scores import FIGURES, figure_text, numbers, quality_panels
-from elit.reports.subject import known_data
-from elit.weights import fingerprint, load_model
+from elit.weights import fingerprint, load_model, read_tensors, save_tensors
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 COPY = 1 / 3  # a sample this much nearer to one real picture than to the next is called a copy (Yoon et al., 2023)
 SHOWN = 48  # pairs of the picture
 NAMES = {
     "frechet": "Fréchet distance",
+    "frechet_squeezenet": "by SqueezeNet",
     "kernel": "KID x 1000",
     "precision": "precision",
     "recall": "recall",
@@ -44,10 +47,10 @@ assert NAMES.keys() == FIGURES.keys()
 
 @dataclass(frozen=True)
 class Scorecard:
-    """quality: what the card holds. pairs: samples beside the real pictures they are nearest to."""
+    """quality: what the card holds. pairs: samples beside the training pictures they are nearest to."""
 
     quality: Quality
-    pairs: Image.Image
+    pairs: Image.Image | None
 
 
 def measure_results(
@@ -58,33 +61,36 @@ def measure_results(
     work: Path,
     dense: Path | None = None,
     count: int | None = None,
+    training: PreparedData | None = None,
 ) -> Scorecard:
-    """Quality at every budget and seed, latency, the dense twin in the folder `dense`, and how much is copied.
+    """Quality at every budget and seed, latency, the dense twin in the folder `dense`, and how much is copied of `training`.
 
-    Without `dense`, the twin's figures that the card has are kept if they were measured alike. `work` and `count` are as in
-    `evaluation.quality.measure`.
+    Without `dense`, the twin's figures that the card has are kept if they were measured alike. `work` is as in
+    `evaluation.quality.measure`, `count` as in its `Judge`.
     """
     twin = None if dense is None else load_dense(dense)
-    judge = Judge(count)
-    quality = measure(model, budgets, seeds, card.recipe, work, judge=judge)
+    judge = Judge(count, exam_of(model, card))
+    quality = measure(judge, model, budgets, seeds, card.recipe, work)
     before = None if card.quality is None else card.quality.get("dense")
     if dense is not None and twin is not None:
         quality["dense"] = measure_dense(judge, twin, card.recipe, seeds, work, dense)
     elif before is not None and measured_alike(before, quality):
         quality["dense"] = before
     quality["latency"] = {"cpu": cpu_name(), "threads": torch.get_num_threads(), "budgets": latency_rows(model, budgets)}
+    if training is None:
+        return Scorecard(quality, None)
     full = replace(card.recipe, budget=max(budgets), seed=seeds[0])
     kept = work / kept_name(fingerprint(model), full, judge.count)
     drawn = drawn_once(judge, model, full, kept)
-    quality["copies"], picture = copies(judge, to_float(drawn.images), drawn.features)
+    quality["copies"], picture = copies(judge, drawn, training, features_once(judge, training, work))
     return Scorecard(quality, picture)
 
 
 def load_dense(folder: Path) -> ElasticModel:
     """A dense model of the emoji. Raises UserError for another."""
     model = load_model(folder)
-    if model.core is not None or known_data(model, load_card(folder)) is None:
-        raise UserError(f"{folder} holds no dense model of the emoji; train one with configs/emoji-tiny-dense.yaml")
+    if model.core is not None or exam_of(model, load_card(folder)) is None:
+        raise UserError(f"{folder} holds no dense model of the emoji; train one with configs/emoji-styles-dense.yaml")
     return model
 
 
@@ -125,25 +131,34 @@ def latency_rows(model: ElasticModel, budgets: Sequence[float]) -> list[dict[str
     return [{"budget": b, **row.told()} for b, row in zip(budgets, measure_latency(model, budgets), strict=True)]
 
 
-def copies(judge: Judge, images: Tensor, features: Tensor) -> tuple[dict[str, float], Image.Image]:
-    """The shares of samples, and of real pictures among the others, that are nearly one real picture; and the pairs.
+def copies(judge: Judge, drawn: Drawn, training: PreparedData, features_ND: Tensor) -> tuple[Figures, Image.Image]:
+    """The shares of samples, and of real pictures that were not trained on, that are nearly one training picture; and pairs.
 
-    The real pictures are all there are, which the bundled model was trained on: both halves.
+    features_ND: of the training pictures.
     """
-    rows = torch.cat([judge.reference, judge.other])
-    other = judge.extract(to_float(judge.data.images[judge.other]))
-    real = torch.cat([judge.features, other])
-    told = memorisation(features, real)
-    itself = leave_one_out_share(real)
+    told = memorisation(drawn.features[FIRST], features_ND)
+    real = memorisation(judge.features[FIRST], features_ND).share(COPY)
     order = told.closest(SHOWN)
-    near = to_float(judge.data.images[rows[told.index[order]]])
-    return {"bound": COPY, "share": told.share(COPY), "real": itself}, pairs(images[order], near, columns=8, scale=2)
+    near = torch.stack([training.image(int(row)) for row in told.index[order]])
+    shown = pairs(to_float(drawn.images[order]), to_float(near), columns=8, scale=1)
+    return {"bound": COPY, "share": told.share(COPY), "real": real}, shown
 
 
-def leave_one_out_share(real_ND: Tensor) -> float:
-    """The share of rows that are nearly one other row: at a ratio, among the other rows, below COPY."""
-    distance = neighbours(real_ND, real_ND, 3)[0]  # the first is itself
-    return float((distance[:, 1] < COPY * distance[:, 2]).double().mean())
+def features_once(judge: Judge, training: PreparedData, work: Path) -> Tensor:
+    """(N, D) of all training pictures; kept in the work folder, and read where they are there."""
+    file = work / f"training_{digest(repr(training.info).encode())}.safetensors"
+    if file.is_file() and len(found := read_tensors(file)[FIRST]) == len(training):
+        return found
+    rows = []
+    with progress_bar() as bar:
+        task = bar.add_task("features of the training pictures", total=len(training), unit="images")
+        for first in range(0, len(training), 16):
+            images = torch.stack([training.image(row) for row in range(first, min(first + 16, len(training)))])
+            rows.append(extract(judge.networks[FIRST], images))
+            bar.advance(task, len(images))
+    features = torch.cat(rows)
+    save_tensors({FIRST: features}, file)
+    return features
 
 
 def rows_of(model: ElasticModel, quality: Quality) -> list[Figures]:
@@ -202,8 +217,8 @@ def results_block(model: ElasticModel, card: Card) -> str:
     if "copies" in quality:
         told = quality["copies"]
         said.append(
-            f"Of the full budget's samples {told['share']:.1%} are less than {told['bound']:.2f} times as far from one real"
-            f" picture as from the next; of the real pictures themselves {told['real']:.1%} are."
+            f"Of the full budget's samples {told['share']:.1%} are less than {told['bound']:.2f} times as far from one"
+            f" training picture as from the next; of real pictures that were not trained on {told['real']:.1%} are."
         )
     return "\n".join([*said, "", results_table(model, quality)])
 

@@ -17,6 +17,7 @@ Scores: TypeAlias = Mapping[str, float]
 
 FIGURES = {  # name: the column of a table, digits
     "frechet": ("Fréchet", 1),
+    "frechet_squeezenet": ("SqueezeNet", 0),
     "kernel": ("KID x 1000", 1),
     "precision": ("precision", 3),
     "recall": ("recall", 3),
@@ -25,6 +26,7 @@ FIGURES = {  # name: the column of a table, digits
 QUALITY_COLUMNS = tuple(column for column, _ in FIGURES.values())
 PANELS = (
     ("frechet", "Fréchet distance (lower is better)"),
+    ("frechet_squeezenet", "Fréchet distance, SqueezeNet"),
     ("kernel", "KID x 1000 (lower is better)"),
     ("accuracy", "share in the asked category"),
 )
@@ -65,7 +67,7 @@ def quality_note(quality: MeasuredOn | Quality) -> str:
     seeds = len(quality["seeds"])
     return (
         f"Quality: {quality['samples']} samples per row{f' and seed, {seeds} seeds' if seeds > 1 else ''}, against as many"
-        f" real pictures ({quality['features']}); fewer samples than the 1,280 dimensions, so read the Fréchet distance"
+        f" real pictures ({quality['features']}). There are fewer samples than dimensions, so read the Fréchet distances"
         f" beside KID, which is unbiased at any count.{' ±: standard deviation over the seeds.' if seeds > 1 else ''}"
         " Category: the share of samples that a linear probe finds in the category that was asked for."
     )
@@ -74,7 +76,7 @@ def quality_note(quality: MeasuredOn | Quality) -> str:
 def quality_panels(
     curves: Mapping[str, Sequence[tuple[float, Scores]]], x_label: str, quality: MeasuredOn | Quality | None = None
 ) -> list[Panel]:
-    """The three figures over some axis for the (x, scores) of each curve, with the deviation over seeds.
+    """The figures over some axis for the (x, scores) of each curve, with the deviation over seeds.
 
     With `quality` the axes start at zero and the real pictures' level is marked; without, they show differences best.
     """

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from elit.card import Card, load_card
 from elit.codec import makes_pixels
-from elit.data.emoji import Emoji, load_emoji
+from elit.data.images import LabelledImages
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
+from elit.evaluation.exam import Exam, exam_of, known_data
 from elit.labels import parse_labels
 from elit.pixels import to_float
 from elit.recipe import Recipe, steps_text
@@ -35,6 +36,22 @@ DEMO_LABELS = (
 )
 
 
+STYLED_LABELS = (
+    "animal-mammal/noto",
+    "face-affection/twemoji",
+    "transport-ground/fluent",
+    "clothing/fluent-flat",
+    "time/emojione",
+    "sky & weather/noto",
+    "food-asian/fluent-3d",
+    "heart/fluent",
+    "place-building/twemoji",
+    "keycap/noto-v1",
+    "person-role/fluent",
+    "sport/noto",
+)
+
+
 @dataclass(frozen=True)
 class Subject:
     """A model and its card, the data it was made for where that is known, and labels by number and by name."""
@@ -42,10 +59,15 @@ class Subject:
     name: str
     model: ElasticModel
     card: Card
-    data: Emoji | None
+    data: LabelledImages | None
     labels: list[int]
     label_names: list[str]
     seed: int
+
+    @property
+    def exam(self) -> Exam | None:
+        """What the model's samples are judged beside, where its data are known."""
+        return exam_of(self.model, self.card)
 
     @property
     def recipe(self) -> Recipe:
@@ -81,12 +103,13 @@ class Subject:
         return out
 
     def real_examples(self, count: int) -> Tensor:
-        """(count, L, 3, H, W) real pictures of each label, spread over those there are."""
+        """(count, L, 3, H, W) real pictures of each label, spread over those there are; white where there are none."""
         assert self.data is not None
         columns = []
         for label in self.labels:
             found = (self.data.labels == label).nonzero()[:, 0]
-            columns.append(to_float(self.data.images[found[[i * len(found) // count for i in range(count)]]]))
+            rows = [i * len(found) // count for i in range(count if len(found) else 0)]
+            columns.append(to_float(self.data.images[found[rows]]) if rows else torch.ones(count, *self.data.shape))
         return torch.stack(columns, dim=1)
 
 
@@ -106,25 +129,22 @@ def load_subject(
         card = replace(card, sampling=replace(card.sampling, steps=checked.steps))
     data = known_data(model, card)
     known = card.label_names
-    chosen = chosen_labels(model, known, labels, DEMO_LABELS if data is not None else ())
+    chosen = chosen_labels(model, known, labels, demo_labels(data))
     names = [known[i] if i < len(known) else str(i) for i in chosen]
     return Subject(name or folder.name or str(folder), model, card, data, chosen, names, seed)
 
 
-def known_data(model: ElasticModel, card: Card) -> Emoji | None:
-    """The embedded pictures, where the model has their size and its card their classes; None for every other model."""
-    if model.samples.shape != (3, 32, 32) or not card.label_names:
-        return None
-    data = load_emoji()
-    return data if model.null_class == len(data.label_names) and card.label_names == data.label_names else None
+def demo_labels(data: LabelledImages | None) -> tuple[str, ...]:
+    """The names of labels that are shown where none are given: a dozen that look unlike each other."""
+    return next((names for names in (DEMO_LABELS, STYLED_LABELS) if data is not None and names[0] in data.label_names), ())
 
 
-def require_emoji(subject: Subject) -> None:
-    """Raises UserError for a model that was not made for the emoji."""
+def require_known(subject: Subject) -> None:
+    """Raises UserError for a model whose data do not come with the package."""
     if subject.data is None:
         size = " x ".join(str(side) for side in subject.model.samples.shape)
         raise UserError(
-            f"the demo needs a model of the 99 emoji classes at 3 x 32 x 32, by the names in its card; {subject.name} has"
+            f"the demo needs a model of the emoji, at 32 or 64 pixels, by the names in its card; {subject.name} has"
             f" {subject.model.null_class} classes and inputs of {size}: use elit report budgets"
         )
 
