@@ -44,7 +44,10 @@ CONFIGS = {
     "cells, rope": elastic(anchor="cells", rope=True),
 }
 # what a row of the table needs beside the fields that all share, and where its levels differ the window
-OF_ITS_OWN: dict[str, dict[str, object]] = {"HDiT": {"fold": (1, 3), "group_size": 4}}
+OF_ITS_OWN: dict[str, dict[str, object]] = {
+    "HDiT": {"fold": (1, 3), "group_size": 4},
+    "VideoDiT": {"frames": 4, "input_size": (4, 8)},
+}
 for backbone in BACKBONES:
     if backbone.config is not DiTConfig:
         fields = {field.name: getattr(ELASTIC, field.name) for field in dataclasses.fields(DiTConfig)}

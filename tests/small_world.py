@@ -28,7 +28,7 @@ def small_recipes(folder: Path) -> None:
         text = file.read_text(encoding="utf8")
         for key, value in NARROW.items():
             text = re.sub(rf"^  {key}: \d+$", f"  {key}: {value}", text, flags=re.M)
-        text = text.replace("SiT-XL/2", "SiT-S/2")  # 12 blocks in place of 28
+        text = text.replace("SiT-XL/", "SiT-S/")  # 12 blocks in place of 28
         place.write_text(re.sub(r"^batch_size: \d+$", f"batch_size: {BATCH}", text, flags=re.M), encoding="utf8")
 
 

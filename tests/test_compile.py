@@ -20,6 +20,8 @@ NAMES = [  # whose graphs differ by more than shapes
     "oblong input and group, rope",
     "two Write layers",
     "no head, no tail",
+    "VideoDiT",
+    "VideoDiT, rope",
 ]
 every_model = pytest.mark.parametrize("config", [CONFIGS[name] for name in NAMES], ids=NAMES)
 CLOSE = {"rtol": 1e-4, "atol": 2e-5}

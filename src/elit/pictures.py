@@ -98,6 +98,13 @@ def sheet(
     return out
 
 
+def moving_sheet(
+    clips_NCTHW: Tensor, columns: Sequence[str], rows: Sequence[str] = (), captions: Sequence[str] = (), cell: int = CELL
+) -> list[Image.Image]:
+    """The sheet of each frame of clips in [-1, 1]; arguments as of `sheet`."""
+    return [sheet(frame_NCHW, columns, rows, captions, cell) for frame_NCHW in clips_NCTHW.unbind(2)]
+
+
 @cache
 def font(size: int) -> ImageFont.FreeTypeFont:
     """DejaVu Sans, which matplotlib brings, with letters of so many pixels."""

@@ -24,6 +24,7 @@ def on_meta(name, **overrides):
 def test_the_names_are_these():
     others = [f"{kind}{family}-{size}/2" for kind in ("", "ELIT-") for family in ("UViT", "HDiT") for size in SIZES]
     others += [f"{kind}DFM-SiT-{size}/{patch}" for kind in ("", "ELIT-") for size in SIZES for patch in (2, 4, 8)]
+    others += [f"{kind}SiT-{size}/1x2x2" for kind in ("", "ELIT-") for size in SIZES]
     assert sorted(preset_names()) == sorted([f"{kind}-{size}/{patch}" for kind, size, patch in EVERY] + others)
 
 

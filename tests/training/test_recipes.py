@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from elit import DiT, DiTConfig
+from elit.backbones.config import VideoConfig
 from elit.backbones.table import backbone_of
 from elit.training.budgets import mean_flops
 from elit.training.config import BudgetConfig, FlowConfig, TrainConfig
@@ -68,11 +69,12 @@ def test_the_paper_and_the_release_are_told_apart() -> None:
     for name, file in zip(NAMES, FILES, strict=True):
         config = load_config(file, [])
         model, elastic, multi = config.model, config.model.window is not None, name.endswith("multi.yaml")
+        clips = isinstance(model, VideoConfig)
         if "/paper/" in name or "/release/" in name:
             assert config.optimizer.lr == 1e-4
         if "/paper/" in name:
             assert (model.in_channels, model.rope, model.qk_norm, model.write_sees_dropped) == (16, True, True, False)
-            assert (config.steps, config.optimizer.warmup_steps) == (500_000, 10_000)
+            assert (config.steps, config.optimizer.warmup_steps) == (200_000 if clips else 500_000, 10_000)
             assert config.flow.time_law == "logit-normal" and config.batch_size == (384 if multi else 256)
             assert not elastic or (model.head_depth, model.tail_depth) == (4, 4)
         if "/release/" in name:
@@ -86,4 +88,6 @@ def test_the_paper_and_the_release_are_told_apart() -> None:
         if "dfm" in name:
             assert config.architecture == "DFM" and model.stages == 2
         if elastic and "emoji" not in name:
-            assert model.window.size == {32: 16, 64: 64}[model.input_size]
+            assert model.window.size == {32: 16, 64: 64}[model.input_size] * (2 if clips else 1)
+        if clips and "/paper/" in name:
+            assert str(model.grid) == "8x16x16" and str(model.window) == "2x4x4"

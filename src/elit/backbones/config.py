@@ -200,6 +200,35 @@ class DFMConfig(DiTConfig):
             )
 
 
+@record
+class VideoConfig(DiTConfig):
+    """A DiT of clips. A patch is of one frame, and `group_size` has the sides of the window in each of its frames.
+
+    frames: of the input, each of `input_size`.
+    group_frames: of the window whose tokens are read together.
+    """
+
+    frames: Annotated[int, Ge(2), Le(2**12)] = 8
+    group_frames: Annotated[int, Ge(1), Le(2**12)] = 2
+
+    def _check_elastic(self, window: Window) -> None:
+        super()._check_elastic(window)
+        if self.group_frames > self.frames:
+            raise UserError(
+                f"group_frames {self.group_frames} is more than the {self.frames} frames that there are; give {self.frames}"
+                " at most"
+            )
+
+    @property
+    def grid(self) -> Grid:
+        height, width = pair(self.input_size)
+        return Grid(height // self.patch_size, width // self.patch_size, self.frames)
+
+    @property
+    def window(self) -> Window | None:
+        return None if self.group_size is None else Window(*pair(self.group_size), self.group_frames)
+
+
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size given as a pair or as one side."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -27,7 +27,7 @@ class DiT(ElasticModel):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
-        self.input = Input(config.in_channels, Extent(*pair(config.input_size)), config.patch_size)
+        self.input = self.make_input()
         self.null_class, self.label_sizes = config.num_classes, config.label_sizes
         self.make_first()
         self.label_embedding = LabelEmbedding(config.label_sizes, config.width)
@@ -35,6 +35,10 @@ class DiT(ElasticModel):
         self.make_last()
         self.reset_positions()
         self.init_weights()
+
+    def make_input(self) -> Input:
+        """What the model takes."""
+        return Input(self.config.in_channels, Extent(*pair(self.config.input_size)), self.config.patch_size)
 
     def make_first(self) -> None:
         """Makes what comes before the blocks and depends on the input: embeddings of patches and of times."""
@@ -129,9 +133,7 @@ class DiT(ElasticModel):
 
     def check(self, x: Tensor, t: Tensor, condition: Condition) -> Grid:
         """The grid of tokens of `x`. Raises UserError, naming the argument, for an input that the model cannot take."""
-        config, channels, patch = self.config, self.input.channels, self.input.patch
-        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % patch or x.shape[3] % patch:
-            raise UserError(f"the input is (B, {channels}, H, W) with H and W multiples of {patch}, not {tuple(x.shape)}")
+        config, grid = self.config, self.grid_of(x)
         per_stage = self.stages > 1 and isinstance(t, Tensor) and t.shape == (len(x), self.stages)
         if not per_stage and (not isinstance(t, Tensor) or t.shape != x.shape[:1]):
             given = tuple(t.shape) if isinstance(t, Tensor) else t
@@ -140,10 +142,16 @@ class DiT(ElasticModel):
         if not isinstance(condition, Labels):
             raise UserError(f"this model is told class labels y, not {type(condition).__name__}")
         condition.check(len(x))
-        grid = Grid(x.shape[2] // patch, x.shape[3] // patch)
         if config.window is not None and not config.rope and grid != config.grid:
             raise UserError(
                 f"the learned positions hold for a grid of {config.grid} tokens only, not {grid}; for other sizes"
                 " make and train the model with rope=True"
             )
         return grid
+
+    def grid_of(self, x: Tensor) -> Grid:
+        """The grid of tokens of an input of the right form. Raises UserError for another."""
+        channels, patch = self.input.channels, self.input.patch
+        if x.ndim != 4 or x.shape[1] != channels or x.shape[2] % patch or x.shape[3] % patch:
+            raise UserError(f"the input is (B, {channels}, H, W) with H and W multiples of {patch}, not {tuple(x.shape)}")
+        return Grid(x.shape[2] // patch, x.shape[3] // patch)

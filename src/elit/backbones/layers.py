@@ -14,7 +14,7 @@ from elit.elastic.attention import attention
 from elit.elastic.core import HostBlock
 from elit.elastic.grid import Grid
 from elit.elastic.interface import MLP, modulate
-from elit.elastic.rope import apply_rope
+from elit.elastic.rope import apply_rope, places
 
 
 def patchify(x_BCHW: Tensor, patch: int) -> Tensor:
@@ -31,18 +31,17 @@ def unpatchify(x_BNC: Tensor, grid: Grid, patch: int) -> Tensor:
 
 
 def sincos_table(grid: Grid, width: int) -> Tensor:
-    """(N, C) fixed positions: the first half of the channels encodes the column, the second the row.
+    """(N, C) fixed positions: an even share of the channels encodes the column, the next the row, in a video the next the
+    frame; what the division leaves over is zero.
 
-    Each half is all sines, then all cosines, with frequencies 10000^(-i / (C / 4)).
+    Each share is all sines, then all cosines, with frequencies 10000^(-i / n) for its n = C / 4 or, in a video, C / 6.
     """
-    frequency = 10000.0 ** (-torch.arange(width // 4, dtype=torch.float64) / (width // 4))
-
-    def encode(place_N: Tensor) -> Tensor:
-        angle = place_N.double()[:, None] * frequency
-        return torch.cat([angle.sin(), angle.cos()], dim=1)
-
-    row, column = torch.meshgrid(torch.arange(grid.height), torch.arange(grid.width), indexing="ij")
-    return torch.cat([encode(column.flatten()), encode(row.flatten())], dim=1).float()
+    axes = grid.axes[1:] if grid.frames == 1 else grid.axes
+    each = width // (2 * len(axes))
+    frequency = 10000.0 ** (-torch.arange(each, dtype=torch.float64) / each)
+    angles = [place_N.double()[:, None] * frequency for place_N in reversed(places(axes, frequency.device).unbind(1))]
+    table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
+    return F.pad(table, (0, width - table.shape[1])).float()
 
 
 class TimestepEmbedding(nn.Module):

@@ -4,11 +4,12 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from elit.backbones.config import DFMConfig, DiTConfig, HDiTConfig, UViTConfig
+from elit.backbones.config import DFMConfig, DiTConfig, HDiTConfig, UViTConfig, VideoConfig
 from elit.backbones.dfm import DFM
 from elit.backbones.dit import DiT
 from elit.backbones.hdit import HDiT
 from elit.backbones.uvit import UViT
+from elit.backbones.video import VideoDiT
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.words import suggest
@@ -20,7 +21,7 @@ SIZES = {
     "L": (24, 1024, 16, (4, 16, 4)),
     "XL": (28, 1152, 16, (4, 20, 4)),
 }
-PATCHES = (2, 4, 8)
+PATCHES = {"2": 2, "4": 4, "8": 8}  # by how a name has them
 GROUP_SIZE = 4  # of an elastic preset, in tokens
 
 
@@ -42,24 +43,25 @@ class Backbone:
 FOLDS = {"S": (4, 8), "B": (4, 8), "L": (7, 17), "XL": (8, 20)}
 
 
-def _presets(family: str, patches: tuple[int, ...] = PATCHES) -> dict[str, dict[str, Any]]:
+def _presets(family: str, patches: dict[str, int] = PATCHES) -> dict[str, dict[str, Any]]:
     """The presets of a family of models, dense and elastic, in every size and patch."""
     presets: dict[str, dict[str, Any]] = {}
     for kind in ("", "ELIT-"):
         for size, (depth, width, heads, (head, _, tail)) in SIZES.items():
             split = {"group_size": GROUP_SIZE, "head_depth": head, "tail_depth": tail} if kind else {}
             fold = {"fold": FOLDS[size]} if family == "HDiT" else {}
-            for patch in patches:
+            for name, patch in patches.items():
                 fields = {"patch_size": patch, "depth": depth, "width": width, "heads": heads, **split, **fold}
-                presets[f"{kind}{family}-{size}/{patch}"] = fields
+                presets[f"{kind}{family}-{size}/{name}"] = fields
     return presets
 
 
 BACKBONES = (
     Backbone("DiT", DiTConfig, DiT, _presets("SiT")),
     Backbone("DFM", DFMConfig, DFM, _presets("DFM-SiT")),
-    Backbone("UViT", UViTConfig, UViT, _presets("UViT", patches=(2,))),
-    Backbone("HDiT", HDiTConfig, HDiT, _presets("HDiT", patches=(2,))),
+    Backbone("UViT", UViTConfig, UViT, _presets("UViT", patches={"2": 2})),
+    Backbone("HDiT", HDiTConfig, HDiT, _presets("HDiT", patches={"2": 2})),
+    Backbone("VideoDiT", VideoConfig, VideoDiT, _presets("SiT", patches={"1x2x2": 2})),
 )
 
 

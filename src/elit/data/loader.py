@@ -36,7 +36,8 @@ NewGenerators: TypeAlias = Callable[[], list[torch.Generator]]
 class Data(Protocol):
     """What training and evaluation read: images in memory, a prepared folder, the published layout, or a stream.
 
-    encoding: what an input is, pixels or latents. shape: (channels, height, width) of one input. label_names: () where they
+    encoding: what an input is, pixels or latents. shape: (channels, height, width) of one input, or of a clip (channels,
+    frames, height, width). label_names: () where they
     are not known. label_counts: the rows of each label, so that a class without any is seen. exact: whether rows are read
     by number, so that a resumed run sees the same data. members: the rows of each size there is; batches are of one.
     """
@@ -44,7 +45,7 @@ class Data(Protocol):
     @property
     def encoding(self) -> DataEncoding: ...
     @property
-    def shape(self) -> tuple[int, int, int]: ...
+    def shape(self) -> tuple[int, ...]: ...
     @property
     def label_names(self) -> tuple[str, ...]: ...
     @property
@@ -55,7 +56,7 @@ class Data(Protocol):
     def members(self) -> Sequence[Tensor]: ...
     def __len__(self) -> int: ...
     def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """Model inputs (B, C, H, W) float32, and labels (B,) int64, -1 where there is none; row i draws from generator i."""
+        """Model inputs (B, *shape) float32, and labels (B,) int64, -1 where there is none; row i draws from generator i."""
         ...
 
     def stored_features(self, encoder: str) -> Stored | None:

@@ -9,6 +9,7 @@ from elit.data.dataset import PreparedData, is_prepared
 from elit.data.emoji import load_emoji
 from elit.data.images import LabelledImages, load_folder
 from elit.data.loader import Data
+from elit.data.moving_emoji import MovingEmoji, is_moving_emoji, open_moving_emoji
 from elit.data.published_layout import FOLDER, PublishedLatents
 from elit.data.sources import is_data_set
 from elit.data.stream import StreamedData
@@ -16,14 +17,17 @@ from elit.errors import UserError
 from elit.labels import labels_in_full
 
 
-def open_data(source: str, size: int) -> Data:
-    """The data that training and evaluation read.
+def open_data(source: str, size: int, frames: int | None = None) -> Data:
+    """The data that training reads.
 
     source: "emoji", the embedded images; a folder that `elit prepare` wrote, streamed if it is a URL; the published layout,
-    a folder with vae-sd/; or a folder or zip file of pictures, which is read into memory, fit for a few thousand. size:
-    pixels of a side, for the first and the last; prepared data have their own. Raises UserError for a source that is none
-    of these.
+    a folder with vae-sd/; a folder or zip file of pictures, which is read into memory, fit for a few thousand; or
+    "moving-emoji", the embedded clips. size: pixels of a side, for the first and the last two; prepared data have their
+    own. frames: of the clips that the model takes, None where it takes pictures. Raises UserError for a source that is
+    none of these.
     """
+    if is_moving_emoji(source):
+        return open_moving_emoji(source, size, frames)
     folder = Path(source).expanduser()
     if "://" in source:
         return StreamedData(source)
@@ -42,17 +46,25 @@ def load_images(source: str, size: int) -> LabelledImages:
     return load_emoji(size) if source == "emoji" else load_folder(source, size)
 
 
-def check_fit(data: Data, shape: tuple[int, int, int], num_classes: int, any_size: bool = False) -> None:
-    """Raises UserError, with the keys to set, where data do not fit a model of inputs (C, H, W) and so many classes.
+def check_fit(data: Data, shape: tuple[int, ...], num_classes: int, any_size: bool = False) -> None:
+    """Raises UserError, with the keys to set, where data do not fit a model of inputs (C, H, W), or clips (C, T, H, W), and
+    so many classes.
 
     any_size: whether the model takes any height and width, as one with rotary positions does; data in buckets need that.
     """
-    channels, height, width = data.shape
+    if len(data.shape) > len(shape):
+        raise UserError("the data are clips and the model takes pictures; give a preset such as SiT-S/1x2x2")
+    if len(data.shape) < len(shape):
+        raise UserError(
+            "the data are pictures and the model takes clips; set data.source moving-emoji, or make clips into a folder for"
+            " it with elit prepare clips"
+        )
+    channels = data.shape[0]
     if len(data.members) > 1 and not any_size:
         raise UserError("the data have several sizes; set model.rope true, or prepare them with another --crop")
     if channels != shape[0] or (not data.members and data.shape != shape):
         raise UserError(
-            f"the data are {channels} x {height} x {width} and the model takes {' x '.join(map(str, shape))};"
+            f"the data are {' x '.join(map(str, data.shape))} and the model takes {' x '.join(map(str, shape))};"
             f" set {_keys_to_fit(data, shape)}"
         )
     highest = max((label for label, count in enumerate(data.label_counts) if count), default=-1)
@@ -60,14 +72,16 @@ def check_fit(data: Data, shape: tuple[int, int, int], num_classes: int, any_siz
         raise UserError(f"labels go up to {highest}; set model.num_classes {max(highest + 1, len(data.label_names))}")
 
 
-def _keys_to_fit(data: Data, shape: tuple[int, int, int]) -> str:
+def _keys_to_fit(data: Data, shape: tuple[int, ...]) -> str:
     """The keys that fit data and model to each other: pictures that are resampled anyway may have the model's size."""
-    channels, height, width = data.shape
+    channels, *frames, height, width = data.shape
     size = height if height == width else f"[{height},{width}]"
     keys = [f"model.in_channels {channels}"] if channels != shape[0] else []
-    if (height, width) != shape[1:]:
-        smaller = isinstance(data, LabelledImages) and shape[1] == shape[2]
-        keys.append(f"data.size {shape[1]}, or model.input_size {size}" if smaller else f"model.input_size {size}")
+    if frames != list(shape[1:-2]):
+        keys.append(f"model.frames {frames[0]}")
+    if (height, width) != shape[-2:]:
+        smaller = isinstance(data, LabelledImages | MovingEmoji) and shape[-1] == shape[-2]
+        keys.append(f"data.size {shape[-1]}, or model.input_size {size}" if smaller else f"model.input_size {size}")
     return " and ".join(keys)
 
 

@@ -31,6 +31,11 @@ class Input:
     patch: int
 
     @property
+    def of_clips(self) -> bool:
+        """Whether it is a video, and not an image."""
+        return self.extent.frames > 1
+
+    @property
     def shape(self) -> tuple[int, ...]:
         """Of one sample: (C, H, W), or (C, T, H, W) for video."""
         frames, height, width = self.extent.axes
@@ -71,11 +76,11 @@ class ElasticModel(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | Condition, budget: Budget = None, around: Around | None = None
     ) -> Tensor:
-        """The velocity, of x's shape, at x (B, C, H, W), times t (B,) in [0, 1] with 1 = noise, and labels y (B,) int.
+        """The velocity at x (B, C, H, W), or clips (B, C, T, H, W), of its shape, and times t (B,) in [0, 1] with 1 = noise.
 
-        `y = null_class` is the null class; instead of labels any `Condition` the model knows is taken. `budget` is None
-        (full), a fraction in (0, 1], or one per sample: a ceiling on the share of latents that the core runs. `around` is
-        given the tokens and what runs all blocks on them, and may leave that out (see `elit.step_cache`). Raises
+        y: labels (B,) int, of which `null_class` is the null class; instead any `Condition` that the model knows. budget:
+        None (full), a fraction in (0, 1], or one per sample: a ceiling on the share of latents that the core runs.
+        around: given the tokens and what runs all blocks on them, it may leave that out (see `elit.step_cache`). Raises
         UserError for a budget, label, time or size that the model does not have.
         """
         if self.core is None and not (budget is None or (isinstance(budget, float | int) and budget == 1)):

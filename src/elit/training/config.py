@@ -26,7 +26,8 @@ class DataConfig:
     """What a run trains on.
 
     source: "emoji", the embedded images; a folder that `elit prepare` wrote, streamed if it is a URL; a folder in the
-    published layout; or a folder with one folder of pictures per class.
+    published layout; a folder with one folder of pictures per class; or "moving-emoji", the embedded clips, of some kinds of
+    emoji as in "moving-emoji/heart,time".
     size: pixels of a side, of emoji and of pictures in class folders; prepared data have their own size.
     workers: 1 reads batches ahead in a thread, more in as many processes, 0 reads none ahead.
     codec: what decodes latents for previews and distances: the folder or hub id of an AutoencoderKL, or ema or mse.
@@ -213,7 +214,7 @@ class TrainConfig:
     checkpointing: whether activations are computed twice, to save memory.
     preset: a name that `elit info` knows, such as ELIT-SiT-B/2, whose values the keys of `model` override.
     architecture: of the model, where no preset says it: DiT, of which SiT is one; DFM, which has a key model.stages; UViT;
-    or HDiT, which has a key model.fold.
+    HDiT, which has a key model.fold; or VideoDiT, which has model.frames and model.group_frames.
     init_from: a model folder that the weights start from; an elastic model may start from a dense one.
     """
 

@@ -7,6 +7,7 @@ import torch
 
 from elit.backbones.table import build_model
 from elit.cost import activation_bytes
+from elit.data.moving_emoji import is_moving_emoji
 from elit.distributed import local_device
 from elit.training.budgets import run_flops
 from elit.training.config import TrainConfig
@@ -73,7 +74,7 @@ def dry_run(config: TrainConfig) -> Cost:
 def missing(config: TrainConfig) -> list[str]:
     """What a run of this configuration reads and does not find here, a sentence each."""
     found, source, start = [], config.data.source, config.init_from
-    if source != "emoji" and "://" not in source and not Path(source).is_dir():
+    if source != "emoji" and not is_moving_emoji(source) and "://" not in source and not Path(source).is_dir():
         found.append(f"data.source {source} is not there")
     if start is not None and not Path(start).exists() and start.count("/") != 1:  # which a hub's names have
         found.append(f"init_from {start} is not there")

@@ -95,6 +95,8 @@ def reference_statistics(name: str, images: "RunImages", extractor: Extractor, f
 
 def check_measurable(reference: str, data: Data, codec: Codec | None) -> Codec:
     """What decodes a run's samples. Raises UserError for latents without a codec, and for data that are no reference."""
+    if len(data.shape) > 3:
+        raise UserError("evaluate.every measures pictures, and the data are clips; set it to 0")
     if codec is None:
         raise UserError("evaluate.every measures pictures, and the data are latents: give data.codec, which decodes them")
     if reference == "data" and (not data.exact or len(data.members) > 1):

@@ -185,7 +185,7 @@ def look_of(run: Run, folder: Path, log: Log) -> Callable[[bool], None]:
 
     def look(last: bool) -> None:
         if sampler and course.log.preview_every and (last or state.step % course.log.preview_every == 0):
-            file, names = folder / "previews" / f"step_{state.step:08d}.png", run.found.data.label_names
+            file, names = folder / "previews" / f"step_{state.step:08d}", run.found.data.label_names
             log.attempt(lambda: save_preview(sampler, course.log.preview_budgets, names, state, file))
         if run.evaluator and (last or state.step % course.evaluate_every == 0):
             log.distances(state, run.evaluator.distances(state))
@@ -299,9 +299,11 @@ def tell_end(steps: int, run: Path, state: TrainState, stopped: bool) -> Path:
 
 def load_data(wanted: DataConfig, model: DiTConfig) -> Data:
     """A run's data, checked against its model."""
-    data = open_data(wanted.source, wanted.size)
+    grid, patch = model.grid, model.patch_size
+    frames = (grid.frames,) if grid.frames > 1 else ()
+    data = open_data(wanted.source, wanted.size, *frames)
     if not data.exact and wanted.workers > 1:
         raise UserError(f"a stream is read by one thread, not by {wanted.workers} processes; set data.workers 1")
-    shape = (model.in_channels, model.grid.height * model.patch_size, model.grid.width * model.patch_size)
+    shape = (model.in_channels, *frames, grid.height * patch, grid.width * patch)
     check_fit(data, shape, model.num_classes, any_size=model.rope)
     return data

@@ -10,7 +10,8 @@ from elit.codec import Codec
 from elit.distributed import is_main
 from elit.elastic.model import ElasticModel
 from elit.flow import FlowPath
-from elit.pictures import save_png, sheet
+from elit.media import save_clip
+from elit.pictures import moving_sheet, save_png, sheet
 from elit.sampling import sample
 from elit.training.step import Products, TrainState, averaged_weights, model_of
 from elit.words import spread
@@ -51,6 +52,8 @@ def save_preview(
 ) -> None:
     """A sheet of samples: a row per budget, the same noise and labels down a column. All ranks call this.
 
+    It is `file`.png, or of a model of clips `file`.gif.
+
     A model of several stages has a row for each of them at every budget: the image that so many stages make.
 
     names: of the classes, as far as they are known; the others are shown by number.
@@ -75,7 +78,10 @@ def save_preview(
     images = torch.cat([sampler.codec.decode(row).cpu() for row in rows.values()])
     file.parent.mkdir(exist_ok=True)
     columns = [names[i] if i < len(names) else str(i) for i in labels]
-    save_png(sheet(images, columns, list(rows)), file)
+    if model.samples.of_clips:
+        save_clip(moving_sheet(images, columns, list(rows)), file.with_suffix(".gif"))
+    else:
+        save_png(sheet(images, columns, list(rows)), file.with_suffix(".png"))
 
 
 def _stage_name(stages: int, of: int) -> str:
