@@ -19,7 +19,7 @@ from elit.cost import count_flops, cpu_name
 from elit.data.dataset import PreparedData
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.evaluation.exam import exam_of, extract
+from elit.evaluation.exam import exam_of
 from elit.evaluation.metrics import memorisation
 from elit.evaluation.quality import FIRST, Drawn, Judge, drawn_once, kept_name, measure, measure_recipes, told_sampling
 from elit.files import digest, write_whole
@@ -154,7 +154,7 @@ def features_once(judge: Judge, training: PreparedData, work: Path) -> Tensor:
         task = bar.add_task("features of the training pictures", total=len(training), unit="images")
         for first in range(0, len(training), 16):
             images = torch.stack([training.image(row) for row in range(first, min(first + 16, len(training)))])
-            rows.append(extract(judge.networks[FIRST], images))
+            rows.append(judge.extract(images)[FIRST])
             bar.advance(task, len(images))
     features = torch.cat(rows)
     save_tensors({FIRST: features}, file)
