@@ -30,7 +30,8 @@ from matplotlib.figure import Figure
 import elit
 from elit.console import Table, say, show
 from elit.serving.engine import measure_costs
-from elit.serving.policy import Costs, Job, Policy
+from elit.serving.jobs import Costs, Job
+from elit.serving.policy import Policy
 from elit.serving.simulation import Served, poisson, simulate
 from timing import machine
 

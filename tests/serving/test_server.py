@@ -274,6 +274,26 @@ def test_sigterm_ends_it_when_what_is_under_way_is_done(stand_in: Path) -> None:
         process.kill()
 
 
+def test_what_is_not_done_when_the_time_to_drain_is_over_is_answered(stand_in: Path) -> None:
+    """With 503 and a sentence, streams by an event that says so; nobody is left without an answer."""
+    answers: dict[bool, tuple[int, object]] = {}
+    bodies = {False: {**LONG, "deadline_ms": 2e8}, True: {**LONG, "stream": True, "partial_images": 1}}  # the stream is first
+
+    def ask(stream: bool) -> None:
+        answers[stream] = server.ask(bodies[stream])[:2]
+
+    with running(stand_in, max_steps=10_000, drain_s=0.3) as server:
+        asked = [threading.Thread(target=ask, args=(stream,)) for stream in bodies]
+        for thread in asked:
+            thread.start()
+        until(lambda: server.metric("elit_running_requests") + server.metric("elit_waiting_requests") == 2)
+        until(lambda: server.metric("elit_granted_budget_count") > 2)
+    for thread in asked:
+        thread.join()
+    assert answers[False][0] == 503 and "not done within 0.3 seconds" in answers[False][1]["error"]["message"]  # type: ignore[index]
+    assert answers[True][0] == 200 and b"event: error" in answers[True][1] and b"0.3 seconds" in answers[True][1]  # type: ignore[operator]
+
+
 def test_what_cannot_be_served_is_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     keys = tmp_path / "keys"
     keys.write_text("short\n")

@@ -27,7 +27,7 @@ from elit.read_attention import captured_reads
 from elit.recipe import Recipe
 from elit.samplers import Ask, Course, Reached
 from elit.sampling import check_steps, start, whole_labels
-from elit.serving.policy import Costs
+from elit.serving.jobs import Costs
 
 LOOKED_AT = 0.5  # the time at which Read's attention is shown
 

@@ -22,6 +22,7 @@ from elit.serving.messages import Broken, Cancel, Done, Facts, FromWorker, Refus
 TRIES = 2  # of a request, and of a worker that dies before it is ready
 LOAD_S = 600.0  # that a worker may take to load its model
 END_S = 5.0  # that a worker may take to end
+DRAINED_S = 0.05  # between looks at whether all is done
 
 Answer = Stepped | Done | Refused
 
@@ -195,6 +196,20 @@ class Pool:
     @property
     def is_ready(self) -> bool:
         return not self.draining and any(worker.facts is not None for worker in self.workers)
+
+    async def drain(self, seconds: float) -> None:
+        """Takes no more requests, and waits so long for those under way; what is not done by then is answered with 503."""
+        self.draining = True
+        end = self.loop.time() + seconds
+        while any(worker.tickets for worker in self.workers) and self.loop.time() < end:
+            await asyncio.sleep(DRAINED_S)
+        why = f"the server is ending, and this was not done within {seconds:g} seconds; ask again"
+        for worker in self.workers:
+            for number, ticket in list(worker.tickets.items()):
+                refused = Refused(number, 503, why, 1000.0)
+                ticket.answers.put_nowait(refused)
+                self.noticed(refused)
+                self.cancel(number)
 
     async def stop(self) -> None:
         """Ends all workers, and waits for them."""

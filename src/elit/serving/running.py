@@ -1,5 +1,6 @@
 """A server from its beginning to its end: bound to an address, told of, and drained when it is asked to end."""
 
+import asyncio
 import signal
 import socket
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from elit.serving.messages import Settings
 from elit.serving.server import LOOPBACK, application
 
 BACKLOG = 2048  # connections that the system keeps waiting
+ANSWERED_S = 10.0  # for those who read their answers slowly, once the time to drain is over
 
 
 class Telling(uvicorn.Server):
@@ -22,7 +24,7 @@ class Telling(uvicorn.Server):
 
     def __init__(self, app: FastAPI, config: Config, told: Callable[[], None]) -> None:
         super().__init__(config)
-        self.pool, self.told = app.state.server.pool, told
+        self.pool, self.told, self.drain_s = app.state.server.pool, told, app.state.server.settings.drain_s
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """A signal ends the server, and no more: asked for once it drains, asked for twice by Ctrl-C it leaves at once."""
@@ -35,6 +37,12 @@ class Telling(uvicorn.Server):
             self.should_exit = True
         elif self.started:
             self.told()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """uvicorn's own waits for answers; every request has one once the workers are drained."""
+        draining = asyncio.create_task(self.pool.drain(self.drain_s))
+        await super().shutdown(sockets)
+        draining.cancel()
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -57,7 +65,7 @@ def configured(app: FastAPI, settings: Settings) -> Config:
         app,
         log_level="error",
         access_log=False,
-        timeout_graceful_shutdown=int(settings.drain_s),
+        timeout_graceful_shutdown=int(settings.drain_s + ANSWERED_S),
         timeout_keep_alive=30,
         backlog=BACKLOG,
         lifespan="on",

@@ -7,7 +7,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from elit.serving.policy import Costs, Job, Policy, admit, decide
+from elit.serving.jobs import Costs, Job
+from elit.serving.policy import Policy, Reserve, admit, decide
 
 
 @dataclass
@@ -34,6 +35,7 @@ class Device:
     most_waiting: int
     free: float = 0.0
     jobs: dict[int, Job] = field(default_factory=dict)
+    reserve: Reserve = field(default_factory=Reserve)
 
     def backlog(self) -> float:
         """Milliseconds of work at the highest levels."""
@@ -70,6 +72,7 @@ def simulate(
         machine = min(machines, key=Device.backlog)
         now = max(job.arrived, machine.free)  # a device hears of it after the call that it is in
         answer = admit(now, list(machine.jobs.values()), job, machine.costs, most_rows, most_waiting, policy)
+        machine.reserve = machine.reserve.after(answer.taken and not answer.evicted, job, machine.costs)
         for evicted in answer.evicted:
             del machine.jobs[evicted]
         if answer.taken:
@@ -83,7 +86,8 @@ def simulate(
 def run_until(device: Device, time: float, served: dict[int, Served], noise: Callable[[], float]) -> None:
     """Makes the device's calls that begin before a time."""
     while device.jobs and device.free < time:
-        plan = decide(device.free, list(device.jobs.values()), device.costs, device.most_rows, device.policy)
+        jobs = list(device.jobs.values())
+        plan = decide(device.free, jobs, device.costs, device.most_rows, device.policy, device.reserve)
         rows = list[int]()
         for turn in plan.turns:
             job = device.jobs[turn.id]

@@ -23,8 +23,9 @@ from elit.labels import label_indices
 from elit.pixels import to_uint8
 from elit.recipe import Recipe
 from elit.serving.engine import Engine, Order, Running, is_memory, measure_costs, now_ms
+from elit.serving.jobs import Costs, Job
 from elit.serving.messages import Broken, Cancel, Done, Facts, Pixels, Refused, Settings, State, Stepped, ToWorker, Wish
-from elit.serving.policy import Costs, Job, admit, decide, trace_line
+from elit.serving.policy import Reserve, admit, decide, trace_line
 from elit.weights import fingerprint, load_model
 
 QUALITIES = {"low": 1 / 4, "medium": 1 / 2, "high": 1.0}  # the budgets that they name; auto is decided at every step
@@ -74,6 +75,7 @@ class Worker:
     device: str
     trace: IO[str] | None = None
     served: dict[int, Served] = field(default_factory=dict)
+    reserve: Reserve = field(default_factory=Reserve)
 
     def __post_init__(self) -> None:
         source = find_model(self.settings.model)
@@ -136,6 +138,7 @@ class Worker:
             return
         jobs, settings = [one.job for one in self.served.values()], self.settings
         answer = admit(now_ms(), jobs, served.job, self.costs, self.engine.most_rows, settings.queue, settings.policy)
+        self.reserve = self.reserve.after(answer.taken and not answer.evicted, served.job, self.costs)
         for number in answer.evicted:
             self.refuse_busy(number, answer.retry_ms)
         self.served[wish.id] = served
@@ -210,7 +213,7 @@ class Worker:
         """Makes one call of the model, with those whose turn it is, and tells what has come of it."""
         started = now_ms()
         jobs = [one.job for one in self.served.values()]
-        plan = decide(started, jobs, self.costs, self.engine.most_rows, self.settings.policy)
+        plan = decide(started, jobs, self.costs, self.engine.most_rows, self.settings.policy, self.reserve)
         decided = now_ms()
         if self.trace is not None:
             self.trace.write(trace_line(plan))
