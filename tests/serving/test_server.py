@@ -277,7 +277,10 @@ def test_sigterm_ends_it_when_what_is_under_way_is_done(stand_in: Path) -> None:
 def test_what_is_not_done_when_the_time_to_drain_is_over_is_answered(stand_in: Path) -> None:
     """With 503 and a sentence, streams by an event that says so; nobody is left without an answer."""
     answers: dict[bool, tuple[int, object]] = {}
-    bodies = {False: {**LONG, "deadline_ms": 2e8}, True: {**LONG, "stream": True, "partial_images": 1}}  # the stream is first
+    bodies = {
+        False: {**LONG, "deadline_ms": 2e8},
+        True: {**LONG, "stream": True, "partial_images": 1},
+    }  # the stream is first
 
     def ask(stream: bool) -> None:
         answers[stream] = server.ask(bodies[stream])[:2]

@@ -119,9 +119,7 @@ def _ordered(
         loads = [one._replace(left=NEVER) for one in loads]
         ranked = sorted((job.arrived, job.id, job, one) for job, one in zip(jobs, loads, strict=True))
         return [row[2] for row in ranked], [row[3] for row in ranked], weights
-    rows = sorted(
-        (one.left == NEVER, job.due, job.arrived, job.id, job, one) for job, one in zip(jobs, loads, strict=True)
-    )
+    rows = sorted((one.left == NEVER, job.due, job.arrived, job.id, job, one) for job, one in zip(jobs, loads, strict=True))
     return [row[4] for row in rows], [row[5] for row in rows], weights
 
 
