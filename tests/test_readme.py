@@ -185,6 +185,7 @@ def test_every_command_and_option_within_a_line_is_there(page: str) -> None:
             if words[0] in ("prepare", "report") and len(words) > 1 and words[1][0] != "-":
                 assert words[1] in {
                     "images",
+                    "clips",
                     "latents",
                     "folder",
                     "emoji-styles",

@@ -113,6 +113,10 @@ class KLCodec:
 
     @torch.no_grad()
     def decode(self, latents_BCHW: Tensor) -> Tensor:
+        if latents_BCHW.ndim != 4:
+            raise UserError(
+                "an AutoencoderKL decodes pictures, and the model makes clips, whose latents elit does not decode"
+            )
         with torch.autocast(latents_BCHW.device.type, enabled=False):
             images: Tensor = self.autoencoder.decode(self._as_input(latents_BCHW / self.scale + self.shift)).sample
         return images.float()

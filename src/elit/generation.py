@@ -1,9 +1,9 @@
 """Sampling at scale: image i is a function of (model, recipe, labels, i), made once, and whole or absent.
 
 OUT/KEY/settings.json        all that changes pixels; KEY is its hash, so two settings never share a folder
-OUT/KEY/00000/000000.png     image 0; a folder for every thousand
+OUT/KEY/00000/000000.png     image 0; a folder for every thousand; of a model of clips 000000.gif or 000000.mp4
 OUT/KEY/dataset.json         the labels: {"labels": [["00000/000000.png", 3], ...]}, and the classes' names where known
-OUT/KEY/sheet.png            the first images side by side with their labels, to look at
+OUT/KEY/sheet.png            the first images side by side with their labels, to look at; of clips sheet.gif
 OUT/KEY.npz                  if asked: arr_0, (N, H, W, 3) uint8
 
 The model always runs on whole tiles of one size, since matrix products differ in the last bit with the batch's size. So the
@@ -44,15 +44,16 @@ from elit.files import (
     written_whole,
 )
 from elit.labels import LabelRule
-from elit.pictures import save_png, sheet
+from elit.media import Format, chosen_format, read_clip, save_clip
+from elit.pictures import moving_sheet, save_png, sheet
 from elit.pixels import as_tensor, to_float, to_uint8
 from elit.recipe import Recipe
 from elit.records import read_json, record
 from elit.sampling import image_noise
 from elit.weights import fingerprint
 
-SETTINGS_FILE, LABELS_FILE, SHEET_FILE = "settings.json", "dataset.json", "sheet.png"
-SHEET_IMAGES = 64
+SETTINGS_FILE, LABELS_FILE, SHEET_FILE, MOVING_SHEET_FILE = "settings.json", "dataset.json", "sheet.png", "sheet.gif"
+SHEET_IMAGES, SHEET_CLIPS = 64, 32
 PER_FOLDER = 1000
 MOST_IMAGES, LARGEST_BATCH = 10_000_000, 4096  # of one folder; tiles between two hand-overs
 SETTINGS_BYTES = 2**20
@@ -67,7 +68,9 @@ class Listing:
     label_names: tuple[str, ...] = ()
 
 
-def settings_of(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec) -> dict[str, object]:
+def settings_of(
+    model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec, form: Format = "png"
+) -> dict[str, object]:
     """All that changes pixels, as settings.json holds it; budgets are written as the levels that they run."""
     parameter = next(model.parameters())
 
@@ -90,6 +93,7 @@ def settings_of(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: C
         "device": parameter.device.type,
         **_stages_of(model, recipe),
         **({} if recipe.cache is None else {"cache": asdict(recipe.cache)}),
+        **({} if form == "png" else {"format": form}),
     }
 
 
@@ -102,7 +106,7 @@ def _stages_of(model: ElasticModel, recipe: Recipe) -> dict[str, object]:
 
 
 def tile_images(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec, number: int) -> Tensor:
-    """(tile, 3, H, W) in [-1, 1]: the whole tile of that number."""
+    """(tile, 3, H, W), or clips (tile, 3, T, H, W), in [-1, 1]: the whole tile of that number."""
     first = number * recipe.tile
     shape = (recipe.tile, *model.input.shape)
     sde_noise = None
@@ -114,9 +118,9 @@ def tile_images(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: C
     return codec.decode(recipe.draw(model, chosen, noise, sde_noise)).cpu()
 
 
-def image_name(index: int) -> str:
+def image_name(index: int, form: Format = "png") -> str:
     """00000/000000.png, relative to the sample's folder."""
-    return f"{index // PER_FOLDER:05d}/{index:06d}.png"
+    return f"{index // PER_FOLDER:05d}/{index:06d}.{form}"
 
 
 def folder_of(out: Path, settings: dict[str, object]) -> Path:
@@ -130,14 +134,16 @@ def check_count(count: int) -> None:
         raise UserError(f"at least 1 image is made, and at most {MOST_IMAGES:,}, not {count:,}; give another --count")
 
 
-def fitting_tile(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec, out: Path) -> Recipe:
+def fitting_tile(
+    model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: Codec, out: Path, form: Format = "png"
+) -> Recipe:
     """The recipe, of a small tile so that no image is made in vain; with the usual tile where OUT holds such a sample.
 
     So a small sample takes no longer than it must, and one that is there is gone on with.
     """
     usual = replace(recipe, tile=Recipe.tile)
     if recipe.tile < usual.tile:
-        settings = settings_of(model, usual, labels, codec)
+        settings = settings_of(model, usual, labels, codec, form)
         if folder_of(out, settings).is_dir() or _holds(out, settings):
             return usual
         say(f"images are made {recipe.tile} at a time, which changes last bits; give --tile {usual.tile} to go on to more")
@@ -160,39 +166,44 @@ def generate(
     batch: int = 1,
     npz: bool = False,
     label_names: Sequence[str] = (),
+    form: Format | None = None,
 ) -> Path:
     """Makes the images 0 .. count - 1 that are not there yet, and returns their folder, OUT/KEY.
 
-    batch: tiles sampled between two hand-overs to the writers. label_names: of the model's classes, for dataset.json. Every
-    process of a torchrun calls this with the same arguments. Raises UserError for counts that cannot be, a folder of other
-    settings or one that another command works in, and OSError where a file cannot be written; what is finished is kept,
-    and the same call goes on. What one process meets, all of them raise.
+    batch: tiles sampled between two hand-overs to the writers. label_names: of the model's classes, for dataset.json. form:
+    of the files, as `chosen_format` takes it. Every process of a torchrun calls this with the same arguments. Raises
+    UserError for counts that cannot be, a folder of other settings or one that another command works in, and OSError where
+    a file cannot be written; what is finished is kept, and the same call goes on. What one process meets, all of them
+    raise.
     """
     check_count(count)
     if not 1 <= batch <= LARGEST_BATCH:
         raise UserError(
             f"at least 1 tile is made at a time, and at most {LARGEST_BATCH:,}, not {batch:,}; give another --batch"
         )
-    codec = codec or PixelCodec()
-    settings = settings_of(model, recipe, labels, codec)
+    codec, form = codec or PixelCodec(), chosen_format(form, model.samples.of_clips)
+    if npz and form != "png":
+        raise UserError("an .npz of images is of pictures, and the model makes clips; leave --npz out")
+    settings = settings_of(model, recipe, labels, codec, form)
     folder = from_main(lambda: open_folder(out, settings))
     with _held(folder, lambda alone: _begin(folder, settings, count, npz, alone)):
         numbers = range(rank(), -(-count // recipe.tile), world_size())
-        tiles = [number for number in numbers if missing(folder, recipe, number, count)]
+        tiles = [number for number in numbers if missing(folder, recipe, number, count, form)]
 
         def work() -> None:
             with progress_bar() as bar, writers() as write:
-                total = sum(len(missing(folder, recipe, number, count)) for number in tiles)
+                total = sum(len(missing(folder, recipe, number, count, form)) for number in tiles)
                 task = bar.add_task("sampling", total=total, unit="images", visible=is_main())
                 for first in range(0, len(tiles), batch):
                     some = tiles[first : first + batch]
                     for number, images in [(n, tile_images(model, recipe, labels, codec, n)) for n in some]:
-                        wanted = missing(folder, recipe, number, count)
-                        write(images[[i - number * recipe.tile for i in wanted]], [folder / image_name(i) for i in wanted])
+                        wanted = missing(folder, recipe, number, count, form)
+                        files = [folder / image_name(i, form) for i in wanted]
+                        write(images[[i - number * recipe.tile for i in wanted]], files)
                         bar.advance(task, len(wanted))
 
         together(work)
-        from_main(lambda: finish(folder, Listing(_labels(recipe, labels, count), tuple(label_names)), npz))
+        from_main(lambda: finish(folder, Listing(_labels(recipe, labels, count, form), tuple(label_names)), npz, form))
     return folder
 
 
@@ -255,15 +266,16 @@ def _differing(file: Path, wanted: dict[str, object]) -> str:
     return "; ".join(wrong[:3]) or f"its {SETTINGS_FILE} has more than this version knows"
 
 
-def missing(folder: Path, recipe: Recipe, number: int, count: int) -> list[int]:
+def missing(folder: Path, recipe: Recipe, number: int, count: int, form: Format) -> list[int]:
     """The images of a tile that are asked for and not there."""
     last = min((number + 1) * recipe.tile, count)
-    return [i for i in range(number * recipe.tile, last) if not (folder / image_name(i)).is_file()]
+    return [i for i in range(number * recipe.tile, last) if not (folder / image_name(i, form)).is_file()]
 
 
 @contextmanager
 def writers() -> Iterator[Callable[[Tensor, Sequence[Path]], None]]:
-    """write(images_NCHW, files): queues PNG files for threads of their own, so that sampling does not wait.
+    """write(images_NCHW, files): queues files of pictures, or of clips (N, C, T, H, W), for threads of their own, so that
+    sampling does not wait.
 
     A task is a tile, and runs no torch: many small tasks would hand the interpreter's lock to and fro while the processors
     are full of the model's threads. The queue is bounded. The first write that fails raises its error at a later call, or
@@ -272,10 +284,10 @@ def writers() -> Iterator[Callable[[Tensor, Sequence[Path]], None]]:
     pending: deque[Future[None]] = deque()
     with ThreadPoolExecutor(WRITERS) as pool:
 
-        def write(images_NCHW: Tensor, files: Sequence[Path]) -> None:
+        def write(images: Tensor, files: Sequence[Path]) -> None:
             while pending and (pending[0].done() or len(pending) > QUEUED):
                 pending.popleft().result()
-            pending.append(pool.submit(_write, to_uint8(images_NCHW).permute(0, 2, 3, 1).contiguous().numpy(), files))
+            pending.append(pool.submit(_write, to_uint8(images).movedim(1, -1).contiguous().numpy(), files))
 
         try:
             yield write
@@ -286,19 +298,23 @@ def writers() -> Iterator[Callable[[Tensor, Sequence[Path]], None]]:
                 future.cancel()
 
 
-def _write(pixels_NHWC: NDArray[np.uint8], files: Sequence[Path]) -> None:
-    for pixels, file in zip(pixels_NHWC, files, strict=True):
+def _write(several: NDArray[np.uint8], files: Sequence[Path]) -> None:
+    """several: pictures (N, H, W, C), or clips (N, T, H, W, C)."""
+    for pixels, file in zip(several, files, strict=True):
         with told(file):
             file.parent.mkdir(exist_ok=True)
+        if pixels.ndim == 4:
+            save_clip([Image.fromarray(frame) for frame in pixels], file)
+            continue
         with written_whole(file) as part:
             Image.fromarray(pixels).save(part, format="PNG")
 
 
-def _labels(recipe: Recipe, labels: LabelRule, count: int) -> tuple[tuple[str, int], ...]:
-    return tuple((image_name(i), labels.label(recipe.seed, i)) for i in range(count))
+def _labels(recipe: Recipe, labels: LabelRule, count: int, form: Format) -> tuple[tuple[str, int], ...]:
+    return tuple((image_name(i, form), labels.label(recipe.seed, i)) for i in range(count))
 
 
-def finish(folder: Path, listing: Listing, npz: bool) -> None:
+def finish(folder: Path, listing: Listing, npz: bool, form: Format = "png") -> None:
     """Writes the labels, the sheet and, if asked, the .npz. Images that an earlier command made beyond these stay listed."""
     before, count = _listed_before(folder), len(listing.labels)
     if len(before) > count and before[:count] == listing.labels:
@@ -313,7 +329,11 @@ def finish(folder: Path, listing: Listing, npz: bool) -> None:
     write_whole(folder / LABELS_FILE, json.dumps(told_labels) + "\n")
     names = [name for name, _ in listing.labels]
     called = [_called(label, listing.label_names) for _, label in listing.labels[:SHEET_IMAGES]]
-    save_png(side_by_side([folder / name for name in names[:SHEET_IMAGES]], called), folder / SHEET_FILE, optimize=False)
+    if form == "png":
+        save_png(side_by_side([folder / name for name in names[:SHEET_IMAGES]], called), folder / SHEET_FILE, optimize=False)
+    else:
+        shown = [folder / name for name in names[:SHEET_CLIPS]]
+        save_clip(clips_side_by_side(shown, called[:SHEET_CLIPS]), folder / MOVING_SHEET_FILE)
     if npz:
         save_npz([folder / name for name in names], folder.with_name(f"{folder.name}.npz"))
 
@@ -358,6 +378,17 @@ def side_by_side(files: Sequence[Path], captions: Sequence[str], columns: int = 
     first = read_sample(files[0])
     images = torch.stack([as_tensor(read_sample(file, first.size)) for file in files])
     return sheet(to_float(images), [""] * min(columns, len(files)), captions=captions)
+
+
+def clips_side_by_side(files: Sequence[Path], captions: Sequence[str], columns: int = 8) -> list[Image.Image]:
+    """The same of files of clips, frame by frame. Raises UserError for one of another size or length than the first."""
+    clips = [read_clip(file) for file in files]
+    for file, clip in zip(files, clips, strict=True):
+        if clip.shape != clips[0].shape:
+            raise UserError(
+                f"{file} is not as long and as large as the others are; remove it, and give the same command again"
+            )
+    return moving_sheet(to_float(torch.stack(clips)), [""] * min(columns, len(files)), captions=captions)
 
 
 def save_npz(files: Sequence[Path], file: Path) -> None:

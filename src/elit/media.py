@@ -6,6 +6,7 @@ still does not flicker; equal frames that follow each other are one of a longer 
 
 import importlib.util
 import io
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -21,18 +22,32 @@ from elit.pixels import as_tensor
 from elit.words import one_line
 
 FRAMES_PER_SECOND = 10
-ClipFormat = Literal["gif", "mp4"]
-CLIP_FORMATS: tuple[ClipFormat, ...] = ("gif", "mp4")
+Format = Literal["png", "gif", "mp4"]  # the first of pictures, the others of clips
+FORMATS: tuple[Format, ...] = ("png", "gif", "mp4")
 ANIMATED = (".gif", ".webp", ".png", ".apng")  # whose frames PIL reads
 VIDEOS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".webm": "matroska", ".mkv": "matroska", ".avi": "avi"}
 CLIP_BYTES = 2**30  # that a file may have
 MOST_PIXELS = 2**26  # of a frame
 
 
-def check_format(name: ClipFormat) -> None:
-    """Raises UserError, before the work, where files of a format cannot be written here."""
+def chosen_format(wanted: Format | None, of_clips: bool) -> Format:
+    """The format that a model's samples are written in: the wanted one, or PNG of pictures and GIF of clips.
+
+    Raises UserError for a format of the other kind, and as `check_format` does.
+    """
+    form = wanted or ("gif" if of_clips else "png")
+    if of_clips and form == "png":
+        raise UserError("the model makes clips, which a PNG does not hold; give --format gif or mp4")
+    if not of_clips and form != "png":
+        raise UserError(f"the model makes pictures, and {form} is for clips; leave --format {form} out")
+    check_format(form)
+    return form
+
+
+def check_format(name: Format) -> None:
+    """Raises UserError, before the work, where files of a format can be neither read nor written here."""
     if name == "mp4" and importlib.util.find_spec("av") is None:
-        raise UserError("MP4 needs PyAV, which is not installed; pip install 'elit-diffusion[video]', or write GIFs")
+        raise UserError("video files need PyAV, which is not installed; pip install 'elit-diffusion[video]', or use GIFs")
 
 
 def save_clip(frames: Sequence[Image.Image], file: Path, made_by: str | None = None) -> None:
@@ -98,7 +113,8 @@ def read_frames(content: bytes, suffix: str) -> Iterator[Image.Image]:
     except (MemoryError, UserError):
         raise
     except Exception as error:  # a broken file makes readers raise nearly anything
-        raise UserError(f"its frames cannot be read ({one_line(str(error))[:200] or type(error).__name__})") from error
+        why = re.sub(r" <\S+ object at 0x[0-9a-f]+>", "", one_line(str(error)))[:200]  # an address tells nobody anything
+        raise UserError(f"its frames cannot be read ({why or type(error).__name__})") from error
 
 
 def _read_animation(content: bytes) -> Iterator[Image.Image]:

@@ -115,6 +115,7 @@ class ElitPipeline:
             num_inference_steps, or steps: the model's own default if not given; of a model of stages, one for each or all.
             seed: image i's noise comes from (seed, i). generator: draws the noise instead, or one for each image does.
             output_type: "pil" images, "np" (B, H, W, 3) in [0, 1], "pt" (B, 3, H, W) in [0, 1], or the model's own "latent".
+                Of a model of clips a list of frames, (B, T, H, W, 3) and (B, T, 3, H, W).
             callback_on_step_end: see `elit.samplers`.
             cache: a threshold, such as 0.1, of a calibrated model (see `elit calibrate-cache`), or a `StepCache`.
 
@@ -226,10 +227,12 @@ class ElitPipeline:
             return x
         assert self.codec is not None
         images = self.codec.decode(x)
+        if images.ndim == 5:
+            images = images.transpose(1, 2)  # frames first, as diffusers has them
         if output_type == "pil":
-            return [to_image(image.cpu()) for image in images]
+            return [to_image(one.cpu()) if one.ndim == 3 else [to_image(frame.cpu()) for frame in one] for one in images]
         unit = (images / 2 + 0.5).clamp(0, 1)
-        return unit if output_type == "pt" else unit.permute(0, 2, 3, 1).cpu().numpy()
+        return unit if output_type == "pt" else unit.movedim(-3, -1).cpu().numpy()
 
     def save_pretrained(self, folder: str | Path, overwrite: bool = True) -> Path:
         """Writes config.json, model.safetensors, card.json and README.md, a model card with the table of budgets.

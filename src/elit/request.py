@@ -21,6 +21,7 @@ from elit.guidance import Guidance
 from elit.hub import find_model
 from elit.imprint import PICTURE_BYTES, png, read_imprint
 from elit.labels import parse_labels
+from elit.media import Format, chosen_format
 from elit.pictures import to_image
 from elit.recipe import Recipe
 from elit.sampling import sample
@@ -67,7 +68,7 @@ class Request:
 
     model: as `find_model` finds it. labels: as `parse_labels` reads them. budget: as
     `Budget.parse` does. count: None is one of each listed label, or 16. codec: as `load_codec` finds it. batch, npz: as
-    `generate` takes them.
+    `generate` takes them. form: of the files, as `chosen_format` takes it.
     """
 
     out: Path
@@ -81,15 +82,17 @@ class Request:
     device: str = "auto"
     batch: int = 1
     npz: bool = False
+    form: Format | None = None
 
-    def make(self) -> tuple[int, Path]:
-        """The number of images that are there now, and their folder. Every process of a torchrun calls this.
+    def make(self) -> tuple[str, Path]:
+        """What is there now, such as "16 images", and its folder. Every process of a torchrun calls this.
 
         Raises UserError for what does not fit the model or cannot be read, and OSError for what cannot be written.
         """
         source = find_model(self.model)
         card, device = load_card(source), local_device(self.device)
         model = load_model(source, str(device))
+        form = chosen_format(self.form, model.samples.of_clips)
         weights = fingerprint(model) if self.wishes.cache is not None or card.front is not None else ""
         model = model.to(self.dtype)
         labels = parse_labels(self.labels, model.null_class, card.label_names)
@@ -105,8 +108,10 @@ class Request:
         codec = load_codec(self.codec, model.samples.channels, device, card.encoding)
         with process_group():
             if self.wishes.tile is None:
-                recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, self.out))
-            return count, generate(model, recipe, labels, count, self.out, codec, self.batch, self.npz, card.label_names)
+                recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, self.out, form))
+            settings = (codec, self.batch, self.npz, card.label_names, form)
+            made = generate(model, recipe, labels, count, self.out, *settings)
+        return f"{count} {'images' if form == 'png' else 'clips'}", made
 
     def budgeted(self, recipe: Recipe, card: Card, model: ElasticModel, source: Path, weights: str) -> Recipe:
         """The recipe at the budget that was asked for; of a cost, where the card has a front and neither steps nor a cache

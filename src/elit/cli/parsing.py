@@ -25,6 +25,7 @@ MOST_AT_ONCE = 65_536  # images in one call of a network
 MOST_SEEDS = 10_000
 MOST_SEED = 2**63 - 1
 DTYPES = ("fp32", "fp16", "bf16")
+FORMATS = ("png", "gif", "mp4")  # of `elit.media`, which no help text loads
 
 
 class Help(argparse.RawDescriptionHelpFormatter):

@@ -18,13 +18,14 @@ SOURCE = (
 def add_prepare(command: Parser) -> None:
     kinds = command.add_subparsers(dest="kind", metavar="KIND", required=True)
     command.describe(
-        "Makes data for training, of pictures of any kind. A command that was stopped goes on where it was.",
+        "Makes data for training, of pictures of any kind and of clips. A command that was stopped goes on where it was.",
         "elit prepare images my-pictures --size 32 --out my-data",
         "elit prepare latents my-data --codec ema --out my-latents",
         "elit prepare folder emoji --labels heart,time --out my-pictures",
         takes="KIND",
     )
     add_images(kinds)
+    add_clips(kinds)
     add_prepare_latents(kinds)
     add_folder(kinds)
     add_emoji_styles(kinds)
@@ -101,14 +102,68 @@ def run_images(options: argparse.Namespace) -> None:
         say(f"Parquet files and a card are in {options.publish}")
 
 
+def add_clips(kinds: Commands) -> None:
+    clips = kinds.add_parser("clips", help="clips of any kind, to one size and number of frames")
+    clips.describe(
+        "Makes a folder of clips into data that elit train reads: animated GIF and WebP, APNG and, with the extra video,"
+        " MP4, WebM, MOV, MKV and AVI. A class is a folder. What cannot be read, or is too short, is left out, counted and"
+        " listed in skipped.json. Uses all cores; the same command goes on where it was stopped.",
+        "elit prepare clips my-clips --frames 8 --size 32 --out my-data",
+        takes="SOURCE --out FOLDER",
+    )
+    clips.add_argument("source", type=place, metavar="SOURCE", help="a folder of class folders, s3:// or gs://")
+    clips.add_argument("--out", type=folder, required=True, help="the folder to write, or to go on with")
+    clips.add_argument("--size", type=whole(1, 8192), default=64, help="pixels of a side")
+    clips.add_argument("--frames", type=whole(2, 4096), default=8, help="of every clip, its first ones")
+    clips.add_argument("--every", type=whole(1, 4096), default=1, metavar="N", help="take only every N-th frame")
+    clips.add_argument(
+        "--crop",
+        choices=("center-crop-adm", "center-crop", "random-crop", "wide"),
+        default="center-crop-adm",
+        help="how frames get their size, all of a clip alike",
+    )
+    clips.add_argument("--seed", type=whole(0, MOST_SEED), help="of random-crop; 0 if not given")
+    clips.add_argument("--count", type=whole(1, MOST), help="only the first clips")
+    clips.add_argument("--workers", type=whole(1, 1024), help="processes; all cores if not given")
+    clips.set_defaults(run=run_clips)
+
+
+def run_clips(options: argparse.Namespace) -> None:
+    from elit.data.dataset import SKIPPED_FILE
+    from elit.data.prepare import ClipSettings, prepare_images
+    from elit.records import read_json
+
+    check_seed(options)
+    settings = ClipSettings(
+        options.source,
+        options.size,
+        options.crop,
+        options.seed or 0,
+        count=options.count,
+        frames=options.frames,
+        every=options.every,
+    )
+    info = prepare_images(settings, options.out, options.workers)
+    skipped = read_json(options.out / SKIPPED_FILE, list[tuple[str, str]], SKIPPED_BYTES)
+    say(f"{info.count} clips of {len(info.label_names)} classes are in {options.out}")
+    if skipped:
+        say(f"{len(skipped)} could not be read or are too short, and are left out: see {options.out / SKIPPED_FILE}")
+
+
+def check_seed(options: argparse.Namespace) -> None:
+    """Raises UserError for a --seed of a crop that draws nothing."""
+    if options.seed is not None and options.crop != "random-crop":
+        raise UserError(f"--seed is of --crop random-crop, and the crop is {options.crop}; leave it out")
+
+
 def check_used(options: argparse.Namespace) -> None:
     """Raises UserError for an option that would do nothing: --split of no data set, --seed of a crop that draws nothing."""
     from elit.data.sources import is_data_set
 
     if options.split is not None and not is_data_set(options.source):
         raise UserError(f"--split is of a data set, and {options.source} is none; leave it out")
-    if options.kind == "images" and options.seed is not None and options.crop != "random-crop":
-        raise UserError(f"--seed is of --crop random-crop, and the crop is {options.crop}; leave it out")
+    if options.kind == "images":
+        check_seed(options)
     if options.kind == "images" and options.bucket_step is not None and (options.crop != "buckets" or options.buckets):
         raise UserError("--bucket-step makes the buckets of --crop buckets where no --buckets are given; leave it out")
 

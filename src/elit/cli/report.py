@@ -113,6 +113,10 @@ def run_report(options: argparse.Namespace) -> None:
     check_folder(options.out)
     source = find_model(options.model)
     subject = load_subject(source, options.labels, options.seed, options.steps, options.model or "bundled")
+    if subject.model.samples.of_clips and options.kind != "budgets":
+        raise UserError(
+            f"elit report {options.kind} is of pictures, and the model makes clips; elit report budgets shows them"
+        )
     report = options.make(options, subject)
     finish(report, options.out, options.typed, next(subject.model.parameters()).device)
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from elit.cli.parsing import (
     DTYPES,
+    FORMATS,
     MOST,
     MOST_AT_ONCE,
     MOST_SEED,
@@ -95,6 +96,7 @@ def add_sample(command: Parser) -> None:
         help="a PNG file of elit app or elit serve, which is drawn again as it says, and goes to the folder itself",
     )
     command.add_argument("--npz", action="store_true", help="also write all images as one array, for ADM's evaluator")
+    command.add_argument("--format", choices=FORMATS, help="of the files; png of pictures, gif of clips if not given")
     command.add_argument(
         "--batch", type=whole(1, MOST_AT_ONCE), default=1, help="tiles made between two hand-overs to the writers"
     )
@@ -176,10 +178,11 @@ def run_sample(options: argparse.Namespace) -> None:
         device=options.device,
         batch=options.batch,
         npz=options.npz,
+        form=options.format,
     )
-    count, made = request.make()
+    what, made = request.make()
     if is_main():
-        show(f"{count} images are in {made}")
+        show(f"{what} are in {made}")
 
 
 def wishes_of(options: argparse.Namespace) -> "Wishes":

@@ -10,7 +10,7 @@ DIR/skipped.json               [[key, why], ...] of the pictures that could not 
 Columns: label (int64 with names, null where there is none), key (the picture's path in its source), with buckets bucket
 (int64, an index into `DataInfo.buckets`), and either
 
-image    a PNG (`datasets.Image`), or
+image    a PNG (`datasets.Image`), of a clip with its frames one below another, or
 latent   float16, row-major (stored channels, h, w), flat: `List(float16, length)`, without a length where there are
          buckets; with `mirror` also mirrored, the same of the picture mirrored left to right; and for each named feature
          feature.NAME, float16 (rows, columns, width) of its tokens, flat, with `mirror` also mirrored.feature.NAME.
@@ -60,10 +60,11 @@ class DataInfo:
     channels: of one model input; latents of "moments" (mean, log-variance) and "mean-std" (mean, standard deviation)
     store twice as many, "samples" as many. A model input is scale (z - shift) with z = mean + standard deviation x noise;
     codec: the AutoencoderKL that z belongs to; psnr: in dB, of decode(encode(x)) over some pictures, if it was measured.
-    features: {name: (rows, columns, width)} of a vision encoder's tokens. Raises UserError where these do not fit together.
+    features: {name: (rows, columns, width)} of a vision encoder's tokens. frames: of a clip. Raises UserError where these do
+    not fit together.
     """
 
-    kind: Literal["images", "latents"]
+    kind: Literal["images", "latents", "clips"]
     count: Whole
     size: tuple[Side, Side] | None
     label_names: tuple[str, ...] = ()
@@ -79,25 +80,32 @@ class DataInfo:
     psnr: float | None = None
     mirror: bool = False
     features: dict[str, tuple[Side, Side, Side]] = field(default_factory=dict)
+    frames: Annotated[int, Ge(1), Le(4096)] = 1
 
     def __post_init__(self) -> None:
+        if (self.kind == "clips") == (self.frames == 1):
+            raise UserError("its kind and frames do not fit together")
         if (self.size is None) == (not self.buckets) or (self.kind == "latents") == (self.values is None):
             raise UserError("its kind, size, buckets and values do not fit together")
 
     @property
     def encoding(self) -> DataEncoding:
         """What a model input is: pixels, or latents of a codec."""
-        return Pixels() if self.kind == "images" else Latents(self.scale, self.shift, self.codec)
+        return Pixels() if self.kind != "latents" else Latents(self.scale, self.shift, self.codec)
 
     @property
     def stored_channels(self) -> int:
         """Channels of a latent on disk."""
         return self.channels * (2 if self.values in ("moments", "mean-std") else 1)
 
-    def shape(self, bucket: int = 0) -> tuple[int, int, int]:
-        """(channels, height, width) of one model input."""
+    def shape(self, bucket: int = 0) -> tuple[int, ...]:
+        """(channels, height, width) of one model input, (channels, frames, height, width) of a clip."""
         height, width = self.buckets[bucket] if self.size is None else self.size
-        return self.channels, height, width
+        return (self.channels, height, width) if self.kind != "clips" else (self.channels, self.frames, height, width)
+
+    def pixels(self, picture: Tensor) -> Tensor:
+        """The model input, in [-1, 1], of a stored picture (3, H, W) uint8."""
+        return to_float(picture) if self.kind != "clips" else to_float(picture).unflatten(1, (self.frames, -1))
 
     def columns(self) -> "datasets.Features":
         """The columns of the table, as `datasets` types."""
@@ -108,7 +116,7 @@ class DataInfo:
         columns: dict[str, object] = {"label": label, "key": Value("string")}
         if self.size is None:
             columns["bucket"] = Value("int64")
-        if self.kind == "images":
+        if self.kind != "latents":
             columns["image"] = Image()
         for name in ("latent", "mirrored")[: 1 + self.mirror] if self.kind == "latents" else ():
             columns[name] = List(Value("float16"), length=length)
@@ -124,7 +132,10 @@ class DataInfo:
 
     def to_json(self) -> str:
         """The text of elit-data.json."""
-        return json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n"
+        values = {"format": FORMAT, **dataclasses.asdict(self)}
+        if self.kind != "clips":  # as it was before there were clips
+            del values["frames"]
+        return json.dumps(values, indent=2) + "\n"
 
 
 def is_prepared(folder: Path) -> bool:
@@ -204,8 +215,8 @@ class PreparedData:
         return self.info.encoding
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of one model input; of the first bucket where there are buckets."""
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one model input, as `DataInfo.shape` has it; of the first bucket where there are buckets."""
         return self.info.shape()
 
     @property
@@ -216,7 +227,7 @@ class PreparedData:
         return self._table
 
     def read(self, rows: Tensor, generators: Sequence[torch.Generator]) -> tuple[Tensor, Tensor]:
-        """x (B, C, H, W) float32 model inputs and labels (B,) int64, -1 where a row has none.
+        """x (B, *shape) float32 model inputs and labels (B,) int64, -1 where a row has none.
 
         Pixels are in [-1, 1]. Latents are scale (mean + standard deviation x noise - shift): row i draws from generators[i]
         alone, first whether it is mirrored (one uniform number, where mirrored latents are stored), then the noise.
@@ -225,17 +236,17 @@ class PreparedData:
         labels = self.labels[rows]
         shape = self.info.shape(int(self.buckets[rows[0]]) if self.members else 0)
         x = torch.empty(len(rows), *shape)
-        self._fetch("image" if self.info.kind == "images" else "latent", rows)
-        if self.info.kind == "images":
+        self._fetch("latent" if self.info.kind == "latents" else "image", rows)
+        if self.info.kind != "latents":
             for row, into in zip(rows.tolist(), x, strict=True):
-                into.copy_(to_float(self.image(row)))
+                into.copy_(self.info.pixels(self.image(row)))
             return x, labels
         for i, (row, generator) in enumerate(zip(rows.tolist(), generators, strict=True)):
             x[i] = self._latent(row, generator, shape)
         return x, labels
 
     def image(self, row: int) -> Tensor:
-        """(3, H, W) uint8 of one picture."""
+        """(3, H, W) uint8 of one picture, or of a clip's frames one below another."""
         return stored_picture(self._column("image").value(row).tobytes(), f"row {row} of {self.folder}")
 
     def feature(self, name: str, rows: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
@@ -257,6 +268,7 @@ class PreparedData:
 
         Raises UserError for latents without features of that encoder.
         """
+        check_alignable(self.info)
         if self.info.kind == "images":
             return None
         name = column_of(encoder)
@@ -277,7 +289,7 @@ class PreparedData:
         for row in rows.tolist():
             column.fetch(row)
 
-    def _latent(self, row: int, generator: torch.Generator, shape: tuple[int, int, int]) -> Tensor:
+    def _latent(self, row: int, generator: torch.Generator, shape: tuple[int, ...]) -> Tensor:
         assert self.info.values is not None
         name = "mirrored" if takes_mirrored(self.info, generator) else "latent"
         return latent_input(
@@ -295,6 +307,12 @@ class PreparedData:
         return self._places[name]
 
 
+def check_alignable(info: DataInfo) -> None:
+    """Raises UserError for clips, which no vision encoder here looks at."""
+    if info.kind == "clips":
+        raise UserError("alignment looks at pictures, and the data are clips; set alignment.enabled false")
+
+
 def stored_picture(content: bytes, name: str) -> Tensor:
     """(3, H, W) uint8 of a stored PNG. Raises UserError, with its name, for what is none."""
     try:
@@ -310,7 +328,7 @@ def takes_mirrored(info: DataInfo, generator: torch.Generator) -> bool:
 
 
 def latent_input(
-    stored: np.ndarray, shape: tuple[int, int, int], values: Values, scale: float, shift: float, generator: torch.Generator
+    stored: np.ndarray, shape: tuple[int, ...], values: Values, scale: float, shift: float, generator: torch.Generator
 ) -> Tensor:
     """(C, h, w) the model input of one stored latent, its noise drawn from the generator.
 

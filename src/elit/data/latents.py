@@ -62,7 +62,9 @@ class Encoding:
     def info(self, source: DataInfo, psnr: float | None = None) -> DataInfo:
         """What the prepared folder holds. Raises UserError for pictures that the codec or the encoders cannot take."""
         if source.kind != "images":
-            raise UserError("the source holds latents already; give a folder that elit prepare images wrote")
+            raise UserError(
+                f"the source holds {source.kind}, and pictures become latents; give a folder that elit prepare images wrote"
+            )
         if wrong := [
             size for size in source.buckets or (source.size or (1, 1),) if any(side % self.codec.side for side in size)
         ]:

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from PIL import Image
@@ -94,7 +95,7 @@ class MovingEmoji:
     kinds: tuple[str, ...] = ()
 
     exact = True  # rows are read by number, so that a resumed run sees the same data
-    members = ()  # all of one size
+    members: ClassVar[tuple[Tensor, ...]] = ()  # all of one size
 
     def __post_init__(self) -> None:
         names = load_emoji(STORED).label_names

@@ -17,7 +17,7 @@ SUFFIXES = (
     *(".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".gif", ".tif", ".tiff"),
     *(".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"),
 )
-LABELS_FILE, SETTINGS_FILE, SHEET_FILE = "dataset.json", "settings.json", "sheet.png"
+LABELS_FILE, SETTINGS_FILE, SHEETS = "dataset.json", "settings.json", ("sheet.png", "sheet.gif")
 OURS = (LABELS_FILE, SETTINGS_FILE)  # which elit sample writes beside its pictures, and a sheet of some of them
 DEEPEST = 32  # folders within folders
 HIDDEN, OTHERS, EMPTY = "hidden", "no pictures by their names", "folders without pictures"
@@ -90,7 +90,7 @@ def _walk(list_folder: ListFolder, folder: str, inside: str, passed: PassedOver,
                 yield path
             if not found:
                 passed.add(EMPTY, inside + name)
-        elif not (name in OURS or (ours and name == SHEET_FILE)):
+        elif not (name in OURS or (ours and name in SHEETS)):
             if name.lower().endswith(suffixes):
                 yield inside + name
             else:

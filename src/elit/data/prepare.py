@@ -1,4 +1,4 @@
-"""Pictures of any source to a prepared folder: cropped, resampled and encoded on all cores.
+"""Pictures, or clips, of any source to a prepared folder: cropped, resampled and encoded on all cores.
 
 The rows are a function of the source and the settings alone: any number of processes, and a run that was killed and
 started again, write the same bytes. The pictures are taken in parts of a few; see shards.py.
@@ -17,12 +17,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
+import numpy as np
 import pyarrow as pa
 from PIL import Image
 
 from elit.console import progress_bar, say
+from elit.data.clips import ClipFolder, decode_clip
 from elit.data.crops import CROPS, crop, decode, default_buckets
 from elit.data.dataset import DataInfo, read_info
 from elit.data.pictures_on_disk import PassedOver, legible
@@ -54,6 +56,7 @@ class ImageSettings:
     bucket_step: int = 16
     count: int | None = None
     options: SourceOptions = field(default_factory=SourceOptions)
+    kind: ClassVar[Literal["images", "clips"]] = "images"
 
     def __post_init__(self) -> None:
         for name in ("size", "bucket_step", "count"):
@@ -82,6 +85,36 @@ class ImageSettings:
         size = None if self.sizes else (self.size, self.size)
         return DataInfo("images", 0, size, label_names, buckets=self.sizes, source=legible(self.source), crop=self.crop)
 
+    def frames_of(self, content: bytes, key: str) -> list[Image.Image]:
+        """The picture of a file, or the frames of a clip. Raises UserError where it cannot be read."""
+        return [decode(content)]
+
+
+@dataclass(frozen=True)
+class ClipSettings(ImageSettings):
+    """The same of clips, all of one size. frames: of each, the first of every `every`-th; shorter ones are left out."""
+
+    frames: int = 8
+    every: int = 1
+    kind: ClassVar[Literal["images", "clips"]] = "clips"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.crop == "buckets":
+            raise UserError("clips are prepared in one size; give another --crop")
+        if not 2 <= self.frames <= 4096 or self.every < 1:
+            raise UserError(f"a clip has 2 to 4096 frames, of every 1 or more, not {self.frames} of every {self.every}")
+
+    @property
+    def part_rows(self) -> int:
+        return min(64, max(1, PART_BYTES // (3 * self.frames * self.size * self.size)))
+
+    def info(self, label_names: tuple[str, ...]) -> DataInfo:
+        return dataclasses.replace(super().info(label_names), kind="clips", frames=self.frames)
+
+    def frames_of(self, content: bytes, key: str) -> list[Image.Image]:
+        return decode_clip(content, Path(key).suffix, self.frames, self.every)
+
 
 def prepare_images(
     settings: ImageSettings, out: str | Path, workers: int | None = None, source: Source | None = None
@@ -96,11 +129,13 @@ def prepare_images(
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1:
         raise UserError(f"workers is {workers}; it must be at least 1")
-    source = open_source(settings.source, settings.options) if source is None else source
+    if source is None:
+        clips = isinstance(settings, ClipSettings)
+        source = ClipFolder(settings.source) if clips else open_source(settings.source, settings.options)
     info = settings.info(source.label_names)
     total, listing = survey(source, settings)
     recorded = {**dataclasses.asdict(settings), "source": legible(settings.source)}
-    recorded |= {"pictures": total, "listing": listing, "kind": "images"}
+    recorded |= {"pictures": total, "listing": listing, "kind": settings.kind}
     with Preparation(out, recorded) as work:
         if work.is_finished:
             say(f"{out} is already prepared")
@@ -121,7 +156,8 @@ def survey(source: Source, settings: ImageSettings) -> tuple[int, str]:
         digest.update(f"{key}\0{label}\n".encode("utf8", "surrogateescape"))
         total += 1
     if not total:
-        raise UserError(f"{settings.source} holds no images; put them in one folder per class, such as cats/1.png")
+        such = "cats/1.png" if settings.kind == "images" else "cats/1.gif"
+        raise UserError(f"{settings.source} holds no {settings.kind}; put them in one folder per class, such as {such}")
     passed.tell(settings.source)
     return total, digest.hexdigest()[:16]
 
@@ -134,7 +170,7 @@ def _write_parts(
     parts = enumerate(iter(lambda: list(itertools.islice(listing, settings.part_rows)), []))
     missing = ((part, listed) for part, listed in parts if not work.has(part))
     with progress_bar() as bar:
-        task = bar.add_task("preparing", total=total, unit="images")
+        task = bar.add_task("preparing", total=total, unit=settings.kind)
         finished = sum(work.has(part) for part in range(-(-total // settings.part_rows)))
         bar.update(task, completed=min(total, finished * settings.part_rows))
 
@@ -174,11 +210,22 @@ class _Worker:
         return len(listed)
 
     def _picture(self, key: str) -> tuple[bytes, int]:
-        """A picture's crop as a PNG, and its bucket. Raises UserError where it cannot be read."""
+        """A picture's crop as a PNG, or a clip's frames one below another, all cropped alike; and its bucket.
+
+        Raises UserError where it cannot be read.
+        """
         settings = self.settings
-        image = decode(self.source.read(key))
-        image, bucket = crop(image, settings.crop, settings.size, settings.seed, legible(key), settings.sizes)
-        return encode(image), bucket
+        frames = settings.frames_of(self.source.read(key), key)
+        how = (settings.crop, settings.size, settings.seed, legible(key), settings.sizes)
+        cropped = [crop(frame, *how) for frame in frames]
+        return encode(below_each_other([image for image, _ in cropped])), cropped[0][1]
+
+
+def below_each_other(images: Sequence[Image.Image]) -> Image.Image:
+    """Images of one size as one."""
+    if len(images) == 1:
+        return images[0]
+    return Image.fromarray(np.concatenate([np.asarray(image) for image in images]))
 
 
 def encode(image: Image.Image) -> bytes:

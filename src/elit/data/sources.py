@@ -130,6 +130,7 @@ class _Files:
 
     name: str
     suffixes: tuple[str, ...] = SUFFIXES
+    what = "images"
 
     def __getstate__(self) -> dict[str, object]:
         return {key: value for key, value in vars(self).items() if key != "labels_file"}  # workers read pictures, not labels
@@ -188,7 +189,8 @@ class _Files:
             elif not folders or folders[-1] != folder:
                 folders.append(folder)
         if first is None:
-            raise UserError(f"{self.name} holds no images; put them in one folder per class, such as {self.name}/cats/1.png")
+            such = f"{self.name}/cats/1{self.suffixes[0]}"
+            raise UserError(f"{self.name} holds no {self.what}; put them in one folder per class, such as {such}")
         if folders and loose:
             raise UserError(f"{self.name} holds {legible(loose)} beside class folders; move it into one of them")
         return tuple(folders) or (Path(self.name).stem,)

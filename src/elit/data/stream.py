@@ -12,12 +12,20 @@ import torch
 from torch import Tensor
 
 from elit.codec import DataEncoding
-from elit.data.dataset import INFO_FILE, latent_input, parse_info, shard_names, stored_picture, takes_mirrored
+from elit.data.dataset import (
+    INFO_FILE,
+    check_alignable,
+    latent_input,
+    parse_info,
+    shard_names,
+    stored_picture,
+    takes_mirrored,
+)
 from elit.data.loader import NewGenerators
 from elit.data.sources import FolderSource
 from elit.distributed import rank, world_size
 from elit.errors import UserError
-from elit.pixels import to_float, to_uint8
+from elit.pixels import to_uint8
 from elit.seeding import generator_for
 
 BUFFER = 4096  # rows that the next one is drawn from
@@ -74,6 +82,7 @@ class StreamedData:
 
     def stored_features(self, encoder: str) -> None:
         """None: a vision encoder looks at the pictures. Raises UserError for latents, whose features are read by number."""
+        check_alignable(self.info)
         if self.info.kind == "latents":
             raise UserError("streamed latents are not aligned; bring the data to this machine, or leave alignment out")
 
@@ -82,8 +91,8 @@ class StreamedData:
         return to_uint8(x_BCHW)
 
     def _input(self, row: pa.Table, generator: torch.Generator) -> Tensor:
-        if self.info.kind == "images":
-            return to_float(stored_picture(row["image"][0].as_py()["bytes"], f"{row['key'][0]} of {self.url}"))
+        if self.info.kind != "latents":
+            return self.info.pixels(stored_picture(row["image"][0].as_py()["bytes"], f"{row['key'][0]} of {self.url}"))
         name = "mirrored" if takes_mirrored(self.info, generator) else "latent"
         stored = row[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         assert self.info.values is not None

@@ -262,6 +262,10 @@ class Sampled:
     count: int
     in_memory = True
 
+    def __post_init__(self) -> None:
+        if self.model.samples.of_clips:
+            raise UserError(f"pictures are evaluated, and {self.name} makes clips; give a model of pictures")
+
     @property
     def grain(self) -> int:
         return self.recipe.tile
@@ -312,6 +316,8 @@ def open_images(
         data = PreparedData(path)
         if isinstance(data.encoding, Latents):
             raise UserError(f"{name} holds latents; give the folder of the pictures that they were made of")
+        if data.info.kind == "clips":
+            raise UserError(f"{name} holds clips, and pictures are evaluated; give a folder of pictures")
         return PreparedImages(name, data, _rows(count, len(data), name), square)
     if path.is_dir():
         passed = PassedOver()

@@ -14,7 +14,7 @@ from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.evaluation.quality import Judge, measure
 from elit.pictures import Row
-from elit.reports.drawing import ImageSheet, Panel, Panels, Point
+from elit.reports.drawing import ClipSheet, ImageSheet, Panel, Panels, Point
 from elit.reports.page import Table
 from elit.reports.report import Part, Picture, Report
 from elit.reports.samples import budget_name, draw_all
@@ -84,13 +84,20 @@ def report_budgets(subject: Subject, quality: Quality | None = None) -> Report:
     parts: list[Part] = [
         subject.describe(),
         *subject.notes(),
-        Picture("budgets.png", shown, ImageSheet(images, subject.label_names)),
+        sheet_of(images, subject.label_names, shown),
         cost_table(rows, model),
         *([] if quality is None else [quality_table(rows, quality, model)]),
         Picture("tradeoff.png", tradeoff_caption(quality), panels),
     ]
     results = {**subject.results(), "budgets": [row.told() for row in rows], "quality": quality}
     return Report("One set of weights, many budgets", parts, results)
+
+
+def sheet_of(rows: Sequence[Row], columns: Sequence[str], shown: str) -> Picture:
+    """Images, or clips that move, of every budget."""
+    if rows[0].images.ndim == 5:
+        return Picture("budgets.gif", shown, ClipSheet(rows, columns))
+    return Picture("budgets.png", shown, ImageSheet(rows, columns))
 
 
 def quality_of(subject: Subject, budgets: Sequence[float] | None, count: int, work: Path) -> Quality | None:

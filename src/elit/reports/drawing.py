@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from elit.files import written_whole
-from elit.pictures import CELL, Row, save_png, sheet
+from elit.media import gif, save_clip
+from elit.pictures import CELL, Row, moving_sheet, save_png, sheet
 from elit.reports.colophon import MARK
 from elit.reports.page import Piece
 from elit.words import one_line
@@ -73,6 +74,37 @@ class ImageSheet:
         return made
 
 
+@dataclass(frozen=True)
+class ClipSheet:
+    """Rows of clips (columns, C, T, H, W) under the names of the columns: a sheet of images for each frame."""
+
+    rows: Sequence[Row]
+    columns: Sequence[str]
+
+    def draw(self, columns: Sequence[int], cell: int) -> list[Image.Image]:
+        """The frames of some of its columns."""
+        clips = visible(torch.cat([row.images for row in self.rows])).unflatten(0, (len(self.rows), len(self.columns)))
+        named = [self.columns[i] for i in columns]
+        return moving_sheet(clips[:, list(columns)].flatten(0, 1), named, self.names, cell=cell)
+
+    def save(self, file: Path) -> None:
+        """Writes all of it as one GIF, whole or not at all."""
+        save_clip(self.draw(range(len(self.columns)), CELL), file, made_by=MARK)
+
+    def pieces(self) -> list[Piece]:
+        made = []
+        for columns in parts_of(len(self.columns), ACROSS):
+            frames = self.draw(columns, CELL)
+            named, rows = (", ".join(map(one_line, names)) for names in ([self.columns[i] for i in columns], self.names))
+            made.append(Piece("gif", gif(frames), *frames[0].size, f"Clips of {named}; from top to bottom: {rows}."))
+        return made
+
+    @property
+    def names(self) -> list[str]:
+        """Of its rows."""
+        return [row.name for row in self.rows]
+
+
 def parts_of(count: int, most: int) -> list[range]:
     """range(count) in as few parts as hold at most so many, all of about one size."""
     parts = -(-count // most)
@@ -80,7 +112,7 @@ def parts_of(count: int, most: int) -> list[range]:
 
 
 def visible(images_NCHW: Tensor) -> Tensor:
-    """RGB in [-1, 1] of images with any channels: RGB as it is, else the first three, brought into range by one scale."""
+    """RGB in [-1, 1] of images, or clips, of any channels: RGB as it is, else the first three, in range by one scale."""
     channels = images_NCHW.shape[1]
     if channels == 3:
         return images_NCHW

@@ -31,7 +31,7 @@ class Table:
 class Piece:
     """One image of a figure: its bytes, its size on the page in CSS pixels, and what it shows in words."""
 
-    kind: Literal["png", "svg+xml"]
+    kind: Literal["png", "gif", "svg+xml"]
     content: bytes
     width: int
     height: int
@@ -70,7 +70,7 @@ figure { margin: 2.5rem 0; }
 .pieces { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 20rem), max-content)); gap: 1.5rem 1rem;
   justify-content: center; justify-items: center; align-items: start; }
 img { max-width: 100%; height: auto; }
-img.png { background: #ffffff; border: 1px solid var(--line); }
+img.png, img.gif { background: #ffffff; border: 1px solid var(--line); }
 figcaption, .note { color: var(--soft); font-size: 0.9rem; max-width: 48rem; margin: 0.75rem auto 0; }
 footer { color: var(--soft); font-size: 0.85rem; margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: 0.1rem 1rem; margin: 0; }

@@ -19,7 +19,7 @@ from elit.reports.page import Figure, PagePart, Table, to_html
 GAP = 2  # letters between the columns of a printed table
 PAGE, FIGURES = "report.html", "results.json"
 PICTURES = (
-    *("budgets.png", "tradeoff.png", "guidance.png", "cfg.png", "cheap-cfg.png", "autoguidance.png"),
+    *("budgets.png", "budgets.gif", "tradeoff.png", "guidance.png", "cfg.png", "cheap-cfg.png", "autoguidance.png"),
     *("attention.png", "latents.png", "schedule.png", "images.png", "results.png"),
 )
 

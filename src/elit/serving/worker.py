@@ -83,6 +83,8 @@ class Worker:
         self.model: ElasticModel = load_model(source, self.device).to(DTYPES[self.settings.dtype])
         if self.model.stages > 1:
             raise UserError("models of several stages are not served yet; sample them with elit sample")
+        if self.model.samples.of_clips:
+            raise UserError("models of clips are not served; sample them with elit sample")
         device = torch.device(self.device)
         self.codec: Codec = load_codec(self.settings.codec, self.model.input.channels, device, self.card.encoding)
         self.engine = Engine(self.model, self.settings.rows)
