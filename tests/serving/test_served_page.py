@@ -23,8 +23,8 @@ WAIT_MS = 60_000
 
 
 @pytest.fixture(scope="module")
-def server(stand_in: Path) -> Iterator[Running]:
-    with running(stand_in, page=True, deadline_ms=3.6e6, drain_s=5.0) as found:
+def server(served_model: Path) -> Iterator[Running]:
+    with running(served_model, page=True, deadline_ms=3.6e6, drain_s=5.0) as found:
         yield found
 
 
@@ -81,39 +81,39 @@ def expected(model: Path, budget: float, guidance: Guidance = Guidance(1.5)) -> 
     return to_uint8(made)[0].permute(1, 2, 0).numpy()
 
 
-def test_the_slider_draws_the_same_noise_anew_by_the_keyboard_alone(page: Page, stand_in: Path) -> None:
-    assert np.array_equal(shown(page, "low"), expected(stand_in, 4 / 16))
+def test_the_slider_draws_the_same_noise_anew_by_the_keyboard_alone(page: Page, served_model: Path) -> None:
+    assert np.array_equal(shown(page, "low"), expected(served_model, 4 / 16))
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "budget"
     page.keyboard.press("End")
     page.keyboard.press("ArrowLeft")
     settled(page)
     assert "15/16 of the latents" in str(page.get_attribute("#budget", "aria-valuetext"))
-    assert np.array_equal(shown(page, "low"), expected(stand_in, 15 / 16))
-    assert np.array_equal(shown(page, "full"), expected(stand_in, 1.0))
+    assert np.array_equal(shown(page, "low"), expected(served_model, 15 / 16))
+    assert np.array_equal(shown(page, "full"), expected(served_model, 1.0))
     assert "at 15/16" in page.inner_text("#status") and "GFLOPs" in page.inner_text("#low figcaption")
 
 
-def test_guidance_and_attention(page: Page, stand_in: Path) -> None:
+def test_guidance_and_attention(page: Page, served_model: Path) -> None:
     page.click("summary")
     page.select_option("#kind", "auto")
     page.check("#attention")
     settled(page)
     weak = Guidance(1.5, weak_budget=1 / 16, weak_label="same")
-    assert np.array_equal(shown(page, "low"), expected(stand_in, 4 / 16, weak))
+    assert np.array_equal(shown(page, "low"), expected(served_model, 4 / 16, weak))
     assert page.is_visible("#low canvas") and page.evaluate("document.querySelector('#low canvas').width") == 16
     page.fill("#steps", "1000")
     settled(page)
     assert "Steps" in page.inner_text("#mistake") and page.get_attribute("#mistake", "role") == "alert"
 
 
-def test_a_download_is_drawn_again_to_the_byte(page: Page, stand_in: Path, tmp_path: Path) -> None:
+def test_a_download_is_drawn_again_to_the_byte(page: Page, served_model: Path, tmp_path: Path) -> None:
     with page.expect_download() as download:
         page.click("#low a")
     picture = tmp_path / download.value.suggested_filename
     assert picture.name == f"heart-4-of-16-seed-{SEED}.png"
     download.value.save_as(picture)
-    assert main(["sample", "--from", str(picture), "--model", str(stand_in), "--out", str(tmp_path / "again")]) == 0
+    assert main(["sample", "--from", str(picture), "--model", str(served_model), "--out", str(tmp_path / "again")]) == 0
     assert (tmp_path / "again" / picture.name).read_bytes() == picture.read_bytes()
 
 
@@ -138,6 +138,34 @@ def test_a_screen_reader_and_a_phone_find_everything(page: Page) -> None:
         page.emulate_media(color_scheme=scheme)
         for place in ("body", "#budget-said", "#status", "button", ".hint", "figcaption span"):
             assert page.evaluate(CONTRAST, place) >= 4.5, (scheme, place)
+
+
+def test_labels_of_several_factors_have_a_list_for_each(browser: Browser, factored_model: Path) -> None:
+    """With "any" in each; what leaves everything open is told."""
+    with running(factored_model, page=True, drain_s=5.0) as server:
+        page = browser.new_page()
+        page.set_default_timeout(WAIT_MS)
+        page.goto(server.url)
+        reached(page, "facts !== null")
+        settled(page)
+        assert page.eval_on_selector_all("select.label", "all => all.map(e => e.labels[0].textContent)") == [
+            "Picture of",
+            "with",
+        ]
+        assert page.evaluate("label()") == "heart/noto" and page.input_value("#budget") == "0"
+        assert "heart, noto, drawn at 1/4" in str(page.get_attribute("#low img", "alt"))
+        page.select_option("#label-0", "food-fruit")
+        page.select_option("#label-1", "*")
+        settled(page)
+        assert page.evaluate("label()") == "food-fruit/*" and page.inner_text("#mistake") == ""
+        model, steps = load_model(factored_model), 3
+        names = page.evaluate("facts.label_names")
+        made = sample(model, [names.index("food-fruit/*")], steps=steps, budget=1.0, guidance=Guidance(2.0), seed=0)
+        assert np.array_equal(shown(page, "full"), to_uint8(made)[0].permute(1, 2, 0).numpy())
+        page.select_option("#label-0", "*")
+        settled(page)
+        assert "leaves everything open" in page.inner_text("#mistake")
+        page.close()
 
 
 CONTRAST = """place => {

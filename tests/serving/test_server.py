@@ -33,9 +33,9 @@ LONG = {"prompt": "heart", "n": 4, "steps": 9000, "quality": "high", "deadline_m
 
 
 @pytest.fixture(scope="module")
-def server(stand_in: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+def server(served_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     trace = tmp_path_factory.mktemp("trace") / "trace.jsonl"
-    with running(stand_in, max_steps=10_000, read_s=0.5, queue=8, trace=trace, page=True, drain_s=5.0) as found:
+    with running(served_model, max_steps=10_000, read_s=0.5, queue=8, trace=trace, page=True, drain_s=5.0) as found:
         yield found
     assert replay(trace)[0] > 20 and replay(trace)[1] == []  # of all that the tests below asked for
 
@@ -44,7 +44,7 @@ def pixels(png: bytes) -> np.ndarray:
     return np.array(Image.open(io.BytesIO(png)))
 
 
-def test_the_official_client_works_unchanged(server: Running, stand_in: Path) -> None:
+def test_the_official_client_works_unchanged(server: Running, served_model: Path) -> None:
     """Pictures are those of `elit.sample`, and the answer tells what was granted and spent."""
     client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any")
     answer = client.images.generate(
@@ -55,8 +55,8 @@ def test_the_official_client_works_unchanged(server: Running, stand_in: Path) ->
         response_format="b64_json",
         extra_body={"seed": 7, "steps": 4, "guidance_scale": 1.5, "alone": True},
     )
-    model = load_model(stand_in)
-    names = json.loads((stand_in / "card.json").read_text())["label_names"]
+    model = load_model(served_model)
+    names = json.loads((served_model / "card.json").read_text())["label_names"]
     labels = [names.index("heart"), names.index("time"), names.index("heart")]
     expected = to_uint8(sample(model, labels, steps=4, budget=0.25, guidance=Guidance(1.5), seed=7))
     for made, image in zip(answer.data, expected, strict=True):
@@ -227,7 +227,7 @@ def test_keys_and_names_are_asked_for_before_anything_else() -> None:
 
 
 def test_a_picture_says_how_it_was_drawn_and_is_drawn_again_to_the_byte(
-    server: Running, stand_in: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    server: Running, served_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     body = {"prompt": "heart,time", "n": 2, "seed": 3, "steps": 4, "sampler": "heun", "alone": True}
     weak = {"guidance_scale": 2.5, "guidance_budget": 0.25, "guidance_interval": [0.1, 0.9], "budget": 0.5}
@@ -235,7 +235,7 @@ def test_a_picture_says_how_it_was_drawn_and_is_drawn_again_to_the_byte(
     picture = tmp_path / "time.png"
     picture.write_bytes(base64.b64decode(made["data"][1]["b64_json"]))
     assert read_imprint(picture).levels == (8,) * 4 and read_imprint(picture).index == 1
-    command = ["sample", "--from", str(picture), "--model", str(stand_in), "--out", str(tmp_path / "again")]
+    command = ["sample", "--from", str(picture), "--model", str(served_model), "--out", str(tmp_path / "again")]
     assert main(command) == 0
     assert (tmp_path / "again/time.png").read_bytes() == picture.read_bytes()
     (tmp_path / "again/time.png").write_bytes(b"another")
@@ -244,7 +244,7 @@ def test_a_picture_says_how_it_was_drawn_and_is_drawn_again_to_the_byte(
     capsys.readouterr()
     for words, said in [
         (command, "is there and is another picture"),
-        (["sample", "--from", str(picture), "--model", str(stand_in), "--count", "3"], "--from says all of it"),
+        (["sample", "--from", str(picture), "--model", str(served_model), "--count", "3"], "--from says all of it"),
         (["sample", "--from", str(picture), "--out", str(tmp_path / "b")], "was drawn by the model"),
         (["sample", "--from", str(tmp_path / "plain.png")], "does not say how it was drawn"),
         (["sample", "--from", str(tmp_path / "none.png")], "cannot be read as a PNG file"),
@@ -252,8 +252,8 @@ def test_a_picture_says_how_it_was_drawn_and_is_drawn_again_to_the_byte(
         assert main(words) == 2 and said in capsys.readouterr().err
 
 
-def test_sigterm_ends_it_when_what_is_under_way_is_done(stand_in: Path) -> None:
-    command = [sys.executable, "-m", "elit", "serve", "--model", str(stand_in), "--port", "0", "--max-steps", "10000"]
+def test_sigterm_ends_it_when_what_is_under_way_is_done(served_model: Path) -> None:
+    command = [sys.executable, "-m", "elit", "serve", "--model", str(served_model), "--port", "0", "--max-steps", "10000"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
@@ -274,7 +274,7 @@ def test_sigterm_ends_it_when_what_is_under_way_is_done(stand_in: Path) -> None:
         process.kill()
 
 
-def test_what_is_not_done_when_the_time_to_drain_is_over_is_answered(stand_in: Path) -> None:
+def test_what_is_not_done_when_the_time_to_drain_is_over_is_answered(served_model: Path) -> None:
     """With 503 and a sentence, streams by an event that says so; nobody is left without an answer."""
     answers: dict[bool, tuple[int, object]] = {}
     bodies = {
@@ -285,7 +285,7 @@ def test_what_is_not_done_when_the_time_to_drain_is_over_is_answered(stand_in: P
     def ask(stream: bool) -> None:
         answers[stream] = server.ask(bodies[stream])[:2]
 
-    with running(stand_in, max_steps=10_000, drain_s=0.3) as server:
+    with running(served_model, max_steps=10_000, drain_s=0.3) as server:
         asked = [threading.Thread(target=ask, args=(stream,)) for stream in bodies]
         for thread in asked:
             thread.start()

@@ -82,11 +82,13 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a worker knows of its model once it is loaded: names, in order of their numbers; sides of its pictures in pixels;
-    levels, and GFLOPs of one forward of one image at each; what the model's card says is best; and where it runs.
+    """What a worker knows of its model once it is loaded: names, in order of their numbers, and those of each factor of a
+    label, where labels have several; sides of its pictures in pixels; levels, and GFLOPs of one forward of one image at
+    each; what the model's card says is best; and where it runs.
     """
 
     label_names: tuple[str, ...]
+    label_factors: tuple[tuple[str, ...], ...]
     classes: int
     width: int
     height: int

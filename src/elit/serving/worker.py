@@ -19,7 +19,7 @@ from elit.errors import UserError
 from elit.guidance import Guidance
 from elit.hub import find_model
 from elit.imprint import Imprint
-from elit.labels import label_indices
+from elit.labels import factor_names, label_indices
 from elit.pixels import to_uint8
 from elit.recipe import Recipe
 from elit.serving.engine import Engine, Order, Running, is_memory, measure_costs, now_ms
@@ -101,6 +101,7 @@ class Worker:
         sampling, milliseconds = self.card.sampling, [self.costs.ms([i]) for i in range(len(self.levels))]
         return Facts(
             self.card.label_names,
+            tuple(map(tuple, factor_names(self.card.label_names))),
             self.model.null_class,
             self.width,
             self.height,

@@ -4,6 +4,7 @@
 const by = (id) => document.getElementById(id);
 const SETTLE_MS = 120; // after a change, before it is drawn: a slider that moves on asks for nothing
 const PREVIEWS = 8;
+const STRIP = 16; // budgets, at most, that are drawn in a row
 let facts = null;
 let under_way = null; // AbortController of what is being drawn
 let timer = 0;
@@ -11,6 +12,10 @@ let timer = 0;
 const level = (i) => `${facts.levels[i]}/${facts.latents}`;
 const budget = (i) => facts.levels[i] / facts.latents;
 const rounded = (x) => (x < 10 ? x.toFixed(2) : x < 100 ? x.toFixed(1) : x.toFixed(0));
+
+const parts = () => [...document.querySelectorAll("select.label")];
+const label = () => parts().map((part) => part.value).join("/"); // as the model calls it
+const label_said = () => parts().map((part) => part.selectedOptions[0].textContent).join(", ");
 
 function say(text) { by("status").textContent = text; }
 
@@ -33,7 +38,7 @@ function body_of(i) {
   }
   const kind = by("kind").value;
   const body = {
-    prompt: by("label").value, budget: budget(i), seed: Number(by("seed").value), steps: Number(by("steps").value),
+    prompt: label(), budget: budget(i), seed: Number(by("seed").value), steps: Number(by("steps").value),
     sampler: by("sampler").value, guidance_scale: Number(by("guidance").value), alone: true, stream: true,
     partial_images: PREVIEWS, attention: by("attention").checked && facts.latents > 1,
   };
@@ -66,7 +71,7 @@ async function draw(i, signal, shown) {
 }
 
 function show(figure, i, picture, told) {
-  const name = by("label").selectedOptions[0].textContent;
+  const name = label_said();
   const image = figure.querySelector("img");
   image.src = `data:image/png;base64,${picture}`;
   image.alt = `${name}, drawn at ${level(i)} of the latents${told ? "" : ", not done yet"}`;
@@ -78,7 +83,7 @@ function show(figure, i, picture, told) {
     `${rounded(told.gflops)} GFLOPs, ${rounded(ms)} ms` + (saved > 0.001 ? `: ${Math.round(100 * saved)} % less compute` : "");
   const link = figure.querySelector("a");
   link.href = image.src;
-  link.download = `${name}-${facts.levels[i]}-of-${facts.latents}-seed-${told.seed}.png`;
+  link.download = `${name.replace(/[^\w]+/g, "-")}-${facts.levels[i]}-of-${facts.latents}-seed-${told.seed}.png`;
   link.textContent = "Download";
   link.setAttribute("aria-label", `Download the picture at ${level(i)}`);
   overlay(figure, told.attention && told.attention[0]);
@@ -110,7 +115,7 @@ async function redraw() {
       });
       show(figure, at, done.b64_json, done.elit);
     }
-    say(`Done: ${by("label").selectedOptions[0].textContent} at ${level(i)}, beside the full budget.`);
+    say(`Done: ${label_said()} at ${level(i)}, beside the full budget.`);
     document.body.dataset.drawing = "no";
   } catch (error) {
     if (error.name === "AbortError" || own.signal.aborted) return;
@@ -126,8 +131,10 @@ async function draw_strip() {
   by("strip").replaceChildren();
   mistake("");
   try {
-    for (let i = 0; i < facts.levels.length; i++) {
-      say(`Drawing budget ${i + 1} of ${facts.levels.length}.`);
+    const count = Math.min(facts.levels.length, STRIP);
+    for (let k = 1; k <= count; k++) {
+      const i = Math.round((k * facts.levels.length) / count) - 1;
+      say(`Drawing budget ${k} of ${count}.`);
       const done = await draw(i, own.signal, () => {});
       const item = document.createElement("li"), image = document.createElement("img");
       image.src = `data:image/png;base64,${done.b64_json}`;
@@ -149,11 +156,29 @@ function changed() {
   timer = setTimeout(redraw, SETTLE_MS);
 }
 
+// A list of names to choose from for every factor of a label; labels of one factor have one list.
+function name_labels() {
+  const names = facts.label_names.length ? facts.label_names : Array.from({ length: facts.classes }, (_, k) => String(k));
+  const factors = facts.label_factors.length ? facts.label_factors : [names];
+  const first = by("label-0").parentElement;
+  let before = first;
+  factors.forEach((options, k) => {
+    const place = k === 0 ? first : first.cloneNode(true);
+    const select = place.querySelector("select"), title = place.querySelector("label");
+    select.id = title.htmlFor = `label-${k}`;
+    if (k > 0) title.textContent = factors.length > 2 ? `with (${k})` : "with";
+    select.replaceChildren(...options.map((name) => new Option(name.replaceAll("-", " "), name)));
+    if (factors.length > 1) select.add(new Option("any", "*"));
+    if (options.includes("heart")) select.value = "heart";
+    if (k > 0) before.after(place);
+    before = place;
+  });
+}
+
 async function begin() {
   facts = (await (await fetch("v1/models")).json()).data[0].elit;
-  const names = facts.label_names.length ? facts.label_names : Array.from({ length: facts.classes }, (_, k) => String(k));
-  names.forEach((name) => by("label").add(new Option(name.replaceAll("-", " "), name)));
-  if (names.includes("heart")) by("label").value = "heart";
+  name_labels();
+  document.documentElement.style.setProperty("--shape", `${facts.width} / ${facts.height}`);
   by("budget").max = facts.levels.length - 1;
   by("budget").value = Math.max(0, Math.floor(facts.levels.length / 4) - 1);
   by("steps").value = facts.steps;
