@@ -6,9 +6,10 @@ from functools import cache
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from elit import DiT, DiTConfig, count_flops, create_model
-from elit.cost import activation_bytes
+from elit.cost import activation_bytes, meta_call
 from randomised import randomised
 
 IMAGE_SIZES = {256: {"input_size": 32, "group_size": 4}, 512: {"input_size": 64, "group_size": 8}}
@@ -16,14 +17,18 @@ RELEASED = {"head_depth": 8, "write_sees_dropped": True}
 
 
 @cache
-def flops(name: str, budget: float = 1.0, pixels: int = 256, **overrides: object) -> int:
-    """FLOPs of one forward of a preset that is never given memory."""
+def made(name: str, pixels: int, **overrides: object) -> DiT:
+    """A preset that is never given memory."""
     fields = dict(IMAGE_SIZES[pixels])
     if not name.startswith("ELIT"):
         del fields["group_size"]
     with torch.device("meta"):
-        model = create_model(name, **fields, **overrides)
-    return count_flops(model, budget)
+        return create_model(name, **fields, **overrides)
+
+
+def flops(name: str, budget: float = 1.0, pixels: int = 256, **overrides: object) -> int:
+    """FLOPs of one forward."""
+    return count_flops(made(name, pixels, **overrides), budget)
 
 
 def teraflops_of_an_iteration(forward: Fraction | int) -> float:
@@ -99,6 +104,21 @@ def test_a_small_models_products_are_all_counted():
     assert count_flops(DiT(config)) == flops_by_hand(config)
 
 
+@pytest.mark.parametrize("name", ["ELIT-SiT-S/8", "UViT-S/2", "ELIT-UViT-S/2", "ELIT-HDiT-S/2", "ELIT-DFM-SiT-S/8"])
+def test_blocks_that_are_alike_count_as_often_as_there_are(name):
+    """What is counted is what torch's counter tells of every block, also of a model whose blocks are compiled."""
+    with torch.device("meta"):
+        model = create_model(name, width=32, heads=2)
+    budget = 1.0 if model.core is None else 0.5
+    with FlopCounterMode(display=False) as counter:
+        meta_call(model, 1, budget)()
+    assert count_flops(model, budget) == counter.get_total_flops() > 0
+    model.compile_blocks(backend="eager")
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    assert 0 < count_flops(model, budget, blocks=False) < count_flops(model, budget)
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
+
+
 def test_counting_leaves_the_model_alone():
     """The weights stay where and as they were, without gradients."""
     model = randomised(DiT(SMALL))
@@ -149,10 +169,10 @@ def test_activation_bytes_are_those_that_autograd_keeps(dtype, budget, checkpoin
 def test_activation_bytes_fall_with_the_budget_and_with_checkpointing(dtype):
     """Fewer latents, fewer bytes at every level; with every block recomputed, less than half of them."""
     model = randomised(DiT(SMALL))
-    plain = [activation_bytes(model, 2, k / 16, dtype) for k in (1, 4, 8, 16)]
+    plain = [activation_bytes(model, 2, k / 16, dtype) for k in (1, 6, 16)]
     assert plain == sorted(set(plain))
     model.set_checkpointing()
-    recomputed = [activation_bytes(model, 2, k / 16, dtype) for k in (1, 4, 8, 16)]
+    recomputed = [activation_bytes(model, 2, k / 16, dtype) for k in (1, 6, 16)]
     assert recomputed == sorted(set(recomputed))
     assert all(2 * low < high for low, high in zip(recomputed, plain, strict=True))
 

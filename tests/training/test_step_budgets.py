@@ -72,9 +72,9 @@ def test_a_mixture_runs_a_share_at_two_levels_of_the_step(make_dit: Callable[...
 
 def test_mean_flops_of_a_mixture(make_dit: Callable[..., DiT]) -> None:
     """Half of the samples at the highest level, a quarter in the mean of each half of the others, counted step by step."""
-    model, config = make_dit(group_size=4, input_size=16), BudgetConfig(1 / 16, 1.0, mixed=0.5)
-    lower, upper = ([count_flops(model, k / 16) for k in half] for half in (range(1, 9), range(9, 16)))
-    brute = 0.5 * count_flops(model) + 0.25 * sum(lower) / 8 + 0.25 * sum(upper) / 7
+    model, config = make_dit(group_size=(2, 4), input_size=8), BudgetConfig(1 / 8, 1.0, mixed=0.5)
+    lower, upper = ([count_flops(model, k / 8) for k in half] for half in (range(1, 5), range(5, 8)))
+    brute = 0.5 * count_flops(model) + 0.25 * sum(lower) / 4 + 0.25 * sum(upper) / 3
     assert mean_flops(model, config, FlowConfig()) == pytest.approx(brute, rel=1e-12)
 
 
