@@ -11,11 +11,9 @@ from elit.compiler import check_compiler
 from models import CONFIGS, elastic, inputs_of, made
 
 NAMES = [  # whose graphs differ by more than shapes
-    "dense",
     "dense, rope, qk_norm",
     "elastic",
     "sees dropped",
-    "rope",
     "rope, sees dropped, qk_norm",
     "oblong input and group, rope",
     "two Write layers",

@@ -38,7 +38,17 @@ OTHERS = {
     "--version",
 }  # torchrun's
 # What is run in place of what the pages say, to take less time: models of a quarter of the weights, fewer steps.
-CHEAPER = {"SiT-XL/2": "SiT-S/2", "SiT-B/2": "SiT-S/2", "--steps 10": "--steps 3"}
+CHEAPER = {
+    **{"SiT-XL/2": "SiT-S/2", "SiT-B/2": "SiT-S/2"},
+    **{
+        "--steps 10": "--steps 3",
+        "--steps 20": "--steps 3",
+        "step_00000020": "step_00000003",
+        "preview_every 20": "preview_every 3",
+    },
+    **{"steps=25": "steps=3", "num_inference_steps=10": "num_inference_steps=3"},
+    **{"--count 24": "--count 9", "--count 200": "--count 24", "--count 40": "--count 12"},
+}
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 
 

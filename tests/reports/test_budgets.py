@@ -20,6 +20,7 @@ from elit.reports.budgets import (
 )
 from elit.reports.colophon import write_colophon
 from elit.reports.report import Picture, write_report
+from small_world import narrow_features
 
 
 def test_median_and_quartiles() -> None:
@@ -47,7 +48,10 @@ def test_any_model_gets_images_and_costs(config: elit.DiTConfig, tmp_path: Path)
         quality_of(subject, [1.0], 16, tmp_path / "work")
 
 
-def test_quality_is_the_cards_for_its_own_sampling_alone_and_measured_otherwise(tmp_path: Path) -> None:
+def test_quality_is_the_cards_for_its_own_sampling_alone_and_measured_otherwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow_features(monkeypatch)
     subject = subject_of(tmp_path, EMOJI, "heart")
     known = {"sampling": {"steps": 2, "guidance_scale": 2.0}}
     carded = replace(subject, card=Card(subject.card.sampling, known))

@@ -11,6 +11,7 @@ from elit.reports.colophon import write_colophon
 from elit.reports.drawing import Panels
 from elit.reports.guidance import GuidanceRow, best_scales, guidance_of, panels, panels_caption, report_guidance
 from elit.reports.report import Picture, write_report
+from small_world import narrow_features
 
 
 def test_the_three_kinds() -> None:
@@ -20,7 +21,8 @@ def test_the_three_kinds() -> None:
     assert guidance_of("CFG", 1, 0.25) == guidance_of("autoguidance", 1, 0.25) == elit.Guidance()
 
 
-def test_quality_cost_and_best_scale_of_each_kind(tmp_path: Path) -> None:
+def test_quality_cost_and_best_scale_of_each_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    narrow_features(monkeypatch)
     subject = subject_of(tmp_path, EMOJI, "heart,time")
     work = tmp_path / "work"
     figures = {("CFG", 1): 30, ("CFG", 2): 20, ("cheap CFG", 2): 10, ("autoguidance", 2): 40}

@@ -12,6 +12,7 @@ import elit
 from elit.reports.colophon import write_colophon
 from elit.reports.report import Picture, write_report
 from elit.reports.schedule import CONSTANT, HIGH, LOW, Plan, ScheduleRow, plans, report_schedule, rms, verdict
+from small_world import narrow_features
 
 
 def test_a_schedule_and_its_mirror(tiny: elit.DiT) -> None:
@@ -58,7 +59,10 @@ def test_any_model_gets_costs_and_distances_and_no_claim(tmp_path: Path) -> None
     assert {p.name for p in (tmp_path / "out").glob("*.png")} == {p.name for p in report.parts if isinstance(p, Picture)}
 
 
-def test_quality_is_the_mean_over_the_seeds_and_the_verdict_follows_it(tmp_path: Path) -> None:
+def test_quality_is_the_mean_over_the_seeds_and_the_verdict_follows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    narrow_features(monkeypatch)
     subject, work = subject_of(tmp_path, EMOJI, "heart"), tmp_path / "work"
     figures = {Plan(CONSTANT, 1.0): 100, Plan(CONSTANT, 0.25): 120, Plan(HIGH, 0.25, 0.5): 101, Plan(LOW, 0.25, 0.5): 110}
     for plan, frechet in figures.items():

@@ -10,19 +10,19 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from elit.backbones.dit import DiT
 from elit.codec import PixelCodec
-from elit.evaluation.features import efficientnet_features
 from elit.evaluation.metrics import frechet_distance, mean_and_covariance
+from elit.evaluation.squeezenet import load_squeezenet, squeezenet_features
 from elit.generation import tile_images
 from elit.labels import LabelRule
-from elit.pixels import to_float, to_uint8
+from elit.pixels import to_uint8
 from elit.recipe import Recipe
 from elit.training.config import TrainConfig
 from elit.training.loop import train
 from elit.weights import load_model, read_tensors
 
 MakeConfig = Callable[..., TrainConfig]
-TOLD = {"evaluate__every": 2, "evaluate__count": 6, "evaluate__budgets": "[0.25, 1.0]"}
-NAME = "FD (EfficientNet-Lite0) at "
+TOLD = {"evaluate__every": 2, "evaluate__count": 6, "evaluate__budgets": "[0.25, 1.0]", "evaluate__features": "squeezenet"}
+NAME = "FD (SqueezeNet) at "
 
 
 def expected_distance(config: TrainConfig, model: DiT, budget: float) -> float:
@@ -31,8 +31,9 @@ def expected_distance(config: TrainConfig, model: DiT, budget: float) -> float:
     images = to_uint8(
         torch.cat([tile_images(model, recipe, LabelRule("balanced", 2), PixelCodec(), tile) for tile in range(1)])
     )[:6]
-    real = load_data(config).images
-    both = (mean_and_covariance(efficientnet_features(to_float(some))) for some in (images, real))
+    real, network = load_data(config).images, load_squeezenet()
+    with torch.inference_mode():
+        both = [mean_and_covariance(squeezenet_features(some, network)) for some in (images, real)]
     (mean_a, cov_a), (mean_b, cov_b) = both
     return frechet_distance(mean_a, cov_a, mean_b, cov_b)
 

@@ -52,7 +52,13 @@ def test_a_run_on_latents_draws_pictures_and_measures_them(
     make_config: Callable[..., TrainConfig], latents: Path, codec: Path, tmp_path: Path
 ) -> None:
     """Previews are of the decoder's size, distances are of decoded samples, and the checkpoint samples with the codec."""
-    more = {"log__preview_every": 2, "evaluate__every": 2, "evaluate__count": 4, "evaluate__budgets": "[1.0]"}
+    more = {
+        "log__preview_every": 2,
+        "evaluate__every": 2,
+        "evaluate__count": 4,
+        "evaluate__budgets": "[1.0]",
+        "evaluate__features": "squeezenet",
+    }
     config = make_config(data__source=latents, data__codec=codec, steps=2, **OF_LATENTS, **more)
     final = train(config)
     with Image.open(Path(config.out) / "previews" / "step_00000002.png") as preview:
@@ -60,7 +66,7 @@ def test_a_run_on_latents_draws_pictures_and_measures_them(
         assert preview.size == sheet(torch.zeros(6, 3, 8, 8), ["a", "b"], beside).size and len(beside) == 3
     events = EventAccumulator(str(Path(config.out) / "tensorboard"))
     events.Reload()
-    assert len(events.Scalars("FD (EfficientNet-Lite0) at 1")) == 1
+    assert len(events.Scalars("FD (SqueezeNet) at 1")) == 1
     sampled = ["sample", f"--model={final}", f"--codec={codec}", "--count=2", "--steps=1", f"--out={tmp_path / 'samples'}"]
     assert main(sampled) == 0
     with Image.open(next((tmp_path / "samples").glob("*/00000/000000.png"))) as image:

@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -68,22 +69,22 @@ def assert_same_checkpoint(folder: Path, other: Path) -> None:
 def test_a_killed_run_goes_on_exactly(
     tmp_path: Path, arguments: Callable[..., list[str]], make_config: Make, optimizer: str
 ) -> None:
-    """60 steps, and 60 steps of which the process was killed around the 30th, end in the same bits."""
+    """18 steps, and 18 steps of which the process was killed around the 6th, end in the same bits."""
     options = {
-        "steps": 60, "batch_size": 8, "log__checkpoint_every": 10, "log__keep": 9, "log__preview_every": 25,
-        "optimizer__name": optimizer, "optimizer__schedule": "cosine", "optimizer__warmup_steps": 35,
+        "steps": 18, "batch_size": 8, "log__checkpoint_every": 6, "log__keep": 9, "log__preview_every": 8,
+        "optimizer__name": optimizer, "optimizer__schedule": "cosine", "optimizer__warmup_steps": 11,
     }  # fmt: skip
     run, log = tmp_path / "killed", tmp_path / "log"
 
     def elit() -> None:
         sys.exit(main(["train", *arguments(out=run, **options)]))
 
-    kill_at(run / "checkpoints" / "step_00000030", start_ranks(1, elit, log)[0])
-    assert not (run / "checkpoints" / "step_00000060").exists()
+    kill_at(run / "checkpoints" / "step_00000006", start_ranks(1, elit, log)[0])
+    assert not (run / "checkpoints" / "step_00000018").exists()
     assert run_ranks(1, elit, log) == [0], log.read_text()
 
     straight = train(make_config(out=tmp_path / "straight", **options))
-    assert [folder.name for folder in checkpoints(run)] == [f"step_000000{k}0" for k in range(1, 7)]
+    assert [folder.name for folder in checkpoints(run)] == [f"step_{k:08d}" for k in (6, 12, 18)]
     for folder in checkpoints(run):
         assert_same_checkpoint(folder, straight.parent / folder.name)
     moments = load_file(straight / SHARD)
@@ -146,25 +147,28 @@ def killed_in(save: Callable[[], object], operation: int) -> bool:
     return os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
 
 
-@pytest.mark.parametrize(("step", "keep"), [(2, 1), (2, 2), (1, 1)], ids=["and prunes", "and keeps", "over itself"])
+@pytest.mark.parametrize("step", [2, 1], ids=["and prunes", "over itself"])
 def test_a_kill_at_any_moment_of_saving_leaves_whole_checkpoints(
-    tmp_path: Path, make_config: Make, step: int, keep: int, device: torch.device
+    tmp_path: Path, make_config: Make, step: int, device: torch.device
 ) -> None:
     """Killed before any change of a file, a save leaves only checkpoints that load, and always one, once tidied."""
     config = make_config()
     state, fresh = trained_state(config, 1, device), make_state(config, device)
     save_checkpoint(tmp_path / "before", state, keep=1)
     state.step = step
-    operation, killed = 0, True
+    operation, killed, loaded = 0, True, []
     while killed:
         run = Path(shutil.copytree(tmp_path / "before", tmp_path / f"run {operation}"))
-        killed = killed_in(lambda run=run: save_checkpoint(run, state, keep), operation)
+        killed = killed_in(lambda run=run: save_checkpoint(run, state, keep=1), operation)
         tidy(run)
         found = checkpoints(run)
         assert found and not list((run / "checkpoints").glob(".*"))
         for folder in found:
-            load_checkpoint(folder, fresh)
-            load_model(folder)
+            content = {file.name: file.read_bytes() for file in folder.iterdir()}
+            if content not in loaded:  # what has loaded before does so again
+                load_checkpoint(folder, fresh)
+                load_model(folder)
+                loaded.append(content)
         operation += 1
     assert operation > 4
     assert checkpoints(run)[-1].name == f"step_{step:08d}"
@@ -185,18 +189,19 @@ def test_a_part_left_by_a_kill_is_not_a_checkpoint(make_config: Make) -> None:
     assert all(torch.equal(expected[key], again[key]) for key in expected)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "training.json", SHARD])
-@pytest.mark.parametrize("share", [0.0, 0.05, 0.6, 0.999])
-def test_a_truncated_checkpoint_is_refused(make_config: Make, name: str, share: float) -> None:
+def test_a_truncated_checkpoint_is_refused(make_config: Make) -> None:
     """A file of the newest checkpoint cut short is a ValueError that names it, and nothing is overwritten."""
     config = make_config(steps=2)
     folder = train(config)
-    content = (folder / name).read_bytes()
-    (folder / name).write_bytes(content[: min(int(share * len(content)), len(content) - 3)])
-    before = {file: file.read_bytes() for file in folder.iterdir()}
-    with pytest.raises(ValueError, match=folder.name):
-        train(config)
-    assert {file: file.read_bytes() for file in folder.iterdir()} == before
+    whole = files_of(folder)
+    for name, share in product(("model.safetensors", "training.json", SHARD), (0.0, 0.05, 0.6, 0.999)):
+        content = whole[folder / name]
+        (folder / name).write_bytes(content[: min(int(share * len(content)), len(content) - 3)])
+        before = files_of(folder)
+        with pytest.raises(ValueError, match=folder.name):
+            train(config)
+        assert files_of(folder) == before, (name, share)
+        (folder / name).write_bytes(content)
 
 
 def test_a_checkpoint_of_another_model_is_refused(make_config: Make, tmp_path: Path, device: torch.device) -> None:
@@ -258,24 +263,21 @@ def test_a_checkpoint_that_may_not_be_read_need_not_be_removed(
     assert "remove" not in str(raised.value)
 
 
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
+def test_another_config_in_the_folder_is_refused(make_config: Make) -> None:
+    """The message names the key and both values, and every file stays as it was."""
+    config = make_config()
+    train(config)
+    before = files_of(Path(config.out))
+    for changed, named in (
         ({"optimizer__lr": 0.5}, "optimizer.lr is 0.003 there and 0.5 now"),
         ({"seed": 1}, "seed is 0 there and 1 now"),
         ({"optimizer__schedule": "cosine"}, "optimizer.schedule is constant there and cosine now"),
         ({"model__width": 32}, "model.width is 16 there and 32 now"),
         ({"model__group_size": None}, "model.group_size is 2 there and None now"),
-    ],
-)
-def test_another_config_in_the_folder_is_refused(make_config: Make, changed: dict[str, object], named: str) -> None:
-    """The message names the key and both values, and every file stays as it was."""
-    config = make_config()
-    train(config)
-    before = files_of(Path(config.out))
-    with pytest.raises(ValueError, match=named.replace(".", r"\.")):
-        train(make_config(**changed))
-    assert files_of(Path(config.out)) == before
+    ):
+        with pytest.raises(ValueError, match=re.escape(named)):
+            train(make_config(**changed))
+        assert files_of(Path(config.out)) == before
 
 
 @pytest.mark.parametrize(

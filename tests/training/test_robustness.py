@@ -359,13 +359,13 @@ def test_a_rank_that_hangs_counts_as_lost(arguments: Arguments, tmp_path: Path) 
 def test_torchrun_restarts_what_died(arguments: Arguments, tmp_path: Path) -> None:
     """The launcher's agent: SIGKILL to a worker, and its restart of both goes on to the end and exits 0."""
     run, log = tmp_path / "run", tmp_path / "log"
-    options = arguments(steps=40, log__checkpoint_every=15)
+    options = arguments(steps=12, log__checkpoint_every=4)
     processes = start_ranks(1, lambda: torchrun(2, lambda: sys.exit(main(["train", *options])), max_restarts=1), log)
     wait_until(lambda: checkpoints(run))
     os.kill(int((run / ".lock").read_text().split()[1]), signal.SIGKILL)
     assert wait_for(processes) == [0], log.read_text()
     assert "going on from" in log.read_text()
-    assert checkpoints(run)[-1].name == "step_00000040"
+    assert checkpoints(run)[-1].name == "step_00000012"
     with safe_open(checkpoints(run)[-1] / "model.safetensors", "pt") as file:
         assert "final.linear.weight" in file.keys()  # noqa: SIM118
 
