@@ -23,17 +23,20 @@ def euler() -> Any:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of pipeline. build: of a transformer. guided, plain: what is called for, with and without guidance.
+    """A kind of pipeline.
 
-    groups: of the core at a window of 2 x 2 (x 1). text: tokens that stand among the core's latents.
+    build: of a transformer. groups: of the core at a window of 2 x 2 (x 1). asked: arguments with guidance and without.
+    prompts: what makes each of those that tell the prompt, which with guidance have their like for the negative one. scale:
+    the name of guidance's. text: tokens that stand among the core's latents.
     """
 
     transformer: str
     build: Callable[[Any], Any]
-    guided: Callable[[], dict[str, Any]]
-    plain: Callable[[], dict[str, Any]]
     groups: int
     one_batch: bool
+    asked: dict[str, Any]
+    prompts: dict[str, Callable[[], Tensor]]
+    scale: str = "guidance_scale"
     text: int = 0
 
     def elastic(self) -> Any:
@@ -52,15 +55,14 @@ class Kind:
 
     def run(self, pipe: Any, guided: bool = True) -> Tensor:
         torch.manual_seed(5)
-        arguments = self.guided() if guided else self.plain()
+        told = {f"{sign}{name}": make() for sign in ("", "negative_")[: 1 + guided] for name, make in self.prompts.items()}
         pipe.set_progress_bar_config(disable=True)
-        out = pipe(**arguments, num_inference_steps=STEPS, generator=torch.Generator().manual_seed(1))
+        out = pipe(
+            **(self.asked | told | {self.scale: 4.0 if guided else 1.0}),
+            num_inference_steps=STEPS,
+            generator=torch.Generator().manual_seed(1),
+        )
         return torch.as_tensor(out.frames if hasattr(out, "frames") else out.images)
-
-
-def embeds(*names: str, **sizes: Any) -> dict[str, Tensor]:
-    made = {name: text(1) for name in names}
-    return made | {name: value() for name, value in sizes.items()}
 
 
 def vae() -> Any:
@@ -82,156 +84,58 @@ def flux2_vae() -> Any:
 
 
 LATENT = {"output_type": "latent"}
-PIXELS = {"height": 64, "width": 96}  # 4 x 6 tokens: 24 in 6 groups
-
-
-def pooled() -> Tensor:
-    return torch.randn(1, 12)
-
-
-def whole() -> Tensor:
-    return torch.ones(1, TEXT, dtype=torch.long)
-
+PIXELS = LATENT | {"height": 64, "width": 96}  # 4 x 6 tokens: 24 in 6 groups
+EMBEDS = {"prompt_embeds": lambda: text(1)}
+POOLED = EMBEDS | {"pooled_prompt_embeds": lambda: torch.randn(1, 12)}
+MASKED = EMBEDS | {"prompt_attention_mask": lambda: mask(1)}
 
 KINDS = {
     "SD3": Kind(
         "SD3Transformer2DModel",
         lambda t: diffusers.StableDiffusion3Pipeline(t, euler(), None, None, None, None, None, None, None),
-        lambda: (
-            LATENT
-            | PIXELS
-            | embeds(
-                "prompt_embeds", "negative_prompt_embeds", pooled_prompt_embeds=pooled, negative_pooled_prompt_embeds=pooled
-            )
-            | {"guidance_scale": 4.0}
-        ),
-        lambda: LATENT | PIXELS | embeds("prompt_embeds", pooled_prompt_embeds=pooled) | {"guidance_scale": 1.0},
-        groups=6,
-        one_batch=True,
+        *(6, True, PIXELS, POOLED),
     ),
     "Flux": Kind(
         "FluxTransformer2DModel",
         lambda t: diffusers.FluxPipeline(euler(), None, None, None, None, None, t),
-        lambda: (
-            LATENT
-            | PIXELS
-            | embeds(
-                "prompt_embeds", "negative_prompt_embeds", pooled_prompt_embeds=pooled, negative_pooled_prompt_embeds=pooled
-            )
-            | {"true_cfg_scale": 4.0}
-        ),
-        lambda: LATENT | PIXELS | embeds("prompt_embeds", pooled_prompt_embeds=pooled),
-        groups=6,
-        one_batch=False,
+        *(6, False, PIXELS, POOLED, "true_cfg_scale"),
     ),
     "Flux2 Klein": Kind(
         "Flux2Transformer2DModel",
         lambda t: diffusers.Flux2KleinPipeline(euler(), flux2_vae(), None, None, t),
-        lambda: LATENT | PIXELS | embeds("prompt_embeds", "negative_prompt_embeds") | {"guidance_scale": 4.0},
-        lambda: LATENT | PIXELS | embeds("prompt_embeds") | {"guidance_scale": 1.0},
-        groups=6,
-        one_batch=False,
+        *(6, False, PIXELS, EMBEDS),
         text=TEXT,
     ),
     "Qwen-Image": Kind(
         "QwenImageTransformer2DModel",
         lambda t: diffusers.QwenImagePipeline(euler(), None, None, None, t),
-        lambda: (
-            LATENT
-            | PIXELS
-            | embeds("prompt_embeds", "negative_prompt_embeds", prompt_embeds_mask=whole, negative_prompt_embeds_mask=whole)
-            | {"true_cfg_scale": 4.0}
-        ),
-        lambda: LATENT | PIXELS | embeds("prompt_embeds", prompt_embeds_mask=whole),
-        groups=6,
-        one_batch=False,
+        *(6, False, PIXELS, EMBEDS | {"prompt_embeds_mask": lambda: torch.ones(1, TEXT, dtype=torch.long)}),
+        scale="true_cfg_scale",
     ),
     "Wan": Kind(
         "WanTransformer3DModel",
         lambda t: diffusers.WanPipeline(None, None, None, euler(), t),
-        lambda: (
-            LATENT | PIXELS | embeds("prompt_embeds", "negative_prompt_embeds") | {"guidance_scale": 4.0, "num_frames": 9}
-        ),
-        lambda: LATENT | PIXELS | embeds("prompt_embeds") | {"guidance_scale": 1.0, "num_frames": 9},
-        groups=18,
-        one_batch=False,
+        *(18, False, PIXELS | {"num_frames": 9}, EMBEDS),
     ),
     "DiT": Kind(
         "DiTTransformer2DModel",
         lambda t: diffusers.DiTPipeline(t, vae(), diffusers.DDIMScheduler(timestep_spacing="trailing")),
-        lambda: {"class_labels": [3], "guidance_scale": 4.0, "output_type": "np"},
-        lambda: {"class_labels": [3], "guidance_scale": 1.0, "output_type": "np"},
-        groups=4,
-        one_batch=True,
+        *(4, True, {"class_labels": [3], "output_type": "np"}, {}),
     ),
     "PixArt": Kind(
         "PixArtTransformer2DModel",
         lambda t: diffusers.PixArtAlphaPipeline(None, None, None, t, diffusers.DPMSolverMultistepScheduler()),
-        lambda: (
-            LATENT
-            | PIXELS
-            | {"use_resolution_binning": False, "negative_prompt": None, "guidance_scale": 4.0}
-            | embeds(
-                "prompt_embeds",
-                "negative_prompt_embeds",
-                prompt_attention_mask=lambda: mask(1),
-                negative_prompt_attention_mask=lambda: mask(1),
-            )
-        ),
-        lambda: (
-            LATENT
-            | PIXELS
-            | {"use_resolution_binning": False, "negative_prompt": None, "guidance_scale": 1.0}
-            | embeds("prompt_embeds", prompt_attention_mask=lambda: mask(1))
-        ),
-        groups=6,
-        one_batch=True,
+        *(6, True, PIXELS | {"use_resolution_binning": False, "negative_prompt": None}, MASKED),
     ),
     "HunyuanVideo": Kind(
         "HunyuanVideoTransformer3DModel",
         lambda t: diffusers.HunyuanVideoPipeline(None, None, t, None, euler(), None, None),
-        lambda: (
-            LATENT
-            | PIXELS
-            | {"true_cfg_scale": 4.0, "num_frames": 9}
-            | embeds(
-                "prompt_embeds",
-                "negative_prompt_embeds",
-                pooled_prompt_embeds=pooled,
-                negative_pooled_prompt_embeds=pooled,
-                prompt_attention_mask=lambda: mask(1),
-                negative_prompt_attention_mask=lambda: mask(1),
-            )
-        ),
-        lambda: (
-            LATENT
-            | PIXELS
-            | {"num_frames": 9}
-            | embeds("prompt_embeds", pooled_prompt_embeds=pooled, prompt_attention_mask=lambda: mask(1))
-        ),
-        groups=18,
-        one_batch=False,
+        *(18, False, PIXELS | {"num_frames": 9}, POOLED | MASKED, "true_cfg_scale"),
     ),
     "LTX": Kind(
         "LTXVideoTransformer3DModel",
         lambda t: diffusers.LTXPipeline(euler(), None, None, None, t),
-        lambda: (
-            LATENT
-            | {"height": 128, "width": 192, "num_frames": 17, "guidance_scale": 4.0}
-            | embeds(
-                "prompt_embeds",
-                "negative_prompt_embeds",
-                prompt_attention_mask=lambda: mask(1),
-                negative_prompt_attention_mask=lambda: mask(1),
-            )
-        ),
-        lambda: (
-            LATENT
-            | {"height": 128, "width": 192, "num_frames": 17, "guidance_scale": 1.0}
-            | embeds("prompt_embeds", prompt_attention_mask=lambda: mask(1))
-        ),
-        groups=18,
-        one_batch=True,
+        *(18, True, LATENT | {"height": 128, "width": 192, "num_frames": 17}, MASKED),
     ),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
