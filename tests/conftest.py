@@ -14,6 +14,8 @@ from elit.weights import save_weights
 from randomised import randomised
 from small_world import small_bundled
 
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more start processes that import torch, for one small graph
+
 settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("deterministic")
 

@@ -2,28 +2,20 @@
 
 import base64
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+from huggingface_hub import close_session
 
 from elit import DiT, ElitPipeline
 from elit.bundled import FOLDER
 from elit.card import Card, SamplingDefaults
 from elit.cli import main
 from elit.hub import find_model, names_model
-
-PUSH = """
-import sys
-from elit import ElitPipeline
-print(ElitPipeline.from_pretrained(sys.argv[1]).push_to_hub("me/mine", private=True, token="hf_secret"))
-"""
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -77,18 +69,22 @@ def hub() -> Iterator[tuple[type[Hub], str]]:
     thread.join()
 
 
-def test_what_is_pushed_is_what_is_saved(tiny: DiT, hub: tuple[type[Hub], str], tmp_path: Path) -> None:
+def test_what_is_pushed_is_what_is_saved(
+    tiny: DiT, hub: tuple[type[Hub], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A private repository is made, and one commit holds what `save_pretrained` writes, and no other file.
 
     Its README.md names the repository where that of the folder names the folder.
     """
     played, address = hub
     saved = ElitPipeline(tiny, Card(SamplingDefaults(steps=3))).save_pretrained(tmp_path / "saved")
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-    environment |= {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "home"), "NO_PROXY": "127.0.0.1"}
-    done = subprocess.run([sys.executable, "-c", PUSH, saved], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().startswith(f"{address}/me/mine")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    close_session()  # one that is open has the proxies of before
+    pushed = ElitPipeline.from_pretrained(saved).push_to_hub("me/mine", private=True, token="hf_secret")
+    close_session()
+    assert pushed.startswith(f"{address}/me/mine")
     assert played.made["name"] == "mine" and played.made["organization"] == "me"
     assert played.made.get("private") or played.made.get("visibility") == "private"
     files = {p.name: p.read_bytes() for p in saved.iterdir()}

@@ -5,8 +5,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -421,7 +419,7 @@ def test_a_missing_file_and_an_unknown_setting_are_refused(tmp_path, capsys):
     assert "hf://mali6/elit/" in refused(capsys, "hf://mali6/elit")
 
 
-def test_files_on_the_hub_are_taken_from_its_cache_or_the_way_by_hand_is_told(light, tmp_path):
+def test_files_on_the_hub_are_taken_from_its_cache_or_the_way_by_hand_is_told(light, tmp_path, monkeypatch, capsys):
     """Without a network: a file that was fetched before is imported; for another, the address is told."""
     cache, commit = tmp_path / "cache", "0" * 40
     snapshot = cache / "models--mali6--elit" / "snapshots" / commit
@@ -429,13 +427,14 @@ def test_files_on_the_hub_are_taken_from_its_cache_or_the_way_by_hand_is_told(li
     shutil.copy(light, snapshot / FILES[2])
     (cache / "models--mali6--elit" / "refs").mkdir()
     (cache / "models--mali6--elit" / "refs" / "main").write_text(commit)
-    code = f"from elit.cli import main; print([main(['import', 'hf://mali6/elit/' + f, '--out', f]) for f in {FILES[2:4]}])"
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache), "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines()[-1] == "[0, 2]", done.stderr
-    assert load_card(tmp_path / FILES[2]).source == f"hf://mali6/elit/{FILES[2]} (ema)"
-    assert f"https://huggingface.co/mali6/elit/resolve/main/{FILES[3]}" in done.stderr
-    assert "Traceback" not in done.stderr and not (tmp_path / FILES[3]).exists()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    assert [main(["import", f"hf://mali6/elit/{file}", "--out", file]) for file in FILES[2:4]] == [0, 2]
+    told = capsys.readouterr().err
+    assert load_card(Path(FILES[2])).source == f"hf://mali6/elit/{FILES[2]} (ema)"
+    assert f"https://huggingface.co/mali6/elit/resolve/main/{FILES[3]}" in told
+    assert "Traceback" not in told and not Path(FILES[3]).exists()
 
 
 def test_cards_of_the_older_form_load_and_the_new_one_survives(tmp_path):

@@ -65,14 +65,14 @@ def assert_same_checkpoint(folder: Path, other: Path) -> None:
         assert [key for key in a if not torch.equal(a[key], b[key])] == []
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_killed_run_goes_on_exactly(
-    tmp_path: Path, arguments: Callable[..., list[str]], make_config: Make, optimizer: str
-) -> None:
-    """18 steps, and 18 steps of which the process was killed around the 6th, end in the same bits."""
+def test_a_killed_run_goes_on_exactly(tmp_path: Path, arguments: Callable[..., list[str]], make_config: Make) -> None:
+    """18 steps, and 18 steps of which the process was killed around the 6th, end in the same bits.
+
+    With Muon, beside which AdamW has what is no hidden matrix.
+    """
     options = {
         "steps": 18, "batch_size": 8, "log__checkpoint_every": 6, "log__keep": 9, "log__preview_every": 8,
-        "optimizer__name": optimizer, "optimizer__schedule": "cosine", "optimizer__warmup_steps": 11,
+        "optimizer__name": "muon", "optimizer__schedule": "cosine", "optimizer__warmup_steps": 11,
     }  # fmt: skip
     run, log = tmp_path / "killed", tmp_path / "log"
 
