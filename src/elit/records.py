@@ -88,13 +88,21 @@ def checked(values: Any, kind: type[T], origin: str | Callable[[str], str]) -> T
 
 def parse_json(text: str | bytes, kind: type[T], origin: str | Callable[[str], str]) -> T:
     """A JSON text as a `kind`; `origin` is what the UserError calls its file, or a function as `checked` takes it."""
-    from pydantic import TypeAdapter, ValidationError  # an import that only reading needs
+    from pydantic import ValidationError  # an import that only reading needs
 
     try:
-        return TypeAdapter(kind).validate_json(text, strict=True)
+        return _reader(kind).validate_json(text, strict=True)
     except ValidationError as error:
         file = origin if isinstance(origin, str) else origin(_place(error.errors(include_url=False)[0]))
         raise UserError(f"{file}: {_sentence(error, kind)}") from error
+
+
+@cache
+def _reader(kind: Any) -> Any:
+    """What pydantic makes of a type, which takes longer than to read with it."""
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
 
 
 def _place(mistake: Any) -> str:
