@@ -346,7 +346,7 @@ def seen_in(state: State, source: str) -> dict[str, str | int | bool]:
     depth = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
     width, _, patch, _ = state[patches[-1]].shape if patches[-1] in state else (0, 0, 0, 0)
     size = next((size for size, shape in SIZES.items() if shape[:2] == (depth, width)), None)
-    if size is None or patch not in PATCHES:
+    if size is None or patch not in PATCHES.values():
         raise UserError(
             f"{source} is of another architecture than the authors' SiT, ELIT-SiT and DFM-SiT:"
             f" {depth} blocks of width {width}, patches of {patch}"
