@@ -1,10 +1,10 @@
-"""What a model is told beside x and t: the labels of the samples.
+"""What a model is told beside x and t: the labels of the samples, or prompts.
 
 A condition is a batch of them: `.null()` is the same batch told nothing, `.rows(i)` some of it, `.joined(other)` one batch
 after another, `.to(device)` the batch elsewhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, Self, runtime_checkable
 
@@ -99,3 +99,40 @@ class Labels:
             return  # reading them would make the host wait for the device, or break the graph
         if bool(((y < 0) | (y > self.null_class)).any()):
             raise UserError(f"labels are 0 to {self.null_class - 1}, and {self.null_class} for none, not {y.tolist()}")
+
+
+@dataclass(frozen=True)
+class Text:
+    """What a text encoder makes of texts, or of one: tokens (..., T, D), mask (..., T) bool, and pooled (..., P)."""
+
+    tokens: Tensor
+    mask: Tensor
+    pooled: Tensor
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> "Text":
+        """The same, changed tensor by tensor."""
+        return Text(change(self.tokens), change(self.mask), change(self.pooled))
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Prompts as embeddings of B texts, and of `nothing`, the one text that stands for no prompt."""
+
+    text: Text
+    nothing: Text
+
+    def __len__(self) -> int:
+        return len(self.text.pooled)
+
+    def null(self) -> "Prompts":
+        return Prompts(self.nothing.each(lambda one: one.expand(len(self), *one.shape)), self.nothing)
+
+    def rows(self, rows: Tensor) -> "Prompts":
+        return Prompts(self.text.each(lambda all_B: all_B[rows]), self.nothing)
+
+    def joined(self, other: "Prompts") -> "Prompts":
+        pairs = zip(vars(self.text).values(), vars(other.text).values(), strict=True)
+        return Prompts(Text(*(torch.cat(pair) for pair in pairs)), self.nothing)
+
+    def to(self, device: torch.device | str) -> "Prompts":
+        return Prompts(self.text.each(lambda one: one.to(device)), self.nothing.each(lambda one: one.to(device)))

@@ -83,8 +83,10 @@ def preprocessor_file(name: str) -> Path | None:
     return None if file is None else Path(file)
 
 
-def load_backbone(name: str) -> Any:
+def load_backbone(name: str, kind: str = "vision") -> Any:
     """What `transformers.AutoModel` makes of a folder or hub id, in float32 whatever the weights are kept in, frozen.
+
+    kind: what an error calls it.
 
     Raises UserError for one that cannot be read or fetched, or lacks weights, which would be drawn instead.
     """
@@ -95,7 +97,7 @@ def load_backbone(name: str) -> Any:
     except (OSError, ValueError, KeyError, ImportError) as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(
-            f"no vision model could be loaded from {name!r} ({why}); fetch it where there is a network with"
+            f"no {kind} model could be loaded from {name!r} ({why}); fetch it where there is a network with"
             f" `hf download {name}`, or give a folder with its config.json and model.safetensors"
         ) from error
     model, report = found

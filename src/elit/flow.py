@@ -94,3 +94,8 @@ class TimeLaw(StrEnum):
             return 1 - t
         n = math.log(t / (1 - t)) if path is FlowPath.LINEAR else math.log(math.tan(math.pi / 2 * t))
         return math.erfc(n / math.sqrt(2)) / 2
+
+
+def shifted(t: Tensor, shift: float) -> Tensor:
+    """Times moved towards the noise: shift t / (1 + (shift - 1) t). That of 1 / shift is the inverse of that of shift."""
+    return t if shift == 1 else shift * t / (1 + (shift - 1) * t)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from elit.backbones.hosts.budgets import CORE, core_of
-from elit.backbones.hosts.elasticize import HostConfig, elasticize, make_core, sizes
+from elit.backbones.hosts.elasticize import HostConfig, elasticize_as, make_core, sizes
 from elit.backbones.hosts.table import host_named
 from elit.errors import UserError
 from elit.files import check_makeable, found, whole_folder, write_whole
@@ -70,17 +70,7 @@ def load_elastic(transformer: Any, folder: str | Path) -> Any:
         outline = make_core(kept.config, type(_first_core_block(kept.config, transformer)))
     check_fit(tensors, outline.state_dict(), f"{place / WEIGHTS_FILE} does not fit its {CONFIG_FILE}")
     check_finite(tensors, f"{place / WEIGHTS_FILE} holds no weights")
-    config = kept.config
-    elasticize(
-        transformer,
-        config.head,
-        config.tail,
-        config.window,
-        config.anchor,
-        read_depth=config.read_depth,
-        write_depth=config.write_depth,
-        mlp_ratio=config.mlp_ratio,
-    )
+    elasticize_as(transformer, kept.config)
     getattr(transformer, CORE).load_state_dict(tensors)
     for i, name in enumerate(kept.adapters):
         transformer.load_lora_adapter(

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from elit.condition import Labels
+from elit.condition import Condition, Labels
 from elit.elastic.levels import Budget
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import OverTime
@@ -38,7 +38,7 @@ MOST_STEPS = 10_000
 @torch.no_grad()
 def sample(
     model: ElasticModel,
-    labels: Tensor | Sequence[int],
+    labels: Tensor | Sequence[int] | Condition,
     sampler: str = "euler",
     steps: int | Sequence[int] = 50,
     budget: Budget | OverTime = None,
@@ -55,7 +55,8 @@ def sample(
     """Images (B, C, H, W) float32, one for each label, from noise to data.
 
     Args:
-        labels: B class indices; the null class, `model.null_class`, samples without a label.
+        labels: B class indices; the null class, `model.null_class`, samples without a label. Or what else the model is told,
+            such as `Prompts`.
         sampler: "euler", "heun" or "euler_maruyama"; steps: at least 1 (2 for euler_maruyama). Of a model of several
             stages one number for each, or their sum, of which every stage but the first gets a fifth.
         budget: None (full), a fraction, one per image, or a `Schedule`, or anything with `.at(t)`, over the steps.
@@ -73,13 +74,14 @@ def sample(
     _check(model, sampler, steps, guidance, seed, callback_on_step_end)
     if cache is not None and not isinstance(cache, StepCache):
         raise UserError(f"cache is a StepCache, such as elit.StepCache(0.1), not {shown(cache)}")
-    y = whole_labels(labels, model.null_class).to(next(model.parameters()).device)
-    condition = Labels(y, model.null_class)
+    device = next(model.parameters()).device
+    told = labels if isinstance(labels, Condition) else Labels(whole_labels(labels, model.null_class), model.null_class)
+    condition = told.to(device)
     if model.stages > 1 or not isinstance(steps, int) or thresholds is not None or stages is not None:
         _flow(path)
-        x, parts = _start_noise(model, len(y), seed, noise), staged_steps(model, sampler, steps, thresholds, stages)
+        x, parts = _start_noise(model, len(condition), seed, noise), staged_steps(model, sampler, steps, thresholds, stages)
         return _sample_stages(model, condition, x, sampler, parts, budget, guidance, cache, callback_on_step_end)
-    course = start(model, len(y), sampler, steps, seed, noise, sde_noise, path)
+    course = start(model, len(condition), sampler, steps, seed, noise, sde_noise, path)
     velocity = guided_velocity(model, condition, budget, guidance, cache=cache)
     return follow(course, velocity, callback_on_step_end).float()
 
@@ -144,7 +146,7 @@ def staged_steps(
 
 def _sample_stages(
     model: ElasticModel,
-    condition: Labels,
+    condition: Condition,
     x: Tensor,
     sampler: str,
     parts: Sequence[tuple[Stage, list[float]]],

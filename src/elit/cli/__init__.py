@@ -35,6 +35,7 @@ COMMANDS = {
     "serve": Command("serve a model over HTTP, with budgets that meet deadlines", "serve", "add_serve"),
     "prepare": Command("make data for training: pictures of one size, or latents", "prepare", "add_prepare"),
     "train": Command("train a model, or go on with a run", "train", "add_train"),
+    "finetune": Command("train a transformer of diffusers, or make it elastic", "finetune", "add_finetune"),
     "evaluate": Command("FID and other measures of images, or of a model's samples", "evaluate", "add_evaluate"),
     "export": Command("make a model folder for inference from a checkpoint of a run", "models", "add_export"),
     "import": Command("make a model folder of one of the authors' checkpoints", "models", "add_import"),
@@ -115,7 +116,7 @@ def parser_of(name: str) -> "Parser":
     from elit.cli.parsing import Parser
 
     command = COMMANDS[name]
-    parser = Parser(prog=f"elit {name}", open_ended=name == "train")
+    parser = Parser(prog=f"elit {name}", open_ended=name in ("train", "finetune"))
     getattr(importlib.import_module(f"elit.cli.{command.module}"), command.fill)(parser)
     return parser
 

@@ -5,6 +5,7 @@ import re
 
 from elit.cli.parsing import MOST, MOST_SEED, Commands, Parser, folder, place, whole
 from elit.cli.prepare_latents import add_prepare_latents
+from elit.cli.prepare_prompts import add_prepare_prompts
 from elit.console import say
 from elit.errors import UserError
 
@@ -27,6 +28,7 @@ def add_prepare(command: Parser) -> None:
     add_images(kinds)
     add_clips(kinds)
     add_prepare_latents(kinds)
+    add_prepare_prompts(kinds)
     add_folder(kinds)
     add_emoji_styles(kinds)
 

@@ -29,12 +29,18 @@ def add_train(command: Parser) -> None:
 
 
 def train_keys() -> str:
-    """Every key of the configuration with its default, and under it what it means, in lines of at most 80 letters."""
+    """`keys_text` of a run of `elit train`."""
     from elit.training.config import TrainConfig
+
+    return keys_text(TrainConfig)
+
+
+def keys_text(kind: type) -> str:
+    """Every key of a configuration with its default, and under it what it means, in lines of at most 80 letters."""
     from elit.training.reading import keys_of
 
     lines = ["keys of the configuration, and their defaults:"]
-    for key in keys_of(TrainConfig):
+    for key in keys_of(kind):
         default = key.default if isinstance(key.default, str) else json.dumps(key.default)
         lines += [
             f"  --{key.name} {default}",

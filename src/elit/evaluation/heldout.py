@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from elit.data.loader import Data
+from elit.data.prompts import PromptedData, told
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.flow import FlowPath
@@ -65,11 +66,11 @@ def heldout_loss(
     losses = torch.zeros(len(budgets), count, dtype=torch.float64)
     for places in torch.arange(count).split(batch):
         x, y = data.read(rows[places], [generator_for("held out", int(i)) for i in places])
-        y = torch.where(y < 0, model.null_class, y)
+        y = y if isinstance(data, PromptedData) else torch.where(y < 0, model.null_class, y)
         noise = image_noise(0, x.shape, "held out noise", int(places[0]))
         for time in times:
             sample = path.interpolate(x, noise, torch.full((len(x),), time))
-            inputs = [values.to(device) for values in (sample.x_t, sample.t, y)]
+            inputs = [values.to(device) for values in (sample.x_t, sample.t, told(data, y))]
             for row, budget in zip(losses, budgets, strict=True):
                 velocity = model(*inputs, budget).float().cpu()
                 row[places] += (velocity - sample.velocity).square().flatten(1).mean(1).double() / len(times)

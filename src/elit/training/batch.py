@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from elit.backbones.config import DiTConfig
-from elit.condition import opened
+from elit.condition import Prompts, opened
 from elit.data.loader import Data, read_part, sample_generators
+from elit.data.prompts import told
 from elit.flow import FlowPath, FlowSample, TimeLaw
 from elit.training.alignment import alignment_target
 from elit.training.budgets import step_budget
-from elit.training.config import AlignmentConfig, BudgetConfig, FlowConfig
+from elit.training.config import AlignmentConfig, BudgetConfig, FlowConfig, Trained
 from elit.training.flows import active_stages, draw_times, global_times, make_flow, noise_shape
 
 
@@ -24,7 +24,7 @@ class Draws:
 
     seed: int
     batch_size: int
-    model: DiTConfig
+    model: Trained
     flow: FlowConfig
     budget: BudgetConfig
     alignment: AlignmentConfig
@@ -34,11 +34,12 @@ class Draws:
 class Batch:
     """What one step trains on: points on paths, labels (B,) with some dropped to the null class, and budgets.
 
-    budget: one for all, or one per sample. target: what alignment looks at (see `alignment_target`), None without it.
+    labels: or what a host is told of prompts. budget: one for all, or one per sample. target: what alignment looks at (see
+    `alignment_target`), None without it.
     """
 
     flow: FlowSample
-    labels: Tensor
+    labels: Tensor | Prompts
     budget: float | Tensor | None
     target: Tensor | None = None
 
@@ -48,8 +49,10 @@ class Batch:
     def split(self, parts: int) -> "list[Batch]":
         """So many batches of one after another, as even as can be."""
 
-        def pieces(values: float | Tensor | None) -> Sequence[Any]:
-            """A tensor cut up, and what is one for all as often as needed."""
+        def pieces(values: float | Tensor | Prompts | None) -> Sequence[Any]:
+            """What has a row per sample cut up, and what is one for all as often as needed."""
+            if isinstance(values, Prompts):
+                return [values.rows(rows) for rows in torch.arange(len(values)).tensor_split(parts)]
             return values.tensor_split(parts) if isinstance(values, Tensor) else [values] * parts
 
         flow = self.flow
@@ -67,7 +70,8 @@ class Batch:
 
         flow = FlowSample(moved(self.flow.x_t), moved(self.flow.velocity), moved(self.flow.t), self.flow.active)
         target = None if self.target is None else moved(self.target)
-        return replace(self, flow=flow, labels=moved(self.labels), target=target)
+        labels = moved(self.labels) if isinstance(self.labels, Tensor) else self.labels.to(device)
+        return replace(self, flow=flow, labels=labels, target=target)
 
 
 def drop_labels(labels: Tensor, u_B: Tensor, dropout: float, sizes: Sequence[int]) -> Tensor:
@@ -100,10 +104,10 @@ def draw_batch(draws: Draws, data: Data, step: int, share: range | None = None) 
     noise = x.new_empty(len(share), *noise_shape(flow, x.shape[1:]))
     t, dropped = torch.empty(len(share), active), torch.empty(len(share))
     for i, generator in enumerate(sample_generators("sample", draws.seed, step, share.start, share.stop)):
-        t[i] = draw_times(flow, active, law, generator)
+        t[i] = draw_times(flow, active, law, generator, draws.flow.shift)
         torch.rand((), generator=generator, out=dropped[i])
         torch.randn(noise.shape[1:], generator=generator, out=noise[i])
     labels = drop_labels(labels, dropped, draws.flow.label_dropout, draws.model.label_sizes)
     budget = step_budget(draws.budget, draws.model, draws.seed, step, global_times(flow, t), share)
     sample = flow.interpolate(x, noise, t[:, 0] if isinstance(flow, FlowPath) else t)
-    return Batch(sample, labels, budget, target)
+    return Batch(sample, told(data, labels), budget, target)

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from elit.backbones.config import DiTConfig
 from elit.cost import count_flops, flops_by_level
 from elit.elastic.levels import Levels
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.flow import TimeLaw
 from elit.target import parse_budget
-from elit.training.config import BudgetConfig, FlowConfig
+from elit.training.config import BudgetConfig, FlowConfig, Trained
 from elit.training.flows import make_flow, share_above
 
 
@@ -27,7 +26,7 @@ def training_schedule(config: BudgetConfig) -> Schedule | None:
 
 
 def step_budget(
-    config: BudgetConfig, model: DiTConfig, seed: int, step: int, t_B: Tensor, places: range
+    config: BudgetConfig, model: Trained, seed: int, step: int, t_B: Tensor, places: range
 ) -> float | Tensor | None:
     """One budget for the step, drawn from (seed, step), or (B,) budgets by the samples' times or places in the whole batch.
 
@@ -45,7 +44,7 @@ def step_budget(
     return torch.tensor([schedule.at(t) for t in t_B.tolist()])
 
 
-def mixed_levels(config: BudgetConfig, model: DiTConfig, seed: int, step: int) -> tuple[int, int]:
+def mixed_levels(config: BudgetConfig, model: Trained, seed: int, step: int) -> tuple[int, int]:
     """The two levels below `highest` of a step's mixture: one of the lower half of those there are, one of the upper."""
     drawn = random.Random(f"mixed {seed} {step}")
     lower, upper = _halves(config, model.levels)
@@ -66,7 +65,7 @@ def mixed_level(mixed: float, place: int, levels: tuple[int, int]) -> int | None
     return levels[before % 2] if math.floor((place + 1) * mixed + 1e-9) > before else None
 
 
-def schedule_levels(config: BudgetConfig, model: DiTConfig) -> tuple[int, ...]:
+def schedule_levels(config: BudgetConfig, model: Trained) -> tuple[int, ...]:
     """Every level that the samples of a batch may ask for, where these differ, lowest first; none else."""
     if config.mixed:
         low, high = model.levels.of(config.lowest), model.levels.of(config.highest)
@@ -110,7 +109,7 @@ def run_flops(model: ElasticModel, budget: BudgetConfig, flow: FlowConfig) -> Ru
     learned, law, by_level = make_flow(flow, model.config), TimeLaw(flow.time_law), flops_by_level(model)
     pieces, mean, above = sorted(schedule.pieces, reverse=True), 0.0, 0.0
     for time, fraction in (*pieces, (0.0, schedule.otherwise)):
-        share = share_above(learned, law, time)
+        share = share_above(learned, law, time, flow.shift)
         mean, above = mean + (share - above) * by_level[model.levels.of(fraction)], share
     return RunFlops(by_level[low], by_level[high], mean)
 

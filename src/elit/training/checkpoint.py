@@ -17,6 +17,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import asdict, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from elit.backbones.config import DiTConfig
 from elit.card import Card, save_card
 from elit.distributed import (
     background_group,
@@ -110,11 +112,19 @@ def counters(state: TrainState) -> Counters:
 class Saver:
     """Writes checkpoints in the background, one at a time. Made, and asked to save or wait, by every rank alike.
 
-    timeout: after which another rank that does not answer counts as lost.
+    timeout: after which another rank that does not answer counts as lost. describe: writes what is known of the model beside
+    its averaged weights; where it is not given, config.json and the card.
     """
 
-    def __init__(self, run: Path, keep: int, card: Card | None = None, timeout: timedelta = timedelta(minutes=10)) -> None:
-        self.run, self.keep, self.card = run, keep, card or Card()
+    def __init__(
+        self,
+        run: Path,
+        keep: int,
+        card: Card | None = None,
+        timeout: timedelta = timedelta(minutes=10),
+        describe: Callable[[Path], None] | None = None,
+    ) -> None:
+        self.run, self.keep, self.card, self.describe = run, keep, card or Card(), describe
         self.group = background_group(timeout)
         self.pending: Future[Any] | None = None
         self.folder = run / "checkpoints"
@@ -142,14 +152,13 @@ class Saver:
             whole = gathered(tensor)
             if is_main():
                 ema[name] = whole.detach().to("cpu", copy=True)
-        describe = json.dumps(config_to_dict(state.model.config), indent=2) + "\n"
+        describe = self.describe or partial(self.write_model, state.model.config)
         values = counters(state)
 
         def finish() -> None:
             save_file(ema, part / WEIGHTS_FILE)
             (part / WEIGHTS_FILE).chmod(0o644)  # safetensors makes files that their owner alone can read
-            write_whole(part / CONFIG_FILE, describe)
-            save_card(self.card, part)
+            describe(part)
             sizes = {file.name: file.stat().st_size for file in sorted(part.glob("*.safetensors"))}
             write_whole(part / STATE_FILE, json.dumps({**asdict(values), "files": sizes}) + "\n")
             for file in [*part.iterdir(), part]:
@@ -170,6 +179,11 @@ class Saver:
         assert isinstance(written, Future)
         self.pending = written
         return self.folder
+
+    def write_model(self, config: DiTConfig, part: Path) -> None:
+        """Describes a model of this library."""
+        write_whole(part / CONFIG_FILE, json.dumps(config_to_dict(config), indent=2) + "\n")
+        save_card(self.card, part)
 
     def wait(self) -> None:
         """Returns when the last checkpoint is whole.

@@ -6,11 +6,12 @@ Of every class, the docstring explains each field as `name: text`; `elit train -
 import dataclasses
 import json
 from dataclasses import field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Protocol
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 
 from elit.backbones.config import DFMConfig, DiTConfig
+from elit.elastic.levels import Levels
 from elit.errors import UserError
 from elit.records import Count, Fraction, NotNegative, Positive, Share, Whole, record
 
@@ -104,6 +105,7 @@ class FlowConfig:
     stage_thresholds: the time at which each of its stages but the last makes room for the next in sampling, falling; null
     is 0.1 before the last and 0.1 more before each earlier one.
     stage_steps: the sampler's steps in each of its stages; null is those of the card, a fifth for each stage but the first.
+    shift: moves every time t to shift t / (1 + (shift - 1) t), towards the noise where it is above 1.
     """
 
     path: Literal["linear", "cosine"] = "linear"
@@ -112,6 +114,7 @@ class FlowConfig:
     stage_weights: OfStages | None = None
     stage_thresholds: OfStages | None = None
     stage_steps: Annotated[tuple[Count, ...], MaxLen(8)] | None = None
+    shift: Positive = 1.0
 
 
 @record
@@ -198,8 +201,8 @@ class EvaluateConfig:
 
 
 @record
-class TrainConfig:
-    """One training run.
+class RunConfig:
+    """What every training run has.
 
     out: the run's folder.
     seed: of weights, batches, noise, times and budgets.
@@ -212,10 +215,6 @@ class TrainConfig:
     dtype: of the matrix products, fp16 with a scaled loss; weights, optimiser and averaged weights stay in float32.
     compile: whether torch.compile compiles the blocks.
     checkpointing: whether activations are computed twice, to save memory.
-    preset: a name that `elit info` knows, such as ELIT-SiT-B/2, whose values the keys of `model` override.
-    architecture: of the model, where no preset says it: DiT, of which SiT is one; DFM, which has a key model.stages; UViT;
-    HDiT, which has a key model.fold; or VideoDiT, which has model.frames and model.group_frames.
-    init_from: a model folder that the weights start from; an elastic model may start from a dense one.
     """
 
     out: Text = "runs/default"
@@ -228,18 +227,40 @@ class TrainConfig:
     dtype: Literal["fp32", "bf16", "fp16"] = "fp32"
     compile: bool = False
     checkpointing: bool = False
+    data: DataConfig = field(default_factory=DataConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+
+    @property
+    def starts_from(self) -> str | None:
+        """The folder or hub id whose weights the run starts from, if any."""
+        return None
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values, as JSON keeps them."""
+        plain: dict[str, object] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return plain
+
+
+@record
+class TrainConfig(RunConfig):
+    """One training run of a model of this library.
+
+    preset: a name that `elit info` knows, such as ELIT-SiT-B/2, whose values the keys of `model` override.
+    architecture: of the model, where no preset says it: DiT, of which SiT is one; DFM, which has a key model.stages; UViT;
+    HDiT, which has a key model.fold; or VideoDiT, which has model.frames and model.group_frames.
+    init_from: a model folder that the weights start from; an elastic model may start from a dense one.
+    """
+
     preset: Text | None = None
     architecture: Text = "DiT"
     init_from: Text | None = None
     model: DiTConfig = field(default_factory=DiTConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-    budget: BudgetConfig = field(default_factory=BudgetConfig)
     flow: FlowConfig = field(default_factory=FlowConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     alignment: AlignmentConfig = field(default_factory=AlignmentConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
-    log: LogConfig = field(default_factory=LogConfig)
-    parallel: ParallelConfig = field(default_factory=ParallelConfig)
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
 
     def __post_init__(self) -> None:
@@ -255,10 +276,9 @@ class TrainConfig:
         if self.alignment.enabled:
             alignment_depth(self.alignment, self.model)
 
-    def to_dict(self) -> dict[str, object]:
-        """Plain values, as JSON keeps them."""
-        plain: dict[str, object] = json.loads(json.dumps(dataclasses.asdict(self)))
-        return plain
+    @property
+    def starts_from(self) -> str | None:
+        return self.init_from
 
 
 def check_stages(flow: FlowConfig, model: DiTConfig) -> None:
@@ -270,6 +290,8 @@ def check_stages(flow: FlowConfig, model: DiTConfig) -> None:
         if told:
             raise UserError(f"flow.{next(iter(told))} is for a model of several stages, such as --architecture DFM makes")
         return
+    if flow.shift != 1:
+        raise UserError(f"flow.shift {flow.shift:g} is for a model of one stage, and this has {stages}; leave it out")
     from elit.pyramid import check_thresholds, check_weights, steps_by_stage  # imports torch
 
     try:
@@ -283,7 +305,21 @@ def check_stages(flow: FlowConfig, model: DiTConfig) -> None:
         raise UserError(f"flow: {error}") from error
 
 
-def check_mixed(budget: BudgetConfig, model: DiTConfig) -> None:
+class Trained(Protocol):
+    """What training asks of a model before there is one: DiTConfig tells it, and hosts too.
+
+    window: None of a dense model. label_sizes: the values of each factor of a label.
+    """
+
+    @property
+    def window(self) -> object | None: ...
+    @property
+    def levels(self) -> Levels: ...
+    @property
+    def label_sizes(self) -> tuple[int, ...]: ...
+
+
+def check_mixed(budget: BudgetConfig, model: Trained) -> None:
     """Raises UserError for mixed budgets of a model that has one."""
     if budget.mixed and model.levels.of(budget.lowest or 1.0) >= model.levels.of(budget.highest or 1.0):
         what = "a dense model has one budget" if model.window is None else "lowest and highest are one level"

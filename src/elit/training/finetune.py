@@ -8,13 +8,13 @@ blocks of the core, plus the two fresh tables on the tokens (N(0, 0.02) each). R
 are at first the queries and their positions, whatever the image.
 """
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from torch import nn
 
 from elit.backbones.config import DiTConfig
-from elit.backbones.table import backbone_of
+from elit.backbones.table import backbone_of, build_model
 from elit.card import load_card
 from elit.console import say
 from elit.distributed import is_main
@@ -36,6 +36,21 @@ OF_THE_INTERFACE = (
     "latent_table",
     "anchor",
 )
+
+
+@dataclass(frozen=True)
+class OwnOrigin:
+    """A model of this library, of a configuration, whose weights are drawn or taken from the folder `init_from`."""
+
+    model: DiTConfig
+    init_from: str | None
+
+    def make(self, path: FlowPath, fresh: bool, distilled: bool) -> tuple[ElasticModel, ElasticModel | None]:
+        """The model, and the one that it starts from where that is read; errors as of `start_from`."""
+        model = build_model(self.model)
+        if self.init_from is None or not (fresh or distilled):
+            return model, None
+        return model, start_from(model, self.init_from, path)
 
 
 def start_from(model: ElasticModel, folder: str | Path, path: FlowPath) -> ElasticModel:
@@ -92,9 +107,9 @@ def differing(source: DiTConfig, wanted: DiTConfig) -> list[str]:
 
 
 def held_parameters(model: ElasticModel) -> list[nn.Parameter]:
-    """The parameters outside Read and Write."""
+    """The parameters outside Read and Write that learn."""
     free = model.interface_parameters()
-    return [p for name, p in model.named_parameters() if name not in free]
+    return [p for name, p in model.named_parameters() if name not in free and p.requires_grad]
 
 
 def hold_all_but_interface(model: ElasticModel) -> None:

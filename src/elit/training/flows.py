@@ -5,17 +5,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from elit.backbones.config import DFMConfig, DiTConfig
+from elit.backbones.config import DFMConfig
 from elit.card import SamplingDefaults
-from elit.flow import FlowPath, TimeLaw
+from elit.flow import FlowPath, TimeLaw, shifted
 from elit.pyramid import Pyramid, PyramidFlow, default_thresholds, default_weights, steps_by_stage
 from elit.seeding import generator_for
-from elit.training.config import FlowConfig
+from elit.training.config import FlowConfig, Trained
 
 RunFlow = FlowPath | PyramidFlow
 
 
-def make_flow(config: FlowConfig, model: DiTConfig) -> RunFlow:
+def make_flow(config: FlowConfig, model: Trained) -> RunFlow:
     """The flow that a model learns. Raises UserError for weights of stages that do not fit it."""
     path = FlowPath(config.path)
     if not isinstance(model, DFMConfig) or model.stages == 1:
@@ -55,9 +55,11 @@ def noise_shape(flow: RunFlow, shape: Sequence[int]) -> tuple[int, ...]:
     return (sum(flow.pyramid.widths), height // halvings, width // halvings)
 
 
-def draw_times(flow: RunFlow, active: int, law: TimeLaw, generator: torch.Generator) -> Tensor:
-    """(active,) times of one sample."""
-    return law.draw(1, flow, generator) if isinstance(flow, FlowPath) else flow.draw_times(active, law, generator)
+def draw_times(flow: RunFlow, active: int, law: TimeLaw, generator: torch.Generator, shift: float = 1.0) -> Tensor:
+    """(active,) times of one sample. shift: of a flow of one stage (see `shifted`)."""
+    if isinstance(flow, FlowPath):
+        return shifted(law.draw(1, flow, generator), shift)
+    return flow.draw_times(active, law, generator)
 
 
 def global_times(flow: RunFlow, t_BA: Tensor) -> Tensor:
@@ -68,10 +70,10 @@ def global_times(flow: RunFlow, t_BA: Tensor) -> Tensor:
     return t_BA[:, 0] if isinstance(flow, FlowPath) else 1 - (t_BA.shape[1] - t_BA[:, -1]) / flow.pyramid.stages
 
 
-def share_above(flow: RunFlow, law: TimeLaw, time: float) -> float:
-    """The chance that `global_times` of a sample is above a time in [0, 1]."""
+def share_above(flow: RunFlow, law: TimeLaw, time: float, shift: float = 1.0) -> float:
+    """The chance that `global_times` of a sample, moved by `shift`, is above a time in [0, 1]."""
     if isinstance(flow, FlowPath):
-        return law.share_above(time, flow)
+        return law.share_above(time / (shift + (1 - shift) * time), flow)
     stages, above = flow.pyramid.stages, 0.0
     for active, weight in enumerate(flow.weights, start=1):
         last = active - stages * (1 - time)  # the time of the last stage where the global one is `time`

@@ -1,11 +1,14 @@
 """The training loop, for any number of processes: flow matching with one random budget per step."""
 
+import math
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -33,17 +36,43 @@ from elit.labels import factor_names, labels_in_full
 from elit.training.alignment import stored_features
 from elit.training.batch import Batch, Draws, draw_batch
 from elit.training.checkpoint import Saver, checkpoints, kept, load_checkpoint, quiet, tidy
-from elit.training.config import DataConfig, EvaluateConfig, ParallelConfig, TrainConfig
+from elit.training.config import DataConfig, EvaluateConfig, ParallelConfig, RunConfig, TrainConfig
 from elit.training.evaluation import Evaluator, RunImages, check_measurable
 from elit.training.log import Log, say
 from elit.training.parts import Parts, take_apart
 from elit.training.run_folder import Reads, check_run, held_run, reads_of
 from elit.training.samples import Sampler, save_preview
-from elit.training.step import TrainState, make_state, train_step
+from elit.training.step import TrainState, make_state, products_of, train_step
 from elit.training.stopping import asked_to_stop
 
 
+class Job(Protocol):
+    """What a kind of run does in its own way: of a model of this library, or of a transformer of diffusers."""
+
+    @property
+    def config(self) -> RunConfig: ...
+    def look_around(self, device: torch.device) -> "Found":
+        """Looks for what the run needs, in this process alone, and writes nothing.
+
+        Raises UserError for what is missing or does not fit.
+        """
+
+    def take_apart(self, device: torch.device, found: "Found") -> Parts:
+        """What each part of the run is told."""
+
+    def looks(self, run: "Run", folder: Path, log: Log) -> Callable[[bool], None]:
+        """What looks at the run after a step: previews and the like, where they are due. Told whether it was the last."""
+
+    def saver(self, run: "Run", folder: Path) -> Saver:
+        """What writes its checkpoints."""
+
+
 def train(config: TrainConfig) -> Path:
+    """`carry_out`, of a model of this library."""
+    return carry_out(OwnJob(config))
+
+
+def carry_out(job: Job) -> Path:
     """Trains until `config.steps`, going on from the run's last checkpoint where there is one; returns the last one.
 
     Every process of a torchrun calls this. On SIGTERM, SIGHUP, SIGUSR1 or, once it steps, SIGINT to any of them all save at
@@ -52,21 +81,22 @@ def train(config: TrainConfig) -> Path:
     `config.skip_limit` steps in a row whose loss or gradient was not finite, or where no step was; and LostRankError where
     another process died. The last whole checkpoint is kept in every case.
     """
+    config = job.config
     device = local_device(config.device)
     check_shares(config.parallel, config.batch_size, config.accumulate)
-    parts = take_apart(config, device)
-    with asked_to_stop() as stop, process_group(parts.course.timeout, device), quiet():
-        if config.dtype == "bf16" and parts.rules.products.dtype == torch.float32:
+    with asked_to_stop() as stop, process_group(timedelta(seconds=config.parallel.timeout), device), quiet():
+        if config.dtype == "bf16" and products_of(config.dtype, device).dtype == torch.float32:
             say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and exacter")
-        found = together(lambda: look_around(config, device))
+        found = together(lambda: job.look_around(device))
+        parts = job.take_apart(device, found)
         state = make_state(parts.start, found.stored, fresh=not found.goes_on)
         run = Run(parts, found, state, stop)
-        if config.evaluate.every:
-            run.evaluator = make_evaluator(config.evaluate, config.data.source, Path(config.out), run)
+        if isinstance(job, OwnJob) and job.config.evaluate.every:
+            run.evaluator = make_evaluator(job.config.evaluate, config.data.source, Path(config.out), run)
         with held_run(config, found.reads) as folder:
             if found.notice is not None:
                 say(found.notice)
-            return train_in(folder, run)
+            return train_in(folder, job, run)
 
 
 @dataclass(frozen=True)
@@ -85,14 +115,37 @@ class Found:
     notice: str | None
 
 
-def look_around(config: TrainConfig, device: torch.device) -> Found:
-    """Looks for it in this process alone, and writes nothing. Raises UserError for what is missing or does not fit."""
-    if config.compile:
-        check_compiler(device)
-    data, run = load_data(config.data, config.model), Path(config.out)
-    codec, stored = decoder_of(data, config.data.codec, device), stored_features(config.alignment, data)
-    reads = reads_of(config.data.source, data, config.init_from)
-    return Found(data, codec, stored, reads, goes_on=bool(checkpoints(run)), notice=check_run(run, config, reads))
+@dataclass(frozen=True)
+class OwnJob:
+    """A run of a model of this library."""
+
+    config: TrainConfig
+
+    def look_around(self, device: torch.device) -> Found:
+        config = self.config
+        if config.compile:
+            check_compiler(device)
+        data, run = load_data(config.data, config.model), Path(config.out)
+        codec, stored = decoder_of(data, config.data.codec, device), stored_features(config.alignment, data)
+        reads = reads_of(config.data.source, data, config.init_from)
+        return Found(data, codec, stored, reads, goes_on=bool(checkpoints(run)), notice=check_run(run, config, reads))
+
+    def take_apart(self, device: torch.device, found: Found) -> Parts:
+        return take_apart(self.config, device)
+
+    def looks(self, run: "Run", folder: Path, log: Log) -> Callable[[bool], None]:
+        return look_of(run, folder, log)
+
+    def saver(self, run: "Run", folder: Path) -> Saver:
+        course, data = run.parts.course, run.found.data
+        card = Card(
+            course.sampling,
+            path=course.path,
+            label_names=data.label_names,
+            encoding=data.encoding,
+            label_counts=data.label_counts,
+        )
+        return Saver(folder, course.log.keep, card, course.timeout)
 
 
 def check_shares(parallel: ParallelConfig, batch_size: int, accumulate: int) -> None:
@@ -117,7 +170,7 @@ class Run:
 
     @property
     def num_classes(self) -> int:
-        return self.parts.start.model.num_classes
+        return math.prod(size + 1 for size in self.parts.draws.model.label_sizes) - 1
 
     def empty(self) -> list[int]:
         """The model's classes that the data hold no samples of."""
@@ -125,10 +178,11 @@ class Run:
 
     def sampler(self, codec: Codec) -> Sampler:
         """How the averaged weights are sampled."""
-        start, course, empty = self.parts.start, self.parts.course, set(self.empty())
+        parts, course, empty = self.parts, self.parts.course, set(self.empty())
         labels = labels_in_full(self.found.data.label_names) or range(self.num_classes)
         classes = tuple(label for label in labels if label not in empty)
-        return Sampler(course.path, course.sampling, codec, classes, start.model.window is not None, start.products)
+        elastic = parts.draws.model.window is not None
+        return Sampler(course.path, course.sampling, codec, classes, elastic, parts.start.products)
 
 
 def make_evaluator(wanted: EvaluateConfig, source: str, folder: Path, run: Run) -> Evaluator:
@@ -139,8 +193,8 @@ def make_evaluator(wanted: EvaluateConfig, source: str, folder: Path, run: Run) 
     return Evaluator(wanted, run.sampler(codec), run.num_classes, images, folder)
 
 
-def train_in(folder: Path, run: Run) -> Path:
-    """`train`, in a run's folder that is ours, with all that it needs."""
+def train_in(folder: Path, job: Job, run: Run) -> Path:
+    """`carry_out`, in a run's folder that is ours, with all that it needs."""
     together(lambda: tidy(folder) if is_main() else None)
     last = from_main(lambda: next(iter(checkpoints(folder)[-1:]), None))
     data, state, course = run.found.data, run.state, run.parts.course
@@ -156,14 +210,7 @@ def train_in(folder: Path, run: Run) -> Path:
     empty = run.empty()
     if empty:
         say(describe_empty(empty, run.num_classes, run.found.data.label_names))
-    card = Card(
-        course.sampling,
-        path=course.path,
-        label_names=data.label_names,
-        encoding=data.encoding,
-        label_counts=data.label_counts,
-    )
-    saver = Saver(folder, course.log.keep, card, course.timeout)
+    saver = job.saver(run, folder)
     steps, batch_size = range(state.step, course.steps), run.parts.draws.batch_size
     batches = read_ahead(partial(draw_own, run.parts.draws, data, own_share(batch_size)), steps, course.workers)
     if course.log.preview_every and run.found.codec is None:
@@ -171,7 +218,7 @@ def train_in(folder: Path, run: Run) -> Path:
     with Log(course.log, folder, course.steps, batch_size, state.step) as log, closing(batches):
         try:
             with asked_to_stop(("SIGINT",), run.stop):
-                stopped = take_steps(run.parts, state, batches, log, saver, run.stop, look_of(run, folder, log))
+                stopped = take_steps(run.parts, state, batches, log, saver, run.stop, job.looks(run, folder, log))
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"stopped at once; {kept(folder)}, and the same command goes on from there") from None
     saver.wait()

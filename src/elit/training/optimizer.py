@@ -22,7 +22,7 @@ MOMENTS: dict[type[Optimizer], tuple[str, ...]] = {AdamW: ("exp_avg", "exp_avg_s
 def make_optimizers(
     model: ElasticModel, config: OptimizerConfig, projector: nn.Module | None = None
 ) -> tuple[Optimizer, ...]:
-    """The optimisers that share the model's parameters, and AdamW those of a projector, their moments zero.
+    """The optimisers that share the model's parameters which learn, and AdamW those of a projector, their moments zero.
 
     Every group knows its peak learning rate.
     """
@@ -32,14 +32,15 @@ def make_optimizers(
         betas = (config.beta1, config.beta2)
         return with_moments(AdamW(groups, config.lr, betas, weight_decay=config.weight_decay, fused=True))
 
-    parameters: list[Tensor] = [*model.parameters(), *(projector.parameters() if projector is not None else ())]
+    own: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    parameters = [*own, *(projector.parameters() if projector is not None else ())]
     if config.name == "adamw":
         return (adamw(parameters),)
-    matrices = model.hidden_matrices()
-    own = {id(p) for p in matrices}
+    matrices = [p for p in model.hidden_matrices() if p.requires_grad]
+    by_muon = {id(p) for p in matrices}
     groups = [{"params": matrices, "peak": config.muon_lr}]
     muon = Muon(groups, config.muon_lr, weight_decay=config.weight_decay, momentum=config.muon_momentum)
-    return with_moments(muon), adamw([p for p in parameters if id(p) not in own])
+    return with_moments(muon), adamw([p for p in parameters if id(p) not in by_muon])
 
 
 def with_moments(optimizer: Anyone) -> Anyone:

@@ -9,7 +9,8 @@ from elit.card import SamplingDefaults
 from elit.flow import FlowPath
 from elit.training.batch import Draws
 from elit.training.budgets import schedule_levels
-from elit.training.config import LogConfig, TrainConfig
+from elit.training.config import LogConfig, RunConfig, TrainConfig
+from elit.training.finetune import OwnOrigin
 from elit.training.flows import make_flow, sampling_of
 from elit.training.objective import Aims
 from elit.training.step import Rules, Start, products_of
@@ -51,13 +52,18 @@ def take_apart(config: TrainConfig, device: torch.device) -> Parts:
     """The parts of a configuration, which run on a device."""
     products, flow = products_of(config.dtype, device), make_flow(config.flow, config.model)
     aims = Aims(flow, config.finetune.distill, config.alignment, schedule_levels(config.budget, config.model))
-    start = Start(
-        config.model, config.seed, config.init_from, config.checkpointing, aims, config.optimizer, config.parallel, products
-    )
+    origin = OwnOrigin(config.model, config.init_from)
+    start = Start(origin, config.seed, config.checkpointing, aims, config.optimizer, config.parallel, products)
     draws = Draws(config.seed, config.batch_size, config.model, config.flow, config.budget, config.alignment)
     first = config.finetune.interface_first
     rules = Rules(config.batch_size, config.accumulate, config.steps, first, config.optimizer, products)
-    course = Course(
+    sampling = sampling_of(config.flow, flow)
+    return Parts(start, draws, rules, course_of(config, FlowPath(config.flow.path), sampling, config.evaluate.every))
+
+
+def course_of(config: RunConfig, path: FlowPath, sampling: SamplingDefaults, evaluate_every: int = 0) -> Course:
+    """How a run of any configuration goes on."""
+    return Course(
         seed=config.seed,
         steps=config.steps,
         skip_limit=config.skip_limit,
@@ -65,8 +71,7 @@ def take_apart(config: TrainConfig, device: torch.device) -> Parts:
         compile=config.compile,
         timeout=timedelta(seconds=config.parallel.timeout),
         log=config.log,
-        evaluate_every=config.evaluate.every,
-        path=FlowPath(config.flow.path),
-        sampling=sampling_of(config.flow, flow),
+        evaluate_every=evaluate_every,
+        path=path,
+        sampling=sampling,
     )
-    return Parts(start, draws, rules, course)

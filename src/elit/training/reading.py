@@ -16,6 +16,7 @@ from elit.training.config import TrainConfig
 from elit.words import suggest
 
 COMMAND_LINE = "the command line"
+T = typing.TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -42,16 +43,28 @@ def load_config(file: str | Path | None, options: list[str]) -> TrainConfig:
         theirs = {key: given.pop(key) for key in list(given) if key in DEFAULTS}
         values = read_foreign(values | theirs, [key.name for key in keys_of(TrainConfig)], list(given), str(file))
     kind, base = kind_and_preset(values | given)
+    return merged(kind, base, values, given, file)
+
+
+def merged(
+    kind: type[T],
+    base: dict[str, object],
+    values: dict[str, object],
+    given: dict[str, object],
+    file: Any,
+    command: str = "train",
+) -> T:
+    """The record of a kind that a base, the values of a file and then options say; errors as of `load_config`."""
     known = {key.name: key for key in keys_of(kind)}
-    check_known(known, values, str(file))
-    check_known(known, given, None)
-    merged = {key: as_text(value) if known[key].is_text else value for key, value in (values | given).items()}
+    check_known(known, values, str(file), command)
+    check_known(known, given, None, command)
+    plain = {key: as_text(value) if known[key].is_text else value for key, value in (values | given).items()}
 
     def origin(place: str) -> str:
         by_option = any(place == key or place.startswith(f"{key}.") for key in given)
         return COMMAND_LINE if by_option else str(file or "the configuration")
 
-    return checked(nested(base | merged), kind, origin)
+    return checked(nested(base | plain), kind, origin)
 
 
 def kind_and_preset(given: dict[str, object]) -> tuple[type[TrainConfig], dict[str, object]]:
@@ -106,17 +119,18 @@ def keys_of(kind: type[Any], prefix: str = "") -> Iterator[Key]:
 
 def explained(kind: type[Any]) -> dict[str, str]:
     """What a record's docstring says of each field: all from `name:`, or `name, another:`, to the next one."""
-    text = " ".join((kind.__doc__ or "").split())
-    names = "|".join(entry.name for entry in dataclasses.fields(kind))
-    parts = re.split(rf"(?<![\w.`])((?:(?:{names}), )*(?:{names})): ", text)
-    return {name: parts[i + 1].strip() for i in range(1, len(parts), 2) for name in parts[i].split(", ")}
+    names, meanings = "|".join(entry.name for entry in dataclasses.fields(kind)), {}
+    for one in reversed([part for part in kind.__mro__ if dataclasses.is_dataclass(part)]):
+        parts = re.split(rf"(?<![\w.`])((?:(?:{names}), )*(?:{names})): ", " ".join((one.__doc__ or "").split()))
+        meanings |= {name: parts[i + 1].strip() for i in range(1, len(parts), 2) for name in parts[i].split(", ")}
+    return meanings
 
 
 def _holds_text(hint: Any) -> bool:
     return hint is str or any(_holds_text(part) for part in typing.get_args(hint) if not isinstance(part, str))
 
 
-def check_known(known: Collection[str], values: Collection[str], file: str | None) -> None:
+def check_known(known: Collection[str], values: Collection[str], file: str | None, command: str = "train") -> None:
     """Raises UserError for a key of a file, or of the options where there is none, that is unknown, with the nearest one."""
     for key in values:
         if key in known:
@@ -125,7 +139,7 @@ def check_known(known: Collection[str], values: Collection[str], file: str | Non
         below = next((name for name in known if name.startswith(f"{key}.")), None)
         if below is not None:
             raise UserError(f"{key} takes no value of its own{f' in {file}' if file else ''}; set its keys, such as {below}")
-        raise UserError(f"{what}; {suggest(key, list(known), 'elit train --help lists all')}")
+        raise UserError(f"{what}; {suggest(key, list(known), f'elit {command} --help lists all')}")
 
 
 def as_text(value: Any) -> Any:

@@ -17,12 +17,13 @@ from pathlib import Path
 import torch
 
 from elit.data.loader import Data, sample_generators
+from elit.data.prompts import PromptedData
 from elit.distributed import is_main, together
 from elit.errors import UserError
 from elit.files import LOCK_FILE, check_writable, locked, write_whole
 from elit.records import checked, read_json, record
 from elit.training.checkpoint import checkpoints
-from elit.training.config import TrainConfig
+from elit.training.config import RunConfig, TrainConfig
 from elit.training.optimizer import lr_scale
 from elit.training.reading import flat, kind_of
 from elit.weights import WEIGHTS_FILE
@@ -33,6 +34,7 @@ CONFIG_FILE, READS_FILE = "config.json", "reads.json"
 # known by what they hold.
 FREE = (
     *("out", "preset", "data.source", "init_from", "accumulate", "device", "compile", "checkpointing", "skip_limit"),
+    *("host.transformer", "prompts.source"),
     *("parallel.", "log.", "evaluate.", "data.workers", "data.codec"),
 )
 OF_THE_SCHEDULE = ("steps", "optimizer.schedule", "optimizer.decay_steps")
@@ -69,12 +71,14 @@ def data_digest(data: Data) -> str:
         rows = members[torch.tensor(spread(16, len(members)))]
         x, labels = data.read(rows, sample_generators("digest", 0, 0, 0, len(rows)))
         found.update(labels.numpy().tobytes() + x.contiguous().numpy().tobytes())
+    if isinstance(data, PromptedData):
+        found.update(f"{data.prompts.info.weights} {data.prompts.info.tokens} {data.prompts.info.texts}".encode())
     return found.hexdigest()
 
 
-def weights_digest(folder: str) -> str | None:
-    """Of both ends of a model's weights; None where there are none any more."""
-    file = Path(folder) / WEIGHTS_FILE
+def weights_digest(folder: str, name: str = WEIGHTS_FILE) -> str | None:
+    """Of both ends of a file of weights; None where there are none any more."""
+    file = Path(folder) / name
     if not file.is_file():
         return None
     with file.open("rb") as stream:
@@ -83,7 +87,7 @@ def weights_digest(folder: str) -> str | None:
         return hashlib.sha256(head + stream.read() + str(size).encode()).hexdigest()
 
 
-def check_run(run: Path, config: TrainConfig, reads: Reads) -> str | None:
+def check_run(run: Path, config: RunConfig, reads: Reads) -> str | None:
     """Whether a run of this configuration may begin, or go on, in a folder, which is left as it is.
 
     Returns what its user should know, if anything. Raises UserError where the folder holds something else, or a run whose
@@ -98,7 +102,8 @@ def check_run(run: Path, config: TrainConfig, reads: Reads) -> str | None:
         values = read_json(file, dict[str, object])
         if "steps" not in values:
             raise UserError(f"{file} has no steps")
-        old = checked(values, kind_of(values.get("architecture", "DiT")), str(file))
+        kind = kind_of(values.get("architecture", "DiT")) if isinstance(config, TrainConfig) else type(config)
+        old = checked(values, kind, str(file))
     except UserError as error:
         raise UserError(f"{run} exists and is not a training run ({error}); give another folder with --out") from error
     kept = [*checkpoints(run), *(run / "checkpoints").glob(".step_*.old")]  # the latter is one that a kill left set aside
@@ -112,7 +117,7 @@ def _of_a_start(place: Path) -> bool:
     return place.suffix == ".part" or place.name in (LOCK_FILE, READS_FILE)
 
 
-def check_past(run: Path, old: TrainConfig, config: TrainConfig, reads: Reads, step: int) -> str | None:
+def check_past(run: Path, old: RunConfig, config: RunConfig, reads: Reads, step: int) -> str | None:
     """Raises UserError where a run's steps up to `step` would not have been this configuration's. Returns as `check_run`."""
     before, now = flat(old.to_dict()), flat(config.to_dict())
     known = read_json(run / READS_FILE, Reads) if (run / READS_FILE).is_file() else None
@@ -125,11 +130,11 @@ def check_past(run: Path, old: TrainConfig, config: TrainConfig, reads: Reads, s
         for key in now
         if before.get(key) != now[key] and not any(key == one or (one.endswith(".") and key.startswith(one)) for one in free)
     ]
-    known = known or Reads(whole_path(old.data.source), "", old.init_from and whole_path(old.init_from))
+    known = known or Reads(whole_path(old.data.source), "", old.starts_from and whole_path(old.starts_from))
     if known.source != reads.source and known.data != reads.data:
         wrong.append(f"data.source is {old.data.source} there and {config.data.source} now, which holds other data")
     if known.init_from != reads.init_from and (known.weights is None or known.weights != reads.weights):
-        wrong.append(f"init_from is {old.init_from} there and {config.init_from} now")
+        wrong.append(f"the start is {old.starts_from} there and {config.starts_from} now")
     if wrong:
         rate = (
             "; with them its learning rate would have been another"
@@ -145,7 +150,7 @@ def check_past(run: Path, old: TrainConfig, config: TrainConfig, reads: Reads, s
 
 
 @contextmanager
-def held_run(config: TrainConfig, reads: Reads) -> Iterator[Path]:
+def held_run(config: RunConfig, reads: Reads) -> Iterator[Path]:
     """The run's folder, made or found, and kept from other runs while inside. Every process calls this.
 
     Raises UserError as `check_run` does, where another process is training there, and where the processes do not see the
@@ -165,7 +170,7 @@ def held_run(config: TrainConfig, reads: Reads) -> Iterator[Path]:
         yield run
 
 
-def open_run(config: TrainConfig, reads: Reads) -> Path:
+def open_run(config: RunConfig, reads: Reads) -> Path:
     """Makes or finds the run's folder, and writes down what it runs. Raises UserError as `check_run` does."""
     run = Path(config.out)
     check_run(run, config, reads)

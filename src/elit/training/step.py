@@ -7,13 +7,12 @@ is decided on the device: a step waits for nothing, and what it tells is read wh
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from elit.backbones.config import DiTConfig
-from elit.backbones.table import build_model
 from elit.data.loader import Stored
 from elit.distributed import (
     gathered,
@@ -27,10 +26,11 @@ from elit.distributed import (
     world_size,
 )
 from elit.elastic.model import ElasticModel
+from elit.flow import FlowPath
 from elit.precision import fast_bfloat16
 from elit.training.batch import Batch
 from elit.training.config import OptimizerConfig, ParallelConfig
-from elit.training.finetune import hold_all_but_interface, start_from
+from elit.training.finetune import hold_all_but_interface
 from elit.training.flows import path_of
 from elit.training.objective import Aims, Objective, make_objective
 from elit.training.optimizer import lr_scale, make_optimizers, step_where
@@ -56,17 +56,26 @@ def products_of(dtype: str, device: torch.device) -> Products:
     return Products(device, torch.float32 if slow else DTYPES[dtype])
 
 
+class Origin(Protocol):
+    """Where a run's model comes from."""
+
+    def make(self, path: FlowPath, fresh: bool, distilled: bool) -> tuple[ElasticModel, ElasticModel | None]:
+        """The model, what nothing else gives drawn from the global generator, and where it is `distilled` its original.
+
+        path: of the flow that it learns. fresh: whether it begins here, or a checkpoint replaces what it learns. Raises
+        UserError where there is no such model.
+        """
+
+
 @dataclass(frozen=True)
 class Start:
     """What a state is made of.
 
-    seed: of the weights. init_from: the model folder that they start from, if any. checkpointing: whether activations are
-    computed twice.
+    seed: of the weights. checkpointing: whether activations are computed twice.
     """
 
-    model: DiTConfig
+    origin: Origin
     seed: int
-    init_from: str | None
     checkpointing: bool
     aims: Aims
     optimizer: OptimizerConfig
@@ -94,9 +103,15 @@ def no_scaler() -> GradScaler:
     return GradScaler("cpu", enabled=False)
 
 
+def learning(model: ElasticModel) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters of a model that are not frozen, by name."""
+    return ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+
+
 @dataclass
 class TrainState:
-    """What training changes: the model, the EMA of its weights by name, the optimisers, and the number of steps done.
+    """What training changes: the model, the EMA of its weights that learn, by name, the optimisers, and the number of steps
+    done.
 
     scaler: of the loss, for fp16. objective: what is minimised; alignment's projector learns too. counts: int64 on the
     device, (3,): the steps that were skipped, those of them that are the last ones in a row, and the updates of Read and
@@ -127,8 +142,8 @@ class TrainState:
         self.counts = torch.tensor([skipped, skipped_in_row, held], device=self.counts.device)
 
     def trained(self) -> Iterator[tuple[str, Tensor]]:
-        """Everything that learns, by name: the model's parameters, then the projector's."""
-        yield from self.model.named_parameters()
+        """Everything that learns, by name: the model's parameters that are not frozen, then the projector's."""
+        yield from learning(self.model)
         if self.objective.projector is not None:
             yield from self.objective.projector.named_parameters(prefix="projector")
 
@@ -143,7 +158,7 @@ class TrainState:
         Nothing changes where `finite`, a truth value on the device, is false.
         """
         weight = finite * (1 - min(decay, (1 + self.step) / (10 + self.step)))
-        for name, p in self.model.named_parameters():
+        for name, p in learning(self.model):
             own_part(self.ema[name]).lerp_(own_part(p.detach()), weight)
 
 
@@ -174,7 +189,7 @@ def make_state(start: Start, stored: Stored | None = None, fresh: bool = True) -
     model.to(device)
     if objective.projector is not None:
         shard_model(objective.projector, (), mesh, dtype)
-    ema = {name: p.detach().clone() for name, p in model.named_parameters()}
+    ema = {name: p.detach().clone() for name, p in learning(model)}
     scaler = GradScaler(device.type, enabled=dtype == torch.float16)
     optimizers = make_optimizers(model, start.optimizer, objective.projector)
     state = TrainState(model, ema, optimizers, scaler=scaler, objective=objective)
@@ -184,12 +199,9 @@ def make_state(start: Start, stored: Stored | None = None, fresh: bool = True) -
 
 def make_parts(start: Start, stored: Stored | None, fresh: bool) -> tuple[ElasticModel, Objective]:
     """The whole model and the objective of a run, drawn from its seed, in this process alone."""
-    teacher = None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(start.seed)
-        model = build_model(start.model)
-        if start.init_from is not None and (fresh or start.aims.distill):
-            teacher = start_from(model, start.init_from, path_of(start.aims.flow))
+        model, teacher = start.origin.make(path_of(start.aims.flow), fresh, start.aims.distill > 0)
         objective = make_objective(start.aims, model, teacher, start.products.device, stored)
     model.set_checkpointing(start.checkpointing)
     return model, objective

@@ -195,7 +195,20 @@ def budget(
     Raises UserError for a budget that is none, and for a transformer that is not elastic.
     """
     core = core_of(transformer)
-    asked = _checked(core, budget, unconditional, grid)
+    with _asking(core, _checked(core, budget, unconditional, grid)):
+        yield
+
+
+@contextmanager
+def at_level(core: HostCore, level: Level) -> Iterator[None]:
+    """Within it, forwards of a core's transformer run at a level, or at one per sample."""
+    with _asking(core, Asked(level if isinstance(level, PerSample) else level / core.levels.latents)):
+        yield
+
+
+@contextmanager
+def _asking(core: HostCore, asked: Asked) -> Iterator[None]:
+    """Within it, this is asked for of a core."""
     hook: BudgetHook = core.hook
     before = hook.standing.asked, hook.standing.name
     token = _asked.set({**(_asked.get() or {}), id(core): asked})

@@ -122,6 +122,21 @@ def elasticize(
     return transformer
 
 
+def elasticize_as(transformer: Any, config: HostConfig, seed: int = 0) -> Any:
+    """`elasticize`, as another transformer was."""
+    return elasticize(
+        transformer,
+        config.head,
+        config.tail,
+        config.window,
+        config.anchor,
+        read_depth=config.read_depth,
+        write_depth=config.write_depth,
+        mlp_ratio=config.mlp_ratio,
+        seed=seed,
+    )
+
+
 def _check(host: Host, transformer: Any, head: int, tail: int) -> None:
     """Raises UserError for a transformer that cannot be made elastic, or not with this head and tail."""
     name = host.transformer
