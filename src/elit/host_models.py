@@ -133,7 +133,11 @@ def read_transformer(source: Source) -> Any:
         raise UserError(f"{source.folder} holds no weights; give one that does, or draw them with --host.fresh true")
     try:
         made, report = class_of(config).from_pretrained(
-            source.folder, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, output_loading_info=True
+            str(source.folder),
+            torch_dtype=torch.float32,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
         why = " ".join(str(error).split())[:200]
@@ -151,7 +155,7 @@ def learned(transformer: Any) -> dict[str, torch.Tensor]:
 def describe_checkpoint(part: Path, kept: HostCheckpoint, transformer: dict[str, Any]) -> None:
     """Writes what is known of a checkpoint's weights beside them."""
     write_whole(part / CONFIG_FILE, json.dumps(asdict(kept), indent=2) + "\n")
-    write_whole(part / TRANSFORMER_FILE, json.dumps(transformer, indent=2, default=list) + "\n")
+    write_whole(part / TRANSFORMER_FILE, json.dumps(transformer, indent=2) + "\n")
 
 
 def read_checkpoint(place: str | Path) -> tuple[Any, HostCheckpoint]:

@@ -79,6 +79,9 @@ class TextEncoder:
         )
         device = next(self.model.parameters()).device
         ids, mask_BT = taken["input_ids"].to(device), taken["attention_mask"].bool().to(device)
+        if not ids.shape[1]:  # no text at all, and a tokenizer that adds nothing
+            nothing = torch.zeros(len(texts), 1, self.width)
+            return Text(nothing, torch.ones(len(texts), 1, dtype=torch.bool), nothing[:, 0])
         tokens_BTD: Tensor = self.model(input_ids=ids, attention_mask=mask_BT.long()).last_hidden_state.float()
         tokens_BTD = tokens_BTD * mask_BT[..., None]
         pooled_BD = tokens_BTD.sum(1) / mask_BT.sum(1, keepdim=True).clamp(min=1)

@@ -10,8 +10,8 @@ from elit.errors import UserError
 def add_finetune(command: Parser) -> None:
     command.describe(
         "Trains a transformer of diffusers on pictures with prompts, or goes on with the run that is in --out: as it is,"
-        " made elastic, or with LoRAs. Every key of the configuration is an option, such as --elastic.head 2, and overrides the"
-        " file.",
+        " made elastic, or with LoRAs. Every key of the configuration is an option, such as --elastic.head 2, and overrides"
+        " the file.",
         "elit finetune --config configs/hosts/emoji-sd3.yaml",
         "elit finetune --config configs/hosts/emoji-sd3-elastic.yaml \\\n    --host.transformer my-pipeline --out runs/mine",
     )

@@ -59,6 +59,7 @@ def add_export(command: Parser) -> None:
     command.describe(
         "Makes a folder for inference of a checkpoint of a training run, by default in half precision: half the size.",
         "elit export runs/mine/checkpoints/step_00010000 --out mine",
+        "elit export runs/my-flux --pipeline --out my-flux",
         takes="CHECKPOINT --out FOLDER",
     )
     command.add_argument(
@@ -69,6 +70,9 @@ def add_export(command: Parser) -> None:
     )
     command.add_argument("--out", type=folder, required=True, help="folder for config.json and model.safetensors")
     command.add_argument("--dtype", choices=DTYPES, default="fp16", help="of the stored weights")
+    command.add_argument(
+        "--pipeline", action="store_true", help="of a run of elit finetune: make a pipeline's folder, for diffusers"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace the model that is there")
     command.set_defaults(run=run_export)
 
@@ -79,6 +83,12 @@ def run_export(options: argparse.Namespace) -> None:
     from elit.weights import WEIGHTS_FILE, check_target, load_model, new_model_folder, save_weights
 
     out = options.out
+    if options.pipeline:
+        from elit.host_export import export_pipeline
+
+        export_pipeline(options.checkpoint, out, torch_dtype(options.dtype), options.overwrite)
+        show(f"the pipeline of {options.checkpoint} is in {out}")
+        return
     check_target(out, options.overwrite)
     source = find_model(options.checkpoint)
     model, card = load_model(source), load_card(source)

@@ -145,7 +145,7 @@ class HostJob:
             width=data.shape[2],
             shift=config.flow.shift,
         )
-        plain = {"_class_name": model.name, **dict(model.config)}
+        plain = {"_class_name": model.name} | {key: value for key, value in model.config.items() if key[0] != "_"}
         describe = partial(describe_checkpoint, kept=kept, transformer=plain)
         return Saver(folder, config.log.keep, timeout=run.parts.course.timeout, describe=describe)
 

@@ -127,6 +127,8 @@ def explained(kind: type[Any]) -> dict[str, str]:
 
 
 def _holds_text(hint: Any) -> bool:
+    if typing.get_origin(hint) is tuple:  # a list is written as YAML has it
+        return False
     return hint is str or any(_holds_text(part) for part in typing.get_args(hint) if not isinstance(part, str))
 
 

@@ -34,7 +34,7 @@ CONFIG_FILE, READS_FILE = "config.json", "reads.json"
 # known by what they hold.
 FREE = (
     *("out", "preset", "data.source", "init_from", "accumulate", "device", "compile", "checkpointing", "skip_limit"),
-    *("host.transformer", "prompts.source"),
+    "host.transformer",
     *("parallel.", "log.", "evaluate.", "data.workers", "data.codec"),
 )
 OF_THE_SCHEDULE = ("steps", "optimizer.schedule", "optimizer.decay_steps")
@@ -124,7 +124,7 @@ def check_past(run: Path, old: RunConfig, config: RunConfig, reads: Reads, step:
     same_rate = lr_scale(old.optimizer, step - 1, old.steps) == lr_scale(config.optimizer, step - 1, config.steps)
     free = FREE + OF_THE_SCHEDULE * (step == 0 or same_rate)
     if known is not None and known.data == reads.data:
-        free += ("data.size",)
+        free += ("data.size", "prompts.source")
     wrong = [
         f"{key} is {before.get(key)} there and {now[key]} now"
         for key in now

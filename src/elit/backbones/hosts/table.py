@@ -107,7 +107,7 @@ def _mean_of(name: str) -> Callable[[Told, nn.Module, int], Tensor]:
 
     def condition(told: Told, block: nn.Module, width: int) -> Tensor:
         temb = told[name]
-        return temb.reshape(len(temb), -1, width).mean(1)
+        return temb.reshape(len(temb), temb.shape[1:].numel() // width, width).mean(1)  # also of no sample at all
 
     return condition
 
