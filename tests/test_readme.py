@@ -19,6 +19,7 @@ from torch.distributed.run import get_args_parser
 import elit
 from elit.backbones.table import BACKBONES
 from elit.cli import COMMANDS, main, parse, parser_of
+from elit.training.host_config import HostTrainConfig, load_host_config
 from elit.training.reading import keys_of, kind_of, load_config
 from ranks import run_ranks
 from small_world import small_recipes, use_as_bundled
@@ -121,6 +122,9 @@ def check(words: list[str]) -> None:
     if words[0] == "train":
         assert options.config is None or (ROOT / options.config).is_file(), words
         load_config(None if options.config is None else ROOT / options.config, options.rest)
+    if words[0] == "finetune":
+        assert options.config is None or (ROOT / options.config).is_file(), words
+        load_host_config(None if options.config is None else ROOT / options.config, options.rest)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +163,7 @@ def test_text_blocks_hold_commands_that_would_be_understood() -> None:
 def options_of(command: str) -> frozenset[str]:
     """Every option of a command and of its kinds; of training, every key."""
     kinds = [kind_of(row.architecture) for row in BACKBONES] if command == "train" else []
+    kinds += [HostTrainConfig] if command == "finetune" else []
     keys = {key.name for kind in kinds for key in keys_of(kind)}
     return frozenset(
         [*_options(parser_of(command)), *(f"--{form}" for key in keys for form in (key, key.replace("_", "-")))]
@@ -197,6 +202,7 @@ def test_every_command_and_option_within_a_line_is_there(page: str) -> None:
                     "images",
                     "clips",
                     "latents",
+                    "prompts",
                     "folder",
                     "emoji-styles",
                     "budgets",

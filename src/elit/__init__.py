@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from elit.backbones.table import create_model, preset_names
     from elit.bundled import load_bundled
     from elit.cost import count_flops
+    from elit.data.prompts import open_prompts
     from elit.elastic.block import ElasticBlock
     from elit.elastic.schedule import Schedule
     from elit.errors import UserError
     from elit.flow import FlowPath, TimeLaw
     from elit.guidance import Guidance
     from elit.host_folders import load_elastic, save_elastic
+    from elit.host_models import load_host_model
     from elit.pipeline import ElitPipeline
     from elit.published import load_published
     from elit.sampling import sample
@@ -48,8 +50,10 @@ _HOMES = {
     "elasticize": "elit.backbones.hosts.elasticize",
     "load_bundled": "elit.bundled",
     "load_elastic": "elit.host_folders",
+    "load_host_model": "elit.host_models",
     "load_model": "elit.weights",
     "load_published": "elit.published",
+    "open_prompts": "elit.data.prompts",
     "preset_names": "elit.backbones.table",
     "save_elastic": "elit.host_folders",
     "sample": "elit.sampling",

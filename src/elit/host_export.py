@@ -1,7 +1,7 @@
 """A run of `elit finetune` as a pipeline of diffusers: a folder that `DiffusionPipeline.from_pretrained` opens.
 
-Of a run that started from a pipeline it opens as that did. Of one that started from a transformer alone, what it has not, such
-as a codec, is given as None; the README.md in the folder says how.
+Of a run that started from a pipeline it opens as that did. Of one that started from a transformer alone, what it has not,
+such as a codec, is given as None; the README.md in the folder says how.
 
 FOLDER/transformer/   the dense transformer: as it was, or as the run trained it
 FOLDER/elastic/       what made it elastic, and LoRAs, for `elit.load_elastic(pipe.transformer, "FOLDER/elastic")`
@@ -23,6 +23,7 @@ from elit.host_models import HostCheckpoint, find_host, read_checkpoint
 from elit.lora import ADAPTER
 
 INDEX_FILE = "model_index.json"
+LORA_FILE = "pytorch_lora_weights.safetensors"
 PIPELINES = {
     "SD3Transformer2DModel": "StableDiffusion3Pipeline",
     "FluxTransformer2DModel": "FluxPipeline",
@@ -58,7 +59,7 @@ def export_pipeline(place: str | Path, out: Path, dtype: torch.dtype, overwrite:
         if kept.elastic is not None:
             save_elastic(transformer, part / "elastic")
         elif kept.lora.rank:
-            transformer.save_lora_adapter(part / "lora", adapter_name=ADAPTER)
+            transformer.save_lora_adapter(part / "lora", adapter_name=ADAPTER, weight_name=LORA_FILE)
         _write_pipeline(dense_of(transformer), kept, part)
         write_whole(part / "README.md", _readme(kept, type(transformer).__name__, out.name))
 
@@ -119,7 +120,7 @@ def _readme(kept: HostCheckpoint, transformer: str, name: str) -> str:
     if kept.elastic is not None:
         line = f'elit.load_elastic(pipe.transformer, "{name}/elastic")\n'
     elif kept.lora.rank:
-        line = f'pipe.transformer.load_lora_adapter("{name}/lora", prefix=None)\n'
+        line = f'pipe.transformer.load_lora_adapter("{name}/lora", prefix=None, weight_name="{LORA_FILE}")\n'
     text = README.format(name=name, prompts=BARE if bare else "", missing=missing, line=line)
     return text if kept.elastic is not None else text.replace("import elit\n", "")
 

@@ -21,9 +21,9 @@ from elit.cli import main
 from elit.condition import Prompts, Text
 from elit.data.prompts import open_prompts, prepare_prompts
 from elit.flow import TimeLaw, shifted
-from elit.host_export import others_of
+from elit.host_export import LORA_FILE, others_of
 from elit.host_folders import save_elastic
-from elit.host_models import find_host, load_host_model, read_transformer
+from elit.host_models import drawn_transformer, find_host, load_host_model, read_transformer
 from elit.lora import Lora, add_lora
 from elit.sampling import image_noise
 from elit.text_encoder import load_text_encoder
@@ -279,7 +279,8 @@ def test_two_processes_train_as_one(world: Path, tmp_path: Path) -> None:
     codes = run_ranks(2, lambda: sys.exit(main(["finetune", *options(world, tmp_path / "two", **values)])), log)
     assert codes == [0, 0], log.read_text()
     two = weights(tmp_path / "two" / "checkpoints" / one.name)
-    torch.testing.assert_close(two, weights(one), rtol=1e-3, atol=2e-5)
+    # AdamW moves a weight by up to 3 steps x 3e-3, whose sign is that of a gradient that may be all but nothing
+    torch.testing.assert_close(two, weights(one), rtol=1e-3, atol=2e-4)
 
 
 def test_a_drawn_transformer_is_trained_and_its_run_is_known(world: Path, tmp_path: Path) -> None:
@@ -320,8 +321,8 @@ def test_an_exported_run_is_a_pipeline_that_draws_what_the_run_does(world: Path,
     def drawn() -> Tensor:
         text = told.text
         return pipe(
-            prompt_embeds=text.tokens, pooled_prompt_embeds=text.pooled, latents=noise.clone(), sigmas=[1.0, 0.75, 0.5, 0.25],
-            guidance_scale=1.0, height=64, width=64, num_inference_steps=4, output_type="latent",
+            prompt_embeds=text.tokens, pooled_prompt_embeds=text.pooled, latents=noise.clone(),
+            sigmas=[1.0, 0.75, 0.5, 0.25], guidance_scale=1.0, height=64, width=64, num_inference_steps=4, output_type="latent",
         ).images  # fmt: skip
 
     dense = drawn()
@@ -354,7 +355,7 @@ def test_loras_are_exported_too(world: Path, tmp_path: Path) -> None:
         if name == "elastic":
             elit.load_elastic(transformer, out / "elastic")
         else:
-            transformer.load_lora_adapter(out / "lora", prefix=None)
+            transformer.load_lora_adapter(str(out / "lora"), prefix=None, weight_name=LORA_FILE)
         told, x, t = prompts_of(world, 0, 1), torch.randn(2, 3, 8, 8), torch.tensor([0.3, 0.8])
         with torch.no_grad():
             torch.testing.assert_close(
@@ -411,3 +412,22 @@ def test_loras_need_peft_and_a_class_that_takes_them(world: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(UserError, match="LoRA needs peft; install it with pip install"):
         add_lora(TINY["SD3Transformer2DModel"].made(), Lora(rank=2))
+
+
+def test_the_recipes_of_hosts_load() -> None:
+    """Each names its own command, and a transformer of a few million parameters that its pictures fit."""
+    root = Path(__file__).parents[2]
+    recipes = sorted((root / "configs" / "hosts").glob("*.yaml"))
+    assert len(recipes) == 4
+    for recipe in recipes:
+        config, text = load_host_config(recipe, []), recipe.read_text(encoding="utf8")
+        assert f"elit finetune --config configs/hosts/{recipe.name}\n" in text
+        assert config.out == f"runs/{recipe.stem}"
+        if config.elastic.asked:
+            dense = load_host_config(recipe.with_name(recipe.name.replace("-elastic", "")), [])
+            assert config.steps == dense.steps / 10 and config.data == dense.data and config.prompts == dense.prompts
+            continue
+        with torch.device("meta"):
+            made = drawn_transformer(find_host(str(root / config.host.transformer)).config)
+        assert 3e6 < sum(p.numel() for p in made.parameters()) < 6e6
+        HostModel(made, (config.data.size, config.data.size))

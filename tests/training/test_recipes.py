@@ -16,7 +16,7 @@ from elit.training.dry_run import dry_run
 from elit.training.reading import load_config
 
 ROOT = Path(__file__).parents[2]
-FILES = sorted((ROOT / "configs").rglob("*.yaml"))
+FILES = sorted(f for f in (ROOT / "configs").rglob("*.yaml") if f.parent.name != "hosts")  # those are of elit finetune
 NAMES = [str(file.relative_to(ROOT)) for file in FILES]
 
 
