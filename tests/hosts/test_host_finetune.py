@@ -322,7 +322,8 @@ def test_an_exported_run_is_a_pipeline_that_draws_what_the_run_does(world: Path,
         text = told.text
         return pipe(
             prompt_embeds=text.tokens, pooled_prompt_embeds=text.pooled, latents=noise.clone(),
-            sigmas=[1.0, 0.75, 0.5, 0.25], guidance_scale=1.0, height=64, width=64, num_inference_steps=4, output_type="latent",
+            sigmas=[1.0, 0.75, 0.5, 0.25], guidance_scale=1.0, height=64, width=64, num_inference_steps=4,
+            output_type="latent",
         ).images  # fmt: skip
 
     dense = drawn()
