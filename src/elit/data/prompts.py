@@ -273,7 +273,7 @@ class PromptedData:
         return self.pictures.encoding
 
     @property
-    def shape(self) -> tuple[int, int, int]:
+    def shape(self) -> tuple[int, ...]:
         return self.pictures.shape
 
     @property
@@ -310,8 +310,8 @@ def with_prompts(pictures: Data, prompts: PromptTable, held_out: float = 0.0, of
     held_out: the share of the pictures, spread evenly over them, that is left out; with `of_held_out` only those are in.
     Raises UserError for another number of prompts, and for data that cannot be read by number or have several sizes.
     """
-    if not pictures.exact or len(pictures.members) > 1:
-        raise UserError("pictures with prompts are of one size and in a folder, no stream; prepare them so")
+    if not pictures.exact or len(pictures.members) > 1 or len(pictures.shape) != 3:
+        raise UserError("pictures with prompts are of one size and in a folder, no stream and no clips; prepare them so")
     count, labels = len(pictures), len(pictures.label_names)
     if len(prompts) not in (count, labels):
         raise UserError(

@@ -114,7 +114,7 @@ class HostJob:
         flow = FlowConfig("linear", config.flow.time_law, config.prompts.dropout, shift=config.flow.shift)
         shape, products = config.shape(len(data.prompts)), products_of(config.dtype, device)
         aims = Aims(FlowPath.LINEAR, config.distill, AlignmentConfig(), schedule_levels(config.budget, shape))
-        origin = HostOrigin(config, find_host(config.host.transformer), data.shape[1:])
+        origin = HostOrigin(config, find_host(config.host.transformer), (data.shape[1], data.shape[2]))
         start = Start(origin, config.seed, config.checkpointing, aims, config.optimizer, config.parallel, products)
         draws = Draws(config.seed, config.batch_size, shape, flow, config.budget, AlignmentConfig())
         first = config.finetune.interface_first
