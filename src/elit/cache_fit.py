@@ -187,7 +187,8 @@ class Noting:
             now = self.bound.clocks(t)
             self.clocks.append((now,) if isinstance(now, float) else tuple(now))
             self.changes.append(self.between(self.bound.clocks(before), now))
-            self.velocities.append(float(((v - old).abs().mean((1, 2, 3)) / old.abs().mean((1, 2, 3))).mean()))
+            axes = tuple(range(1, v.ndim))  # all but the batch's
+            self.velocities.append(float(((v - old).abs().mean(axes) / old.abs().mean(axes)).mean()))
         self.last = (t, v)
         return v
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from by_config import draw_batch, load_data
+from by_config import draw_batch, load_data, make_state
 from PIL import Image
 
 from elit import UserError
@@ -84,6 +84,19 @@ def test_a_run_goes_on_exactly_and_its_previews_are_gifs(options: Callable[..., 
         assert preview.name == "step_00000004.gif"
         assert sheet.n_frames == 4
         assert sheet.width > 8 * 96 and 2 * 96 < sheet.height < 3 * 96
+
+
+def test_a_dense_model_of_clips_is_made_elastic(options: Callable[..., list[str]], tmp_path: Path) -> None:
+    """Sharply anchored, at the full budget and before its first step: the dense model's velocity; longer clips too."""
+    dense = [word for word in options(out=tmp_path / "dense", steps=2) if "group" not in word]
+    train(load_config(None, dense))
+    started = load_config(None, options(init_from=tmp_path / "dense", model__anchor="sharp", model__frames=6))
+    state = make_state(started, torch.device("cpu"))
+    source = load_model(tmp_path / "dense")
+    x = torch.randn(2, 3, 6, 8, 8, generator=torch.Generator().manual_seed(1))
+    given = (x, torch.tensor([0.3, 0.8]), torch.tensor([1, 5]))
+    wanted = source(*given)
+    assert ((state.model(*given) - wanted).norm() / wanted.norm()).item() < 1e-4
 
 
 def test_the_loss_falls(options: Callable[..., list[str]]) -> None:

@@ -27,6 +27,7 @@ from elit.weights import load_model
 # What a dense model need not share with the elastic one that starts from it.
 OF_THE_INTERFACE = (
     "group_size",
+    "group_frames",
     "head_depth",
     "tail_depth",
     "read_depth",
@@ -98,7 +99,7 @@ def differing(source: DiTConfig, wanted: DiTConfig) -> list[str]:
     """The settings that must agree and do not. The input's size may differ where no learned position depends on it."""
     free = set(OF_THE_INTERFACE) if source.window is None else set()
     if source.window is None or source.rope:
-        free.add("input_size")
+        free |= {"input_size", "frames"}
     return [
         f"model.{field.name} is {getattr(source, field.name)} there and {getattr(wanted, field.name)} here"
         for field in fields(wanted)
