@@ -26,7 +26,7 @@ FRONT = Front("Fréchet distance", 64, (0,), 1.0, (DEAR, WORSE, CHEAP, MIDDLE))
 
 def test_the_front_is_what_no_other_point_beats() -> None:
     assert best_points(FRONT.points) == [CHEAP, MIDDLE, DEAR]
-    assert best_points([CHEAP, replace(CHEAP, distance=50.0)]) == [CHEAP]
+    assert best_points([CHEAP, replace(CHEAP, distance=50.0), replace(MIDDLE, distance=CHEAP.distance)]) == [CHEAP]
 
 
 @pytest.fixture
@@ -55,15 +55,28 @@ def test_the_best_point_within_a_cost_is_chosen(folder: Path, tiny: elit.DiT) ->
     made, point = within("1000gflops", FRONT, tiny, recipe, folder, weights)
     assert point == DEAR and made == cached(replace(recipe, steps=4, budget=1.0), 5.0, folder, weights)
     assert within("1000gflops", FRONT, tiny, recipe, folder, "other weights")[1] == MIDDLE
-    with pytest.raises(elit.UserError, match="less than the cheapest measured way"):
+    least = f"{min(costs(tiny)):.3g} gflops"
+    with pytest.raises(elit.UserError, match=f"less than the cheapest measured way to make an image takes, {least}"):
         within("1e-9gflops", FRONT, tiny, recipe, folder, weights)
 
 
 def test_milliseconds_are_those_of_all_forwards(folder: Path, tiny: elit.DiT, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A forward takes 1 ms at a quarter and 4 ms at the full budget, and what is between lies between."""
-    monkeypatch.setattr("elit.front.calibrated", lambda model, batch: {0.25: 1.0, 1.0: 4.0})
-    for allowed, expected in (("2.1ms", CHEAP), ("6.1ms", MIDDLE)):  # 2 x 1, and 3 x 2
-        assert within(allowed, FRONT, tiny, Recipe(steps=2), folder, "other weights")[1] == expected
+    """A forward of a tile takes 1 ms at a quarter and 4 ms at the full budget, and what is between lies between.
+
+    A reused one takes its share of the FLOPs.
+    """
+    tiles: list[int] = []
+    monkeypatch.setattr("elit.front.calibrated", lambda model, batch: tiles.append(batch) or {0.25: 1.0, 1.0: 4.0})
+    for allowed, expected in (("2ms", CHEAP), ("6.1ms", MIDDLE)):  # 2 x 1, and 3 x 2
+        assert within(allowed, FRONT, tiny, Recipe(steps=2, tile=5), folder, "other weights")[1] == expected
+    assert tiles == [5, 5]
+    reused, calls = cached(Recipe(steps=4, budget=1.0), 5.0, folder, fingerprint(tiny)).reused(tiny)
+    share = elit.count_flops(tiny, blocks=False) / elit.count_flops(tiny)
+    paid = 4 * (calls - reused + reused * share)
+    only = replace(FRONT, points=(DEAR,))
+    assert reused == 3 and within(f"{paid + 1e-4:.6f}ms", only, tiny, Recipe(), folder, fingerprint(tiny))[1] == DEAR
+    with pytest.raises(elit.UserError, match=f"takes, {paid:.3g} ms"):
+        within(f"{paid - 1e-4:.6f}ms", only, tiny, Recipe(), folder, fingerprint(tiny))
 
 
 @pytest.mark.parametrize(
@@ -75,6 +88,7 @@ def test_milliseconds_are_those_of_all_forwards(folder: Path, tiny: elit.DiT, mo
         ("80gflops", 10, None, elit.Guidance(1.0), False),
         ("80gflops", None, 0.1, elit.Guidance(1.0), False),
         ("80gflops", None, None, elit.Guidance(2.0), False),
+        ("80gflops", None, None, elit.Guidance(1.0, (0.2, 0.8)), False),
     ],
 )
 def test_only_a_cost_without_more_is_met_by_the_front(text, steps, cache, guidance, expected) -> None:

@@ -162,7 +162,8 @@ def test_the_polynomial_is_that_of_least_squares() -> None:
     expected = np.linalg.lstsq(table, y, rcond=None)[0]
     assert coefficients == pytest.approx(expected, rel=1e-4)
     assert error == pytest.approx(math.sqrt(np.mean((table @ expected - y) ** 2)), rel=1e-6)
-    assert len(fit_polynomial([0.1, 0.2], [0.3, 0.5])[0]) == 2
+    assert len(fit_polynomial([0.1, 0.2], [0.3, 0.5])[0]) == len(fit_polynomial([0.1, 0.1, 0.2], [0.3, 0.4, 0.5])[0]) == 2
+    assert StepCache(0.1, (-0.5, 1.0)).rescaled(0.2) == 0
     with pytest.raises(elit.UserError, match="at least 3 steps"):
         fit_polynomial([0.1], [0.2])
 

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pickle
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,19 @@ from PIL import Image
 
 from elit import UserError
 from elit.data.dataset import PreparedData
-from elit.data.emoji_styles import STYLES, EmojiStyles, Icon, IconSet, Style, fetch_packages, render, split_of
+from elit.data.emoji_styles import (
+    STYLES,
+    Alias,
+    EmojiStyles,
+    Icon,
+    IconSet,
+    Package,
+    Style,
+    fetch_packages,
+    names_by_code,
+    render,
+    split_of,
+)
 from elit.data.prepare import ImageSettings, prepare_images
 from elit.labels import factor_names
 
@@ -87,6 +100,9 @@ def test_a_concept_is_in_one_split_in_every_style(packages: tuple[Path, tuple[St
     for split in ("train", "test"):
         for key, _ in EmojiStyles(folder, split, styles).listing():  # type: ignore[arg-type]
             assert split_of(key.rpartition("/")[2]) == split
+    for code in (f"{number:x}" for number in range(0x1F300, 0x1F400)):
+        number = int(hashlib.sha256(code.encode()).hexdigest()[:16], 16)
+        assert (split_of(code) == "test") == (number % 10 == 0)
     shares = [split_of(f"{code:x}") for code in range(0x1F300, 0x1FAFF)]
     assert 0.08 < shares.count("test") / len(shares) < 0.12
 
@@ -112,6 +128,41 @@ def test_a_frame_of_its_own_is_kept() -> None:
     wide = IconSet(icons={"a": Icon(RED, width=20)}, width=10, height=10, aliases={})
     picture = np.asarray(Image.open(io.BytesIO(render(wide.svg("a")))))
     assert picture[64, 10].tolist() == [255, 0, 0, 255] and picture[64, 64, 3] == picture[10, 10, 3] == 0
+
+
+def test_a_mirrored_frame_stays_where_it_is() -> None:
+    """x becomes 2 left + width - x, which maps the frame onto itself."""
+    icons = IconSet({"a": Icon(RED, left=-4, top=3)}, 10, 10, {"b": Alias("a", hFlip=True)})
+    assert 'viewBox="-4 3 10 10"' in icons.svg("b") and "translate(2 0) scale(-1 1)" in icons.svg("b")
+
+
+def test_names_of_a_set_without_codes_are_found_in_the_others() -> None:
+    """All codes that a name has; another name of a drawing counts unless it is mirrored; what is not drawn does not."""
+
+    def drawn(*names: str, **aliases: Alias) -> IconSet:
+        return IconSet({name: Icon(RED) for name in names}, 10, 10, aliases)
+
+    chars = {"a": {"1": "left", "2": "same", "9": "gone"}, "b": {"3": "same"}, "c": {}}
+    icons = {"a": drawn("left", "same"), "b": drawn("same"), "c": drawn("z", "y", left=Alias("z", True), same=Alias("y"))}
+    found = names_by_code(chars, icons)
+    assert found["a"] == {"1": "left", "2": "same"} and found["b"] == {"3": "same"}
+    assert found["c"] == {"1": "left", "2": "y", "3": "y"}
+
+
+def test_a_source_is_the_same_in_another_process(packages: tuple[Path, tuple[Style, ...]]) -> None:
+    source = EmojiStyles(packages[0], "test", packages[1])
+    assert list(pickle.loads(pickle.dumps(source)).listing()) == list(source.listing())
+
+
+def test_what_a_package_lacks_or_has_too_much_of_is_told(
+    packages: tuple[Path, tuple[Style, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = Package(packages[0] / packages[1][0].file)
+    monkeypatch.setattr("elit.data.emoji_styles.MEMBER_BYTES", len(package.read("chars.json")))
+    assert len(package.chars()) == 5
+    for name in ("nothing.json", "icons.json"):
+        with pytest.raises(UserError, match=rf"holds no {name} that can be read; remove it"):
+            package.read(name)
 
 
 def test_an_altered_package_is_refused(packages: tuple[Path, tuple[Style, ...]], tmp_path: Path) -> None:
@@ -141,13 +192,23 @@ def test_what_is_missing_without_npm_is_told(tmp_path: Path, monkeypatch: pytest
     assert list((tmp_path / "packages").iterdir()) == []
 
 
-def test_npm_that_fails_is_told_in_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    npm = tmp_path / "npm"
-    npm.write_text("#!/bin/sh\necho no such host >&2\nexit 1\n")
-    npm.chmod(0o755)
+def test_what_npm_writes_is_taken_and_its_failure_told(
+    packages: tuple[Path, tuple[Style, ...]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sentence with what it said, also where it wrote something before it failed."""
+    npm, (folder, styles) = tmp_path / "npm", packages
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    with pytest.raises(UserError, match=r"npm could not fetch @iconify-json/noto@1.2.9 \(no such host\)"):
-        fetch_packages(tmp_path / "packages")
+    for ends in ("exit 1", "cp '%s' $4/made.tgz; exit 1", "exit 0", "cp '%s' $4/made.tgz"):
+        written = ends.replace("%s", str(folder / styles[0].file))
+        npm.write_text(f"#!/bin/sh\n[ $1 = pack ] || exit 9\necho no such host >&2\n{written}\n")
+        npm.chmod(0o755)
+        if ends.startswith("cp") and not ends.endswith("1"):
+            fetch_packages(tmp_path / "packages", styles[:1])
+            break
+        with pytest.raises(UserError, match=r"npm could not fetch @made/coded@1.0.0 \(no such host\)"):
+            fetch_packages(tmp_path / "packages", styles[:1])
+        assert not list((tmp_path / "packages").iterdir())
+    assert [file.name for file in (tmp_path / "packages").iterdir()] == [styles[0].file]
 
 
 def test_the_packages_are_seven_with_licences() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from elit import DiT, UserError
-from elit.elastic.anchors import Anchors, anchor_order, anchor_places, covered_cells
+from elit.elastic.anchors import Anchors, anchor_order, anchor_places, covered_cells, kinship
 from elit.elastic.grid import Window
 from randomised import randomised
 from reference import cell_shares
@@ -112,6 +112,21 @@ def test_cells_of_four_are_quadrants_and_of_one_the_window() -> None:
     assert torch.equal(anchors.middles(torch.arange(16)), anchor_places(Window(4, 4), "sharp"))
 
 
+def test_latents_of_four_are_neighbours_row_by_row() -> None:
+    """With a step of 4: quadrants in their order, of each its four tokens; in a pyramid its quarters, then tokens."""
+    window = Window(4, 4)
+    assert anchor_order(window, 4) == (0, 1, 4, 5, 10, 11, 14, 15, 2, 3, 6, 7, 8, 9, 12, 13)
+    assert [cell.size for cell in covered_cells(window, "pyramid", 4)] == [4] * 4 + [1] * 12
+    assert anchor_places(window, "pyramid", 4)[:5, 1:].tolist() == [[0.5, 0.5], [0.5, 2.5], [2.5, 0.5], [2.5, 2.5], [2, 2]]
+
+
+def test_kin_share_the_smallest_box() -> None:
+    """Of 2 x 2 tokens, which are halved once, and of 4 x 4, twice: none for itself, one in its quadrant, two elsewhere."""
+    assert kinship(Window(2, 2)).tolist() == [[int(token != latent) for latent in (0, 3, 1, 2)] for token in range(4)]
+    assert kinship(Window(4, 4))[0].view(4, 4)[:, 0].tolist() == [0, 1, 1, 1]
+    assert set(kinship(Window(4, 4))[5][1:4].tolist()) == {2}
+
+
 def converted(dense: DiT, **fields: Any) -> DiT:
     """A dense model's weights in an elastic one that is fresh otherwise."""
     elastic = DiT(dataclasses.replace(dense.config, **fields)).eval()
@@ -160,12 +175,14 @@ def test_an_interface_without_anchors_has_the_weights_and_names_that_it_had(make
 
 @pytest.mark.parametrize("anchor", ["pyramid", "cells"])
 def test_anchors_learn(make_dit: Callable[..., DiT], anchor: str) -> None:
-    """Both tables get gradients below the full budget, and only of kept latents."""
+    """Both tables get gradients below the full budget, of kept latents alone, and of tokens that are not theirs too."""
     model = randomised(make_dit(anchor=anchor))
     model(*model.example(1)[:1], torch.tensor([0.5]), torch.tensor([1]), 0.5).square().sum().backward()
     read, write = model.core.anchors.read_logits, model.core.anchors.write_logits
     assert (read.grad.abs().sum(1) > 0).tolist() == [True, True, False, False]
     assert (write.grad.abs().sum(0) > 0).tolist() == [True, True, False, False]
+    for latent, other in ((0, 3), (1, 0)):  # of two latents, each the other's own token, in which it has no share
+        assert read.grad[latent, other] != 0 and write.grad[other, latent] != 0
 
 
 @pytest.mark.parametrize("fields", [{"anchor": "blunt"}, {"anchor": "sharp", "write_sees_dropped": True}])

@@ -1,8 +1,9 @@
 """The held-out loss against its sum, picture by picture in float64, and its errors against their definitions."""
 
 import importlib.util
+import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 from elit import DiT, UserError
 from elit.data.images import LabelledImages
 from elit.evaluation.heldout import Loss, heldout_loss
+from elit.flow import FlowPath
 from elit.sampling import image_noise
 from elit.weights import save_weights
 
@@ -24,10 +26,21 @@ def data() -> LabelledImages:
     return LabelledImages(images, torch.tensor([0, 3, -1, 6, 2]), tuple("abcdefg"))
 
 
-def test_it_is_the_mean_squared_error_at_fixed_points(tiny: DiT, data: LabelledImages) -> None:
+ANGLES = {
+    FlowPath.LINEAR: (lambda t: (1 - t, t), lambda t: (-1, 1)),
+    FlowPath.COSINE: (
+        lambda t: (math.cos(t * math.pi / 2), math.sin(t * math.pi / 2)),
+        lambda t: (-math.pi / 2 * math.sin(t * math.pi / 2), math.pi / 2 * math.cos(t * math.pi / 2)),
+    ),
+}  # of data and noise, in x_t and in its velocity
+
+
+@pytest.mark.parametrize("path", FlowPath)
+def test_it_is_the_mean_squared_error_at_fixed_points(tiny: DiT, data: LabelledImages, path: FlowPath) -> None:
     """Of four of five pictures, two at a time, at two budgets; a picture without a label is told none."""
     told: list[int] = []
-    found = heldout_loss(tiny, data, 4, (0.25, 1.0), times=(0.2, 0.9), batch=2, done=told.append)
+    at, change = ANGLES[path]
+    found = heldout_loss(tiny, data, 4, (0.25, 1.0), times=(0.2, 0.9), path=path, batch=2, done=told.append)
     assert sum(told) == 4 * 2 * 2
     for loss, budget in zip(found, (0.25, 1.0), strict=True):
         for place, row in enumerate((0, 1, 2, 3)):
@@ -36,9 +49,9 @@ def test_it_is_the_mean_squared_error_at_fixed_points(tiny: DiT, data: LabelledI
             label = int(data.labels[row])
             expected = []
             for t in (0.2, 0.9):
-                x_t = ((1 - t) * x + t * noise).float()[None]
+                x_t = (at(t)[0] * x + at(t)[1] * noise).float()[None]
                 velocity = tiny(x_t, torch.tensor([t]), torch.tensor([7 if label < 0 else label]), budget)[0].double()
-                expected.append((velocity - (noise - x)).square().mean().item())
+                expected.append((velocity - (change(t)[0] * x + change(t)[1] * noise)).square().mean().item())
             assert loss.of_each[place].item() == pytest.approx(statistics.mean(expected), rel=1e-5)
 
 
@@ -47,6 +60,22 @@ def test_pictures_are_spread_over_the_data_and_the_same_for_any_batch(tiny: DiT,
     torch.testing.assert_close(whole, parts, rtol=1e-6, atol=0)
     first = heldout_loss(tiny, data, 5, (1.0,))[0].of_each[0]
     assert whole[0] == pytest.approx(first.item(), rel=1e-6)
+    spread = LabelledImages(data.images[[0, 2]], data.labels[[0, 2]], data.label_names)  # the first of each half
+    assert torch.equal(whole, heldout_loss(tiny, spread, 2, (1.0,), times=(0.1, 0.3, 0.5, 0.7, 0.85, 0.95))[0].of_each)
+
+
+def test_what_is_drawn_of_a_picture_is_drawn_by_its_place(tiny: DiT, data: LabelledImages) -> None:
+    """As crops and mirrors are: the same for any batch, and another for each picture."""
+    seen: list[float] = []
+
+    class Drawn(LabelledImages):
+        def read(self, rows: torch.Tensor, generators: Sequence[torch.Generator]) -> tuple[torch.Tensor, torch.Tensor]:
+            seen.extend(float(torch.rand(1, generator=generator)) for generator in generators)
+            return super().read(rows, generators)
+
+    for batch in (3, 1):
+        heldout_loss(tiny, Drawn(data.images, data.labels, data.label_names), 3, (1.0,), times=(0.5,), batch=batch)
+    assert seen[:3] == seen[3:] and len(set(seen)) == 3
 
 
 def test_errors_are_of_the_mean_and_paired() -> None:

@@ -76,6 +76,7 @@ def test_what_does_not_fit_is_refused_and_the_transformer_left_as_it_is(tmp_path
 
     refused("is of a SD3Transformer2DModel, not of a WanTransformer3DModel", WAN.made())
     refused("with 12 blocks of width 32 and 2 heads; this one has 6, 32 and 2", depth=12)
+    refused("width 32 and 4 heads; this one has 6, 32 and 2", heads=4)
     refused("read.queries is", window=[1, 3, 3])
     refused("missing read.layers.1", read_depth=2)
     refused(r"window.* is 0; ", window=[1, 0, 2])
@@ -84,6 +85,11 @@ def test_what_does_not_fit_is_refused_and_the_transformer_left_as_it_is(tmp_path
     (tmp_path / "kept/elastic.json").write_text(json.dumps(config | {"adapters": ["style"]}))
     with pytest.raises(UserError, match=r"has no lora-0\.safetensors"):
         elit.load_elastic(SD3.made(), tmp_path / "kept")
+    taken = SD3.made()
+    taken.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="style")
+    (tmp_path / "kept/lora-0.safetensors").touch()
+    with pytest.raises(UserError, match="has a LoRA called 'style' already"):
+        elit.load_elastic(taken, tmp_path / "kept")
     (tmp_path / "kept/elastic.json").write_text(json.dumps(config))
     weights = tmp_path / "kept/interface.safetensors"
     tensors = load_file(weights)
@@ -113,3 +119,8 @@ def test_nothing_is_overwritten_unasked(tmp_path):
         elit.save_elastic(SD3.made(), tmp_path / "new")
     with pytest.raises(UserError, match="elastic already"):
         elit.load_elastic(elastic, kept)
+    with torch.no_grad():
+        elastic.elit.read.queries[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"the interface cannot be saved.*NaN"):
+        elit.save_elastic(elastic, tmp_path / "new")
+    assert not (tmp_path / "new").exists()

@@ -10,7 +10,7 @@ from by_config import batch_loss, draw_batch, load_data, make_state
 
 from elit import DiT, count_flops
 from elit.flow import FlowPath, TimeLaw
-from elit.training.budgets import mean_flops, schedule_levels, step_budget
+from elit.training.budgets import mean_flops, mixed_level, mixed_levels, run_flops, schedule_levels, step_budget
 from elit.training.config import BudgetConfig, FlowConfig, TrainConfig
 from randomised import randomised
 from ranks import difference_of_two
@@ -68,6 +68,10 @@ def test_a_mixture_runs_a_share_at_two_levels_of_the_step(make_dit: Callable[...
         assert torch.equal(torch.cat(parts), whole)  # type: ignore[arg-type]
     assert seen == set(range(2, 14))
     assert schedule_levels(config, model) == tuple(range(2, 15))
+    assert any(mixed_levels(config, model, 3, step) != mixed_levels(config, model, 4, step) for step in range(9))
+    single = BudgetConfig(0.75, 1.0, mixed=0.5)  # one level below the highest is in both halves
+    assert mixed_levels(single, make_dit().config, 0, 0) == (3, 3)
+    assert sum(mixed_level(0.29, place, (1, 2)) is not None for place in range(100)) == 29  # 100 * 0.29 is below 29
 
 
 def test_mean_flops_of_a_mixture(make_dit: Callable[..., DiT]) -> None:
@@ -75,7 +79,9 @@ def test_mean_flops_of_a_mixture(make_dit: Callable[..., DiT]) -> None:
     model, config = make_dit(group_size=(2, 4), input_size=8), BudgetConfig(1 / 8, 1.0, mixed=0.5)
     lower, upper = ([count_flops(model, k / 8) for k in half] for half in (range(1, 5), range(5, 8)))
     brute = 0.5 * count_flops(model) + 0.25 * sum(lower) / 4 + 0.25 * sum(upper) / 3
-    assert mean_flops(model, config, FlowConfig()) == pytest.approx(brute, rel=1e-12)
+    flops = run_flops(model, config, FlowConfig())
+    assert flops.mean == pytest.approx(brute, rel=1e-12)
+    assert (flops.lowest, flops.highest) == (lower[0], count_flops(model))
 
 
 @pytest.mark.parametrize(
