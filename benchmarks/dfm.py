@@ -1,7 +1,8 @@
 """Stages beside none: a tiny DFM, a tiny DFM with budgets and their plain twin, trained on the emoji for equal FLOPs.
 
 python benchmarks/dfm.py                                 # as long as configs/emoji-tiny-dense.yaml: 1,236 TFLOPs each
-python benchmarks/dfm.py --tflops 10 --count 64 --seeds 1   # minutes: that it runs, and not which is better
+python benchmarks/dfm.py --tflops 11 -- --compile false --dtype fp32 --model.width 96 --model.depth 6 --model.patch_size 4
+                                                         # smaller ones: about 10 minutes each on a core
 
 Runs are gone on with, and what was measured is kept: give the same command again after a stop.
 """
@@ -52,7 +53,7 @@ def main() -> None:
 def trained(name: str, tflops: float, out: Path, more: list[str]) -> Path:
     """The last checkpoint of a recipe's run, of so many TFLOPs; its decay is shortened as its steps are."""
     file = f"configs/{name}.yaml"
-    config = load_config(file, [])
+    config = load_config(file, more)
     with torch.device("meta"):
         model = build_model(config.model)
     each = 3 * config.batch_size * mean_flops(model, config.budget, config.flow) / 1e12
