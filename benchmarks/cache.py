@@ -41,7 +41,6 @@ def main() -> None:
     parser.add_argument("--overhead", action="store_true", help="time a cache that never reuses, and one at 50 steps")
     parser.add_argument("--repeats", type=int, default=9, help="of each timing, interleaved")
     parser.add_argument("--images", type=int, default=8, help="of each timing, in one call")
-    parser.add_argument("--by", choices=("embedding", "step"), default="embedding", help="as elit calibrate-cache has it")
     parser.add_argument("--budgets", type=numbers, default=[1 / 16, 1 / 4, 1.0])
     parser.add_argument("--steps", type=lambda text: [int(n) for n in text.split(",")], default=[10, 25, 50])
     parser.add_argument("--thresholds", type=numbers, default=[0.05, 0.1, 0.2])
@@ -54,19 +53,19 @@ def main() -> None:
     folder = options.card or Path(options.model)
     model = load_model(folder)
     if options.overhead:
-        show_overhead(model, options.repeats, options.images, options.by == "step")
+        show_overhead(model, options.repeats, options.images)
         return
     show_front(options, folder, model)
 
 
-def show_overhead(model: ElasticModel, repeats: int, images: int, by_step: bool) -> None:
+def show_overhead(model: ElasticModel, repeats: int, images: int) -> None:
     """Sampling in 50 steps without a cache, with one that never reuses, and with some that do.
 
     Times are the process's own on its processors, which other work on the machine does not lengthen much.
     """
     labels = spread(images, model.null_class)
     plain = Recipe(steps=50)
-    fit = calibrate(model, plain, labels[:2], by_step=by_step)
+    fit = calibrate(model, plain, labels[:2])
     caches = {"none": None, "never reuses": StepCache(1e-12, fit.coefficients)}
     caches |= {f"threshold {t:g}": fit.cache(t) for t in (0.05, 0.1)}
     seconds: dict[str, list[float]] = {name: [] for name in caches}
@@ -93,7 +92,7 @@ def show_front(options: argparse.Namespace, folder: Path, model: ElasticModel) -
     labels, fits = spread(8, model.null_class), {}
     for steps in options.steps:
         if steps > 2:
-            fits[steps] = calibrate(model, Recipe(steps=steps), labels, by_step=options.by == "step")
+            fits[steps] = calibrate(model, Recipe(steps=steps), labels)
     kinds = itertools.product(options.budgets, options.steps, [None, *options.thresholds])
     kinds = [kind for kind in kinds if kind[2] is None or kind[1] in fits]
     recipes = [

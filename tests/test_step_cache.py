@@ -190,24 +190,6 @@ def test_a_calibration_is_of_the_velocities_of_the_samplers_own_calls(tiny: elit
     assert fit.trials[0].reused == Recipe(steps=6, cache=StepCache(0.05, fit.coefficients)).reused(tiny)[0] / 6
 
 
-@torch.no_grad()
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
-def test_by_step_the_changes_that_were_measured_add_up(tiny: elit.DiT, sampler: str) -> None:
-    """On the recipe that it was calibrated on: the same velocities, summed by hand up to the threshold."""
-    recipe = Recipe(sampler, 8, seed=3)
-    fit = calibrate(tiny, recipe, [1, 2], by_step=True)
-    assert [clocks for clocks, _ in fit.measured] == [(pytest.approx(1 - k / 8),) for k in range(1, 8)]
-    grown = {round(clocks[0], 6): change for clocks, change in fit.measured}
-    threshold = 1.5 * sorted(grown.values())[3]
-    expected, total, last = [], 0.0, None
-    for t in recipe.asked([1 - k / 8 for k in range(9)]):
-        total += math.inf if last is None else 0.0 if t == last else grown[round(t, 6)]
-        expected.append(total < threshold)
-        total, last = total if total < threshold else 0.0, t
-    cached = replace(recipe, cache=fit.cache(threshold))
-    assert [reuse for _, reuse in cached.forwards(tiny)] == expected and True in expected
-
-
 @pytest.mark.parametrize("threshold", [0, -0.1, float("nan"), float("inf"), True, "0.1"])
 def test_a_threshold_that_cannot_be_is_refused(threshold: object, model_folder: Path) -> None:
     with pytest.raises(elit.UserError, match="a cache's threshold is a number above 0"):

@@ -20,7 +20,7 @@ from elit.guidance import Bound, bind
 from elit.recipe import Recipe
 from elit.records import Count, NotNegative, Positive, Share, read_json, record
 from elit.sampling import ODE, image_noise
-from elit.step_cache import Measured, StepCache, TimeChange, check_threshold, fit_polynomial
+from elit.step_cache import StepCache, TimeChange, check_threshold, fit_polynomial
 from elit.weights import CACHE_FILE, fingerprint
 
 Steps = Count | Annotated[tuple[Count, ...], MinLen(2), MaxLen(8)]
@@ -42,8 +42,7 @@ class Fit:
     """A polynomial fitted on a model, by `elit calibrate-cache`.
 
     model: the weights' fingerprint. steps, sampler: of the sampling that it was fitted on. coefficients: the constant first.
-    error: root mean square of what it misses of the velocities' relative changes. measured: these changes themselves, which
-    then hold instead (see `StepCache`).
+    error: root mean square of what it misses of the velocities' relative changes.
     """
 
     model: str
@@ -51,12 +50,11 @@ class Fit:
     sampler: str
     coefficients: Annotated[tuple[float, ...], MinLen(1), MaxLen(16)]
     error: NotNegative
-    measured: Measured = ()
     trials: tuple[Trial, ...] = ()
 
     def cache(self, threshold: float) -> StepCache:
         """The cache of this fit at a threshold."""
-        return StepCache(threshold, self.coefficients, self.measured)
+        return StepCache(threshold, self.coefficients)
 
     def near(self, threshold: float) -> Trial | None:
         """What was tried at just this threshold."""
@@ -125,68 +123,50 @@ def calibrate(
     labels: Sequence[int],
     thresholds: Sequence[float] = (),
     done: Callable[[], None] | None = None,
-    by_step: bool = False,
 ) -> Fit:
     """The fit of a model for the recipe's steps and sampler, on images of these labels at the full budget.
 
     Between each two calls that follow one another the relative L1 change of the timestep embedding is noted, and that of
-    the velocity, as a mean over the images. Then every threshold is tried with the recipe as it is. by_step: whether these
-    changes of the velocity hold, step by step, instead of the polynomial. `done` is called after each of these samplings.
-    Raises UserError for fewer than 3 steps, and for a sampler that is none of an ODE.
+    the velocity, as a mean over the images. Then every threshold is tried with the recipe as it is. `done` is called after each
+    of these samplings. Raises UserError for fewer than 3 steps, and for a sampler that is none of an ODE.
     """
     if recipe.sampler not in ODE:
         raise UserError(f"a cache is calibrated with {' or '.join(ODE)}, not {recipe.sampler}; give another --sampler")
-    clocks, changes, velocities = noted_changes(model, recipe, labels)
+    changes, velocities = noted_changes(model, recipe, labels)
     coefficients, error = fit_polynomial(changes, velocities)
     if done is not None:
         done()
     fit = Fit(fingerprint(model), recipe.steps, recipe.sampler, coefficients, error)
-    if by_step:
-        fit = replace(fit, measured=tuple(zip(clocks, velocities, strict=True)))
     return replace(fit, trials=tuple(tried(model, recipe, labels, fit, thresholds, done)))
 
 
 @torch.no_grad()
-def noted_changes(
-    model: ElasticModel, recipe: Recipe, labels: Sequence[int]
-) -> tuple[list[tuple[float, ...]], list[float], list[float]]:
-    """The clocks of every call but the first, and the relative changes of embedding and velocity on the way to it, without
-    guidance, stage after stage."""
+def noted_changes(model: ElasticModel, recipe: Recipe, labels: Sequence[int]) -> tuple[list[float], list[float]]:
+    """The relative changes of embedding and velocity from call to call, without guidance, stage after stage."""
     device = next(model.parameters()).device
     condition = Labels(torch.tensor(labels, device=device), model.null_class)
     x = image_noise(recipe.seed, (len(labels), *model.input.shape)).to(device)
     between = TimeChange(model)
-    clocks: list[tuple[float, ...]] = []
     changes: list[float] = []
     velocities: list[float] = []
     for stage, times in recipe.parts(model):
-        noting = Noting(bind(model, condition, None, stage), between, clocks, changes, velocities)
+        noting = Noting(bind(model, condition, None, stage), between, changes, velocities)
         x = ODE[recipe.sampler](noting, x, times)
-    return clocks, changes, velocities
+    return changes, velocities
 
 
 class Noting:
     """A velocity that notes how much it, and its timestep embedding, has changed since it was last asked for."""
 
-    def __init__(
-        self,
-        bound: Bound,
-        between: TimeChange,
-        clocks: list[tuple[float, ...]],
-        changes: list[float],
-        velocities: list[float],
-    ) -> None:
-        self.bound, self.between = bound, between
-        self.clocks, self.changes, self.velocities = clocks, changes, velocities
+    def __init__(self, bound: Bound, between: TimeChange, changes: list[float], velocities: list[float]) -> None:
+        self.bound, self.between, self.changes, self.velocities = bound, between, changes, velocities
         self.last: tuple[float, Tensor] | None = None
 
     def __call__(self, x: Tensor, t: float) -> Tensor:
         v = self.bound(x, t)
         if self.last is not None and self.last[0] != t:  # Heun's method asks twice at a time
             before, old = self.last
-            now = self.bound.clocks(t)
-            self.clocks.append((now,) if isinstance(now, float) else tuple(now))
-            self.changes.append(self.between(self.bound.clocks(before), now))
+            self.changes.append(self.between(self.bound.clocks(before), self.bound.clocks(t)))
             axes = tuple(range(1, v.ndim))  # all but the batch's
             self.velocities.append(float(((v - old).abs().mean(axes) / old.abs().mean(axes)).mean()))
         self.last = (t, v)

@@ -3,6 +3,7 @@
 `bind` makes a velocity of a model, a condition and a budget; `guided` composes a strong and a weak one.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -128,13 +129,12 @@ def bind(
     condition: Condition,
     budget: Budget | OverTime = None,
     stage: Stage | None = None,
-    cache: StepCache | None = None,
+    memory: Memory | None = None,
 ) -> Bound:
     """The velocity of a model for a condition at a budget: a fraction, one per sample, or anything with `.at(t)`.
 
-    cache: when its calls may reuse earlier ones, of which it has a memory of its own.
+    memory: what its calls may reuse of earlier ones; no other path has it.
     """
-    memory = None if cache is None else Memory(cache, TimeChange(model))
     return Bound(model, condition, budget, stage, memory)
 
 
@@ -186,16 +186,34 @@ def guided_velocity(
     guidance: Guidance,
     stage: Stage | None = None,
     cache: StepCache | None = None,
+    times: Sequence[float] = (),
 ) -> Velocity:
     """The guided velocity of one model, whose weak path differs in its label or its budget. Raises UserError for a weak
     budget asked of a dense model.
+
+    cache: when calls may reuse earlier ones. times: those that the sampler steps through, for a cache is quicker when it
+    knows them.
     """
     if guidance.weak_budget is not None and model.core is None:
         raise UserError(f"guidance weak_budget {guidance.weak_budget} was asked of a dense model, which has one budget")
     weak = weak_condition(model, condition, guidance.weak_label)
     weak_budget = budget if guidance.weak_budget is None else guidance.weak_budget
-    strong = bind(model, condition, budget, stage, cache)
-    return guided(strong, bind(model, weak, weak_budget, stage, cache), guidance)
+    memories = path_memories(model, cache, times, stage)
+    strong, other = (
+        bind(model, told, share, stage, memory)
+        for told, share, memory in zip((condition, weak), (budget, weak_budget), memories, strict=True)
+    )
+    return guided(strong, other, guidance)
+
+
+def path_memories(
+    model: ElasticModel, cache: StepCache | None, times: Sequence[float], stage: Stage | None = None
+) -> tuple[Memory | None, Memory | None]:
+    """What each of two paths remembers; nothing without a cache. times: those that the sampler steps through."""
+    if cache is None:
+        return None, None
+    changes = TimeChange(model, [t if stage is None else stage.clocks(t) for t in times])
+    return Memory(cache, changes), Memory(cache, changes)
 
 
 def weak_condition(model: ElasticModel, condition: Condition, weak_label: str | int) -> Condition:

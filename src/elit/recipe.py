@@ -12,11 +12,10 @@ from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
 from elit.flow import FlowPath
-from elit.guidance import Guidance, guidance_weights
+from elit.guidance import Guidance, guidance_weights, path_memories
 from elit.pyramid import Stage
-from elit.samplers import even_times, sde_times
-from elit.sampling import MOST_STEPS, sample, staged_steps
-from elit.step_cache import Memory, StepCache, TimeChange
+from elit.sampling import MOST_STEPS, sample, staged_steps, step_times
+from elit.step_cache import StepCache
 
 LARGEST_TILE = 4096
 
@@ -105,9 +104,8 @@ class Recipe:
 
         At every time that the sampler asks for there is one, or with guidance two.
         """
-        changes = None if self.cache is None else TimeChange(model)
         for stage, times in self.parts(model):
-            paths = [None if self.cache is None or changes is None else Memory(self.cache, changes) for _ in range(2)]
+            paths = path_memories(model, self.cache, times, stage)
             for t in self.asked(times):
                 main = self.budget.at(t) if isinstance(self.budget, Schedule) else self.budget
                 budgets = [main]
@@ -126,7 +124,7 @@ class Recipe:
         """The times that the sampler steps through, stage by stage; a model of one stage has one part."""
         if model.stages > 1 or not isinstance(self.steps, int):
             return [*staged_steps(model, self.sampler, self.steps, self.thresholds, self.stages)]
-        return [(None, sde_times(self.steps) if self.sampler == "euler_maruyama" else even_times(self.steps))]
+        return [(None, step_times(self.sampler, self.steps))]
 
     def asked(self, times: list[float]) -> list[float]:
         """The times, of those that it steps through, at which the sampler asks for a velocity, in order."""

@@ -82,7 +82,7 @@ def sample(
         x, parts = _start_noise(model, len(condition), seed, noise), staged_steps(model, sampler, steps, thresholds, stages)
         return _sample_stages(model, condition, x, sampler, parts, budget, guidance, cache, callback_on_step_end)
     course = start(model, len(condition), sampler, steps, seed, noise, sde_noise, path)
-    velocity = guided_velocity(model, condition, budget, guidance, cache=cache)
+    velocity = guided_velocity(model, condition, budget, guidance, cache=cache, times=step_times(sampler, steps))
     return follow(course, velocity, callback_on_step_end).float()
 
 
@@ -103,14 +103,19 @@ def start(
         )
     flow, x = _flow(path), _start_noise(model, count, seed, noise)
     if sampler in COURSES:
-        return COURSES[sampler](x, even_times(steps))
+        return COURSES[sampler](x, step_times(sampler, steps))
     if sde_noise is None:
         sde_noise = image_noise(seed, (count, steps - 1, *x.shape[1:]), "sde").transpose(0, 1)
     if not isinstance(sde_noise, Tensor) or sde_noise.shape != (steps - 1, *x.shape):
         given = tuple(sde_noise.shape) if isinstance(sde_noise, Tensor) else shown(sde_noise)
         raise UserError(f"sde_noise is a tensor {(steps - 1, *x.shape)} for these steps and labels, not {given}")
     _check_finite("sde_noise", sde_noise)
-    return euler_maruyama_course(x, sde_times(steps), sde_noise, flow)
+    return euler_maruyama_course(x, step_times(sampler, steps), sde_noise, flow)
+
+
+def step_times(sampler: str, steps: int) -> list[float]:
+    """The times that a sampler of this name steps through where there is one stage."""
+    return sde_times(steps) if sampler == "euler_maruyama" else even_times(steps)
 
 
 def _start_noise(model: ElasticModel, count: int, seed: int, noise: Tensor | None) -> Tensor:
@@ -158,7 +163,7 @@ def _sample_stages(
     """One ODE, a part after another, for its speeds jump between them. Stages that are not sampled are left out."""
     done = 0
     for stage, times in parts:
-        velocity = guided_velocity(model, condition, budget, guidance, stage, cache)
+        velocity = guided_velocity(model, condition, budget, guidance, stage, cache, times)
         x = ODE[sampler](velocity, x, times, _counting_on(callback_on_step_end, done))
         done += len(times) - 1
     last = parts[-1][0]

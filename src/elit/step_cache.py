@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from elit.elastic.levels import Level
@@ -24,7 +25,6 @@ from elit.errors import UserError
 from elit.words import shown
 
 DEGREE = 4  # of the polynomial, where there are steps enough
-Measured = tuple[tuple[tuple[float, ...], float], ...]
 Clocks = float | Sequence[float]  # the time of a call, or that of every stage
 
 
@@ -33,13 +33,11 @@ class StepCache:
     """When a step may reuse an earlier one.
 
     threshold: the rescaled change that may add up, above 0. coefficients: of the polynomial, the constant first; those of a
-    `Fit`, or the identity. measured: instead of the polynomial, the velocity's change as it was measured on the way to some
-    times, each as (the clocks of all stages, the change). Raises UserError for a threshold that cannot be.
+    `Fit`, or the identity. Raises UserError for a threshold that cannot be.
     """
 
     threshold: float
     coefficients: tuple[float, ...] = (0.0, 1.0)
-    measured: Measured = ()
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
@@ -47,10 +45,6 @@ class StepCache:
     def rescaled(self, change: float) -> float:
         """How much the velocity changes, as far as the change of the embedding tells; never below 0."""
         return max(0.0, sum(c * change**power for power, c in enumerate(self.coefficients)))
-
-    def at(self, now: Clocks) -> float | None:
-        """The change that was measured on the way to these times, if it was."""
-        return next((change for clocks, change in self.measured if np.allclose(clocks, now, rtol=0, atol=1e-9)), None)
 
 
 def check_threshold(threshold: object) -> None:
@@ -60,23 +54,37 @@ def check_threshold(threshold: object) -> None:
 
 
 class TimeChange:
-    """The relative L1 change of a model's timestep embedding between two times, on the CPU in float32."""
+    """The relative L1 change of a model's timestep embedding between two times, on the CPU in float32.
 
-    def __init__(self, model: ElasticModel) -> None:
+    expected: times that will be asked for. They are embedded at once, which is much quicker than one by one.
+    """
+
+    def __init__(self, model: ElasticModel, expected: Sequence[Clocks] = ()) -> None:
         self.embedding = copy.deepcopy(model.time_embedding).float().cpu()
-        self.known: dict[tuple[float, ...], Tensor] = {}
+        self.known: dict[tuple[float, ...], NDArray[np.float32]] = {}
+        if expected:
+            self.embed([listed(clocks) for clocks in expected])
 
     @torch.no_grad()
-    def at(self, clocks: Clocks) -> Tensor:
+    def embed(self, times: Sequence[tuple[float, ...]]) -> None:
+        """Notes the embedding (C,) of each time, or of the times of all stages."""
+        t = torch.tensor(times)
+        self.known |= zip(times, self.embedding(t[:, 0] if t.shape[1] == 1 else t).numpy(), strict=True)
+
+    def at(self, clocks: Clocks) -> NDArray[np.float32]:
         """The embedding (C,) of a time, or of the times of all stages."""
-        key = (float(clocks),) if isinstance(clocks, int | float) else tuple(clocks)
-        if key not in self.known:
-            self.known[key] = self.embedding(torch.tensor([key[0]] if len(key) == 1 else [key]))[0]
+        if (key := listed(clocks)) not in self.known:
+            self.embed([key])
         return self.known[key]
 
     def __call__(self, before: Clocks, now: Clocks) -> float:
         first, second = self.at(before), self.at(now)
-        return float((second - first).abs().mean() / first.abs().mean())
+        return float(np.abs(second - first).sum() / np.abs(first).sum())
+
+
+def listed(clocks: Clocks) -> tuple[float, ...]:
+    """The times of all stages; of one stage its own."""
+    return (float(clocks),) if isinstance(clocks, int | float) else tuple(clocks)
 
 
 @dataclass
@@ -97,16 +105,15 @@ class Memory:
     def decide(self, clocks: Clocks, level: Level) -> bool:
         """Whether the next call, at these times and this level, reuses. A first call, or one of another level, runs."""
         before, self.clocks = self.clocks, clocks
-        self.sum = math.inf if before is None or level != self.level else self.sum + self.grown(before, clocks)
+        self.sum = (
+            math.inf
+            if before is None or level != self.level
+            else self.sum + self.cache.rescaled(self.changes(before, clocks))
+        )
         self.level, self.reuse = level, self.sum < self.cache.threshold
         if not self.reuse:
             self.sum = 0.0
         return self.reuse
-
-    def grown(self, before: Clocks, now: Clocks) -> float:
-        """By how much the sum grows."""
-        known = 0.0 if now == before and self.cache.measured else self.cache.at(now)
-        return self.cache.rescaled(self.changes(before, now)) if known is None else known
 
     def around(self, x_BNC: Tensor, run: Callable[[Tensor], Tensor]) -> Tensor:
         """The tokens after the blocks, as was decided: run, or what they changed before added to what comes in now."""

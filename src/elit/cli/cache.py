@@ -25,12 +25,6 @@ def add_cache(command: Parser) -> None:
     command.add_argument(
         "--guidance.scale", dest="scale", type=number, metavar="X", help="where they are tried; the model's"
     )
-    command.add_argument(
-        "--by",
-        choices=("embedding", "step"),
-        default="embedding",
-        help="what tells the velocity's change: a polynomial of the embedding's, or what was measured at each step",
-    )
     command.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise")
     command.add_argument("--device", default="auto", help="such as cpu or cuda; auto is a GPU where there is one")
     command.set_defaults(run=run_cache)
@@ -57,7 +51,7 @@ def run_cache(options: argparse.Namespace) -> None:
     recipe, labels = wishes.over(load_card(folder).recipe), spread(options.count, model.null_class)
     with progress_bar() as bar:
         task = bar.add_task("calibrating", total=1 + len(thresholds), unit="samplings")
-        fit = calibrate(model, recipe, labels, thresholds, lambda: bar.advance(task), options.by == "step")
+        fit = calibrate(model, recipe, labels, thresholds, lambda: bar.advance(task))
     table = Table("threshold", "steps reused", "times as quick", "images away by")
     for trial in fit.trials:
         table.add_row(f"{trial.threshold:g}", f"{trial.reused:.0%}", f"{trial.speedup:.2f}", f"{trial.difference:.1%}")
