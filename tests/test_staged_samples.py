@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,23 @@ def test_what_does_not_fit_the_stages_is_one_sentence(staged, tmp_path, capsys, 
     err = capsys.readouterr().err
     assert code == 2 and said in " ".join(err.split()) and "Traceback" not in err
     assert not list(out.rglob("*.png"))
+
+
+def test_thresholds_out_of_order_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of three stages, which have two: sampled, and trained."""
+    place = tmp_path / "three"
+    place.mkdir()
+    save_weights(randomised(build_model(replace(SMALL, patch_size=4, stages=3))), place)
+    out = ["--out", str(tmp_path / "out")]
+    training = ["train", "--architecture", "DFM", "--model.stages", "3", "--model.patch_size", "4", *out]
+    for arguments in (
+        ["sample", "--model", str(place), *out, "--count", "1", "--thresholds", "0.1,0.2"],
+        [*training, "--flow.stage_thresholds", "[0.1, 0.2]"],
+    ):
+        assert main(arguments) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert "stage thresholds 0.1, 0.2 do not fall from below 1 to above 0; give such as 0.2, 0.1" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_budget_per_stage_is_refused_where_there_is_one_stage(model_folder, tmp_path, capsys) -> None:

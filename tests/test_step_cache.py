@@ -204,7 +204,7 @@ def test_fits_are_kept_for_each_sampling_of_one_model(tmp_path: Path) -> None:
         save_fit(tmp_path, fit)
     assert load_fit(tmp_path, "a", 6, "euler").coefficients == (0.0, 3.0)
     assert load_fit(tmp_path, "a", (3, 2), "heun") == second
-    with pytest.raises(elit.UserError, match=r"calibrated for steps \(3, 2\) \(heun\), 6 \(euler\), not 7 .* --steps 7 "):
+    with pytest.raises(elit.UserError, match=r"calibrated for steps 3,2 \(heun\), 6 \(euler\), not 7 .* --steps 7 "):
         load_fit(tmp_path, "a", 7, "euler")
     with pytest.raises(elit.UserError, match="is a calibration of another model; run elit calibrate-cache"):
         load_fit(tmp_path, "b", 6, "euler")
@@ -250,5 +250,10 @@ def test_what_was_not_calibrated_is_refused(model_folder: Path, tmp_path: Path, 
     assert main(["calibrate-cache", "--model", str(model_folder), "--steps", "2", "--thresholds", "1"]) == 2
     assert "at least 3 steps" in " ".join(capsys.readouterr().err.split())
     assert main(["calibrate-cache", "--model", str(model_folder), "--thresholds", "0.1,-1"]) == 2
+    save_fit(model_folder, Fit("other weights", 4, "euler", (0.0, 1.0), 0.1))
+    arguments = ["--out", str(tmp_path / "o"), "--steps", "4", "--cache", "0.1"]
+    assert main(["sample", "--model", str(model_folder), *arguments]) == 2
+    assert "cache.json is a calibration of another model; run elit calibrate" in " ".join(capsys.readouterr().err.split())
+    assert not list((tmp_path / "o").rglob("*.png"))
     with pytest.raises(elit.UserError, match=r"cache is a StepCache, such as elit.StepCache\(0.1\), not 0.1"):
         elit.sample(tiny, [1], steps=2, cache=0.1)  # type: ignore[arg-type]

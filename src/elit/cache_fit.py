@@ -93,8 +93,7 @@ def load_fit(folder: Path, model: str, steps: int | tuple[int, ...], sampler: st
 
     Raises UserError, with the command that helps, where there is none, or only for other steps or other weights.
     """
-    listed = ",".join(map(str, steps)) if isinstance(steps, tuple) else str(steps)
-    remedy = f"run elit calibrate-cache --model {folder} --steps {listed} --sampler {sampler}"
+    remedy = f"run elit calibrate-cache --model {folder} --steps {_written(steps)} --sampler {sampler}"
     file = folder / CACHE_FILE
     if not file.is_file():
         raise UserError(f"{folder} has no calibration of a cache; {remedy}")
@@ -104,8 +103,13 @@ def load_fit(folder: Path, model: str, steps: int | tuple[int, ...], sampler: st
     for fit in fits:
         if fit.steps == steps and fit.sampler == sampler:
             return fit
-    known = ", ".join(f"{fit.steps} ({fit.sampler})" for fit in fits) or "none"
-    raise UserError(f"{file} is calibrated for steps {known}, not {steps} ({sampler}); {remedy}")
+    known = ", ".join(f"{_written(fit.steps)} ({fit.sampler})" for fit in fits) or "none"
+    raise UserError(f"{file} is calibrated for steps {known}, not {_written(steps)} ({sampler}); {remedy}")
+
+
+def _written(steps: int | tuple[int, ...]) -> str:
+    """Steps as the command line takes them."""
+    return ",".join(map(str, steps)) if isinstance(steps, tuple) else str(steps)
 
 
 def save_fit(folder: Path, fit: Fit) -> Path:
@@ -127,8 +131,8 @@ def calibrate(
     """The fit of a model for the recipe's steps and sampler, on images of these labels at the full budget.
 
     Between each two calls that follow one another the relative L1 change of the timestep embedding is noted, and that of
-    the velocity, as a mean over the images. Then every threshold is tried with the recipe as it is. `done` is called after each
-    of these samplings. Raises UserError for fewer than 3 steps, and for a sampler that is none of an ODE.
+    the velocity, as a mean over the images. Then every threshold is tried with the recipe as it is. `done` is called after
+    each of these samplings. Raises UserError for fewer than 3 steps, and for a sampler that is none of an ODE.
     """
     if recipe.sampler not in ODE:
         raise UserError(f"a cache is calibrated with {' or '.join(ODE)}, not {recipe.sampler}; give another --sampler")

@@ -128,6 +128,23 @@ def test_first_block_cache_runs_the_core_when_the_first_block_changes():
     torch.testing.assert_close(cached[0], plain[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("budget", [1.0, 0.25])
+def test_mag_cache_leaves_the_core_out_beside_budgets(budget):
+    """Of ten steps the first two run, and of the others every fourth; a reused one is the last change added again."""
+    elastic, arguments, runs, made = FLUX.elastic(head=1, tail=1), inputs(FLUX), [], []
+    elastic.elit.middle()[0].register_forward_pre_hook(lambda module, args: runs.append(len(made)))
+    elastic.enable_cache(diffusers.MagCacheConfig(num_inference_steps=10, mag_ratios=[1.0] * 10))
+    with torch.no_grad(), elit.budget(elastic, budget), elastic.cache_context("cond"):
+        for _ in range(10):
+            made.append(out(elastic, arguments))
+    assert runs == [0, 1, 5, 9]
+    elastic.disable_cache()
+    with torch.no_grad(), elit.budget(elastic, budget):
+        plain = out(elastic, arguments)
+    for one in made:  # the inputs are alike, and so is what is added again
+        torch.testing.assert_close(one, plain, rtol=1e-4, atol=1e-5)
+
+
 def test_caches_of_attention_are_refused_below_the_full_budget():
     elastic, arguments = FLUX.elastic(), inputs(FLUX)
     elastic.enable_cache(

@@ -1,14 +1,18 @@
 """The report on attention: the weights are the layer's own, each map sits where it belongs, and nothing is left behind."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import EMOJI, LATENT, subject_of
+import torch.nn.functional as F
+from tiny_models import EMOJI, LATENT, STAGED, model_folder, subject_of
 from torch import Tensor
 
 import elit
+from elit.backbones.table import build_model
+from elit.cli import main
 from elit.elastic.grid import regions
 from elit.elastic.grouping import token_index
 from elit.elastic.interface import CrossAttention
@@ -88,7 +92,30 @@ def test_attention_that_follows_the_loss_has_correlation_one(tiny: elit.DiT) -> 
     assert [row.windows for row in rows] == pytest.approx([1, -1, 1])
 
 
-@pytest.mark.parametrize(("config", "source"), [(EMOJI, "real pictures"), (LATENT, "samples")], ids=["emoji", "latent"])
+@torch.no_grad()
+def test_the_loss_of_a_patch_is_the_sum_of_its_stages() -> None:
+    """Written out for two stages: halves are means of 2 x 2 pixels, and every stage has a mean square of its own."""
+    model = randomised(build_model(STAGED))
+    images, labels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1)), torch.tensor([3, 98])
+    maps = read_maps(model, images, labels, 0.3, elit.FlowPath.LINEAR, seed=2)
+    coarse = F.avg_pool2d(images, 2)
+    fine = images - F.interpolate(coarse, scale_factor=2, mode="bilinear")
+    clean = torch.cat([coarse, F.pixel_unshuffle(fine, 2)], 1)
+    expected = torch.zeros(2, 16)
+    for draw in range(DRAWS):
+        noise = image_noise(2, clean.shape, f"read{draw}")
+        error = model(0.7 * clean + 0.3 * noise, torch.full((2, 2), 0.3), labels) - (noise - clean)
+        for stage, side in ((error[:, :3], 4), (F.pixel_shuffle(error[:, 3:], 2), 8)):
+            tokens = stage.unflatten(3, (4, side)).unflatten(2, (4, side))  # B, C, rows, side, columns, side
+            expected += tokens.square().mean((1, 3, 5)).flatten(1) / DRAWS
+    torch.testing.assert_close(maps.loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("config", "source"),
+    [(EMOJI, "real pictures"), (STAGED, "real pictures"), (LATENT, "samples")],
+    ids=["emoji", "stages", "latent"],
+)
 def test_real_pictures_where_they_are_known_and_samples_elsewhere(
     config: elit.DiTConfig, source: str, tmp_path: Path
 ) -> None:
@@ -102,6 +129,16 @@ def test_real_pictures_where_they_are_known_and_samples_elsewhere(
     write_report(report, tmp_path / "out", write_colophon("elit report"))
     assert {p.name for p in (tmp_path / "out").glob("*.png")} == {"attention.png", "latents.png"}
     assert [p.name for p in report.parts if isinstance(p, Picture)] == ["attention.png", "latents.png"]
+
+
+def test_a_model_of_stages_has_a_page_from_the_command_line(tmp_path: Path) -> None:
+    model = model_folder(tmp_path / "model", STAGED)
+    arguments = ["--labels", "heart,zodiac", "--times", "0.5", "--out", str(tmp_path / "out")]
+    assert main(["report", "attention", "--model", str(model), *arguments]) == 0
+    page = " ".join((tmp_path / "out" / "report.html").read_text().split())
+    assert "loss of the token&#x27;s patch, the sum of its 2 stages, all at that time." in page
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert (results["images"], results["of"]) == (8, "real pictures")
 
 
 def test_models_without_a_choice_and_times_outside_are_refused(tmp_path: Path, make_dit: Callable[..., elit.DiT]) -> None:

@@ -4,7 +4,9 @@ import json
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from elit import DiT, DiTConfig
+from elit import DiTConfig
+from elit.backbones.config import DFMConfig
+from elit.backbones.table import build_model
 from elit.card import Card, SamplingDefaults, save_card
 from elit.data.emoji import load_emoji
 from elit.evaluation.quality import Quality, kept_name
@@ -25,6 +27,7 @@ EMOJI = DiTConfig(
     head_depth=1,
     tail_depth=1,
 )
+STAGED = DFMConfig(**asdict(EMOJI), stages=2)
 LATENT = DiTConfig(input_size=(8, 12), num_classes=5, width=32, depth=3, heads=2, group_size=2, head_depth=1, tail_depth=1)
 DENSE = DiTConfig(input_size=8, in_channels=1, num_classes=5, width=32, depth=3, heads=2)
 
@@ -32,7 +35,7 @@ DENSE = DiTConfig(input_size=8, in_channels=1, num_classes=5, width=32, depth=3,
 def model_folder(folder: Path, config: DiTConfig, steps: int = 2) -> Path:
     """A model folder whose card asks for few steps, and names the emoji's classes where there are as many."""
     folder.mkdir()
-    save_weights(randomised(DiT(config)), folder)
+    save_weights(randomised(build_model(config)), folder)
     names = load_emoji().label_names if config.num_classes == 99 else ()
     save_card(Card(SamplingDefaults(steps, 2.0), label_names=names), folder)
     return folder

@@ -42,7 +42,9 @@ class Schedule:
         """
         if len(budgets) != stages:
             listed = ", ".join(f"{budget:g}" for budget in budgets)
-            raise UserError(f"{len(budgets)} budgets ({listed}) were given for {stages} stage{'s' * (stages > 1)}")
+            raise UserError(
+                f"{len(budgets)} budgets ({listed}) were given for {stages} stage{'s' * (stages > 1)}; give one for each"
+            )
         pieces = tuple((1 - (i + 1) / stages, budget) for i, budget in enumerate(budgets[:-1]))
         return cls(pieces, budgets[-1])
 

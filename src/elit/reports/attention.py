@@ -55,7 +55,8 @@ def report_attention(subject: Subject, times: Sequence[float], path: FlowPath = 
         *subject.notes(),
         f"{len(images)} {'real pictures' if subject.data is not None else 'samples of the model'}, {PER_LABEL} for each"
         f" label, each with {DRAWS} draws of the noise. t = 1 is noise. Attention: the weights of Read's latents on a token,"
-        " the mean of the heads and layers, summed over the latents. Loss: the flow-matching loss of the token's patch.",
+        " the mean of the heads and layers, summed over the latents. Loss: the flow-matching loss of the token's patch"
+        + (f", the sum of its {model.stages} stages, all at that time." if model.stages > 1 else "."),
         correlation_table(rows),
         Picture(
             "attention.png",

@@ -30,7 +30,8 @@ class ReadMaps:
     """At one time, means over draws of the noise. A latent's weights over its window's tokens sum to 1.
 
     attention: (B, G, J, S), of the full budget's Read, the mean of its heads and layers. token_attention: (B, N), their
-    sum over the latents, row by row. loss: (B, N), the flow-matching loss of every patch, row by row.
+    sum over the latents, row by row. loss: (B, N), the flow-matching loss of every patch, row by row: a mean square, or of
+    a model of several stages the sum of theirs.
     """
 
     t: float
@@ -87,8 +88,9 @@ def _batch(model: ElasticModel, core: LatentCore, sample: FlowSample, labels: Te
     """Weights (B, G, J, S) and loss (B, N) of one batch at one draw of the noise."""
     with captured_reads(core) as found:
         error = model(sample.x_t, sample.t, labels).float() - sample.velocity
-    loss_BN = patchify(error.square(), model.input.patch).mean(-1)
-    return torch.stack(found).mean(0).float().cpu(), loss_BN.cpu()
+    widths = Pyramid(model.samples.channels, model.stages).widths
+    losses = [patchify(stage, model.input.patch).mean(-1) for stage in error.square().split(widths, dim=1)]
+    return torch.stack(found).mean(0).float().cpu(), torch.stack(losses).sum(0).cpu()
 
 
 def latent_map(maps: ReadMaps, latent: int, model: ElasticModel) -> Tensor:
