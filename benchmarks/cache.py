@@ -28,6 +28,7 @@ from elit.console import Table, output
 from elit.cost import cpu_name
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
+from elit.evaluation.exam import exam_of
 from elit.evaluation.quality import Judge, measure_recipes
 from elit.files import write_whole
 from elit.front import Front, Point, best_points
@@ -157,7 +158,7 @@ def show_front(options: argparse.Namespace, folder: Path, model: ElasticModel) -
     """Measures every combination, and writes results.json, front.png and, if asked, the card and calibrations."""
     scale = load_card(folder).recipe.guidance.scale if options.scale is None else options.scale
     fits = {steps: fitted(model, steps, options.out) for steps in options.steps if steps > 2}
-    judge = Judge(options.count)
+    judge = Judge(options.count, exam_of(model, load_card(folder)))
     measured = measure(options, model, judge, scale, fits)
     points = [one.point for one in measured]
     best = best_points(points)

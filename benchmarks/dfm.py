@@ -12,7 +12,6 @@ import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,11 +22,10 @@ from elit.backbones.table import build_model
 from elit.card import load_card
 from elit.console import Table, output
 from elit.cost import cpu_name
+from elit.data.emoji import load_emoji
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
-from elit.evaluation.metrics import frechet_distance, mean_and_covariance
-from elit.evaluation.quality import Judge, drawn_once, kept_name, measure_recipes
-from elit.evaluation.squeezenet import load_squeezenet, squeezenet_features
+from elit.evaluation.quality import Judge, measure_recipes
 from elit.files import write_whole
 from elit.guidance import Guidance
 from elit.pictures import save_png, sheet
@@ -35,7 +33,7 @@ from elit.recipe import Recipe
 from elit.training.budgets import mean_flops
 from elit.training.loop import train
 from elit.training.reading import load_config
-from elit.weights import fingerprint, load_model
+from elit.weights import load_model
 
 TWINS = ("emoji-tiny-dense", "emoji-tiny-dfm", "emoji-tiny-elit-dfm")
 WHOLE = 1236.0  # TFLOPs of configs/emoji-tiny-dense.yaml
@@ -107,20 +105,15 @@ def ways(folders: dict[str, Path], scale: float) -> list[Way]:
 def compare(folders: dict[str, Path], options: argparse.Namespace) -> None:
     """Distances at every seed by two networks of features, and a sheet of the same labels from each model."""
     judge, seeds, work = Judge(options.count), range(options.seeds), options.out / "work"
-    squeezed = squeezenet_judge(judge)
     table = Table("model", "GFLOPs an image", "FD EfficientNet", "FD SqueezeNet")
     rows, pictures = {}, {}
     for way in ways(folders, options.scale):
         (score,) = measure_recipes(judge, way.model, [way.recipe], seeds, work)
-        weights, second = fingerprint(way.model), []
-        for seed in seeds:
-            one = replace(way.recipe, seed=seed)
-            kept = work / kept_name(weights, one, judge.count)
-            second.append(squeezed(drawn_once(judge, way.model, one, kept).images))
-        gflops, first = way.recipe.gflops(way.model), (score["frechet"], score.get("frechet_std", 0.0))
-        other = (statistics.fmean(second), statistics.stdev(second) if len(second) > 1 else 0.0)
-        rows[way.name] = {"gflops": gflops, **score, "squeezenet": other[0], "squeezenet_std": other[1]}
-        table.add_row(way.name, f"{gflops:.2f}", *(f"{mean:.1f} ± {spread:.1f}" for mean, spread in (first, other)))
+        rows[way.name] = {"gflops": way.recipe.gflops(way.model), **score}
+        distances = [
+            f"{score[name]:.1f} ± {score.get(f'{name}_std', 0.0):.1f}" for name in ("frechet", "frechet_squeezenet")
+        ]
+        table.add_row(way.name, f"{rows[way.name]['gflops']:.2f}", *distances)
         pictures[way.name] = way.recipe.draw(way.model, SHOWN).cpu()
         if way.model.stages > 1 and way.recipe.budget == 1:
             pictures[f"{way.name}, first stage"] = replace(way.recipe, stages=1).draw(way.model, SHOWN).cpu()
@@ -128,20 +121,8 @@ def compare(folders: dict[str, Path], options: argparse.Namespace) -> None:
     output.print(f"Fréchet distances from {judge.count} pictures, {judge.count} samples of each of {options.seeds} seed(s),"
                  f" guidance {options.scale:g}; {options.tflops:g} TFLOPs of training each")  # fmt: skip
     write_whole(options.out / "results.json", json.dumps({"tflops": options.tflops, "rows": rows}, indent=2) + "\n")
-    names = [judge.data.label_names[label] for label in SHOWN]
+    names = [load_emoji().label_names[label] for label in SHOWN]
     save_png(sheet(torch.cat(list(pictures.values())), names, list(pictures)), options.out / "sheet.png")
-
-
-def squeezenet_judge(judge: Judge) -> Callable[[torch.Tensor], float]:
-    """The Fréchet distance of images (N, 3, H, W) uint8 from the judge's reference pictures, by SqueezeNet's features."""
-    network = load_squeezenet()
-
-    @torch.no_grad()
-    def moments(images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return mean_and_covariance(torch.cat([squeezenet_features(some, network) for some in images.split(32)]))
-
-    reference = moments(judge.data.images[judge.reference])
-    return lambda images: float(frechet_distance(*reference, *moments(images)))
 
 
 def show_step(repeats: int) -> None:
