@@ -12,7 +12,7 @@ from hypothesis import settings
 from elit import DiT, DiTConfig
 from elit.weights import save_weights
 from randomised import randomised
-from small_world import small_bundled
+from small_world import small_bundled, small_emoji
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more start processes that import torch, for one small graph
 
@@ -26,7 +26,13 @@ TINY = DiTConfig(
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small model folder with the bundled model's classes, budgets and card: see `small_world.use_as_bundled`."""
+    """A small model folder of the embedded emoji, whose labels are single words: see `small_world.use_as_bundled`."""
+    return small_emoji(tmp_path_factory.mktemp("emoji") / "model")
+
+
+@pytest.fixture(scope="session")
+def small_bundled_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small model folder with the bundled model's classes, budgets and card."""
     return small_bundled(tmp_path_factory.mktemp("bundled") / "model")
 
 

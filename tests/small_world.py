@@ -10,13 +10,26 @@ import pytest
 import elit.bundled
 import elit.hub
 from elit import DiT, DiTConfig
-from elit.card import load_card, save_card
+from elit.card import Card, SamplingDefaults, load_card, save_card
+from elit.data.emoji import load_emoji
 from elit.evaluation.quality import Features, Judge
 from elit.weights import load_model, save_weights
 from randomised import randomised
 
 ROOT = Path(__file__).parents[1]
-NARROW = {"width": 16, "depth": 3, "heads": 2}
+NARROW = {"width": 16, "depth": 3, "heads": 2, "head_depth": 1, "tail_depth": 1}
+EMOJI = DiTConfig(
+    input_size=32,
+    patch_size=2,
+    in_channels=3,
+    num_classes=99,
+    width=16,
+    depth=3,
+    heads=2,
+    group_size=4,
+    head_depth=1,
+    tail_depth=1,
+)
 BATCH = 4
 
 
@@ -30,6 +43,14 @@ def small_recipes(folder: Path) -> None:
             text = re.sub(rf"^  {key}: \d+$", f"  {key}: {value}", text, flags=re.M)
         text = text.replace("SiT-XL/", "SiT-S/")  # 12 blocks in place of 28
         place.write_text(re.sub(r"^batch_size: \d+$", f"batch_size: {BATCH}", text, flags=re.M), encoding="utf8")
+
+
+def small_emoji(folder: Path) -> Path:
+    """A model folder of the 99 kinds of embedded emoji at 32 pixels, with sixteen budgets, few steps and drawn weights."""
+    folder.mkdir(parents=True)
+    save_weights(randomised(DiT(EMOJI)), folder)
+    save_card(Card(SamplingDefaults(3, 2.0), label_names=load_emoji().label_names), folder)
+    return folder
 
 
 def small_bundled(folder: Path) -> Path:

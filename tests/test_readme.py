@@ -74,10 +74,10 @@ def words_of(command: str) -> list[str] | None:
 
 
 @pytest.fixture
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stand_in: Path) -> Path:
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_bundled_model: Path) -> Path:
     """A folder of its own with the recipes in it."""
     small_recipes(tmp_path)
-    use_as_bundled(stand_in, monkeypatch)
+    use_as_bundled(small_bundled_model, monkeypatch)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr("elit.reports.budgets.LATENCY_REPEATS", 2)
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,7 @@
 """`sample`: what its images depend on, and what it refuses."""
 
 import re
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from elit import DiT, FlowPath, Guidance, Schedule, sample
+from elit.recipe import Recipe
 from elit.sampling import SAMPLERS, image_noise
 from elit.seeding import generator_for
 
@@ -137,6 +139,22 @@ def test_schedule_is_a_change_of_budget_on_the_way(tiny: DiT) -> None:
     assert (scheduled - sample(tiny, [1, 2], steps=4, budget=0.25, noise=noise)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "euler_maruyama"])
+@pytest.mark.parametrize("shift", [0.5, 1.0, 3.0])
+def test_a_shift_moves_the_times_of_the_steps(tiny: DiT, sampler: str, shift: float) -> None:
+    """The odds of every time, t / (1 - t), are those of the even ones times the shift; the ends stay."""
+    reached: list[float] = []
+    sample(tiny, [1], sampler, 8, shift=shift, callback_on_step_end=lambda step, t, x: reached.append(t))
+    assert reached[-1] == 0
+    last = 0.04 if sampler == "euler_maruyama" else 0.0
+    times = [1.0, *reached[:-1]] + ([] if last else [0.0])
+    odds = [t / (1 - t) for t in times[1:] if t > 0]
+    even = [o / shift / (1 + o / shift) for o in odds]
+    steps = [a - b for a, b in pairwise([1.0, *even] + ([] if last else [0.0]))]
+    assert steps == pytest.approx([steps[0]] * len(steps))
+    assert Recipe(sampler, 8, shift=shift).parts(tiny)[0][1] == [1.0, *reached]
+
+
 def test_null_class_is_a_label(tiny: DiT) -> None:
     """The model's null class samples without a label: guidance then changes nothing."""
     noise = some_noise(1)
@@ -163,6 +181,9 @@ def test_null_class_is_a_label(tiny: DiT) -> None:
         ({"noise": torch.zeros(2, 3, 16, 16)}, "rope=True"),
         ({"sampler": "euler_maruyama", "steps": 4, "sde_noise": torch.zeros(4, 2, 3, 8, 8)}, "(3, 2, 3, 8, 8)"),
         ({"sampler": "euler_maruyama", "path": "straight"}, "straight"),
+        ({"shift": 0.0}, "shift is a number above 0"),
+        ({"shift": float("nan")}, "shift is a number above 0"),
+        ({"shift": True}, "shift is a number above 0"),
         ({"budget": 0.0}, "1/4, 2/4, 3/4, 4/4"),
         ({"budget": 1.5}, "1/4, 2/4, 3/4, 4/4"),
         ({"budget": [0.5, 0.5, 0.5]}, "3 budgets"),

@@ -15,7 +15,7 @@ from elit.flow import FlowPath
 from elit.front import Front
 from elit.guidance import Guidance
 from elit.recipe import Recipe
-from elit.records import Count, Whole, read_json, record
+from elit.records import Count, Shift, Whole, read_json, record
 from elit.sampling import MOST_STEPS
 from elit.weights import CARD_FILE
 
@@ -31,6 +31,7 @@ class SamplingFacts(TypedDict):
     steps: Steps | tuple[Steps, ...]
     guidance_scale: float
     thresholds: NotRequired[tuple[float, ...]]
+    shift: NotRequired[Shift]
 
 
 class Latency(TypedDict):
@@ -107,19 +108,22 @@ class SamplingDefaults:
     """Steps of the Euler sampler and scale of classifier-free guidance, as measured best for a model.
 
     steps: one number, or one for each stage. thresholds: of the stages (see `elit.pyramid`); null for the usual ones.
+    shift: of the times of the steps (see `elit.sample`).
     """
 
     steps: Steps | tuple[Steps, ...] = 25
     guidance_scale: float = 2.0
     thresholds: tuple[float, ...] | None = None
+    shift: Shift = 1.0
 
     @property
     def guidance(self) -> Guidance:
         return Guidance(scale=self.guidance_scale)
 
     def told(self) -> dict[str, object]:
-        """Plain values, without thresholds where there are none."""
-        return {name: value for name, value in asdict(self).items() if name != "thresholds" or value is not None}
+        """Plain values, without thresholds where there are none, and without a shift that moves nothing."""
+        usual = {"thresholds": None, "shift": 1.0}
+        return {name: value for name, value in asdict(self).items() if name not in usual or value != usual[name]}
 
 
 @record
@@ -146,7 +150,13 @@ class Card:
     def recipe(self) -> Recipe:
         """How to sample the model at its full budget, along the flow that it was trained on."""
         sampling = self.sampling
-        return Recipe(steps=sampling.steps, guidance=sampling.guidance, path=self.path, thresholds=sampling.thresholds)
+        return Recipe(
+            steps=sampling.steps,
+            guidance=sampling.guidance,
+            path=self.path,
+            thresholds=sampling.thresholds,
+            shift=sampling.shift,
+        )
 
 
 def load_card(folder: Path) -> Card:

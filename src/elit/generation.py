@@ -92,6 +92,7 @@ def settings_of(
         "dtype": str(parameter.dtype).removeprefix("torch."),
         "device": parameter.device.type,
         **_stages_of(model, recipe),
+        **({} if recipe.shift == 1 else {"shift": recipe.shift}),
         **({} if recipe.cache is None else {"cache": asdict(recipe.cache)}),
         **({} if form == "png" else {"format": form}),
     }

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 
 from elit.errors import UserError
 from elit.files import read_bytes
-from elit.records import Count, Fraction, Share, Whole, parse_json, record
+from elit.records import Count, Fraction, Share, Shift, Whole, parse_json, record
 
 KEY = "elit"  # of the PNG's text
 PICTURE_BYTES = 2**28
@@ -41,6 +41,7 @@ class Imprint:
     codec: str = "pixels"
     dtype: str = "float32"
     alone: bool = False
+    shift: Shift = 1.0
 
 
 def png(image: Image.Image, imprint: Imprint) -> bytes:

@@ -154,6 +154,7 @@ class ElitPipeline:
                 thresholds=self.card.sampling.thresholds,
                 callback_on_step_end=callback,
                 cache=reuse,
+                shift=self.card.sampling.shift,
             )
         return PipelineOutput(self.finish(x, output_type), chosen, run)
 

@@ -14,7 +14,7 @@ from elit.errors import UserError
 from elit.flow import FlowPath
 from elit.guidance import Guidance, guidance_weights, path_memories
 from elit.pyramid import Stage
-from elit.sampling import MOST_STEPS, sample, staged_steps, step_times
+from elit.sampling import MOST_STEPS, check_shift, sample, staged_steps, step_times
 from elit.step_cache import StepCache
 
 LARGEST_TILE = 4096
@@ -30,9 +30,9 @@ def steps_text(steps: int | tuple[int, ...]) -> str:
 class Recipe:
     """All that, with a model and the labels, decides the pixels of image i.
 
-    sampler, steps, budget, guidance, path, thresholds, stages and cache are those of `elit.sample`. seed: image i's noise
-    comes from (seed, i). tile: how many images go through the model at once, since matrix products differ in the last bit
-    with the batch's size. Raises UserError for counts of steps, and tiles, that cannot be.
+    sampler, steps, budget, guidance, path, thresholds, stages, cache and shift are those of `elit.sample`. seed: image i's
+    noise comes from (seed, i). tile: how many images go through the model at once, since matrix products differ in the last
+    bit with the batch's size. Raises UserError for counts of steps, tiles and shifts that cannot be.
     """
 
     sampler: str = "euler"
@@ -45,6 +45,7 @@ class Recipe:
     thresholds: tuple[float, ...] | None = None
     stages: int | None = None
     cache: StepCache | None = None
+    shift: float = 1.0
 
     def __post_init__(self) -> None:
         for count in self.counts:
@@ -52,6 +53,7 @@ class Recipe:
                 raise UserError(
                     f"a sampler takes at least 1 step and at most {MOST_STEPS:,}, not {count:,}; give --steps 25"
                 )
+        check_shift(self.shift)
         if not 1 <= self.tile <= LARGEST_TILE:
             raise UserError(f"a tile holds at least 1 image and at most {LARGEST_TILE:,}, not {self.tile:,}; give --tile 8")
 
@@ -97,6 +99,7 @@ class Recipe:
             thresholds=self.thresholds,
             stages=self.stages,
             cache=self.cache,
+            shift=self.shift,
         )
 
     def forwards(self, model: ElasticModel) -> Iterator[tuple[float, bool]]:
@@ -124,7 +127,7 @@ class Recipe:
         """The times that the sampler steps through, stage by stage; a model of one stage has one part."""
         if model.stages > 1 or not isinstance(self.steps, int):
             return [*staged_steps(model, self.sampler, self.steps, self.thresholds, self.stages)]
-        return [(None, step_times(self.sampler, self.steps))]
+        return [(None, step_times(self.sampler, self.steps, self.shift))]
 
     def asked(self, times: list[float]) -> list[float]:
         """The times, of those that it steps through, at which the sampler asks for a velocity, in order."""

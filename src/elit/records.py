@@ -30,6 +30,7 @@ Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
 Share = Annotated[float, Ge(0), Le(1)]
 Fraction = Annotated[float, Gt(0), Le(1)]
+Shift = Annotated[float, Gt(0), Le(1000)]  # of times towards the noise: see `flow.shifted`
 
 
 @dataclass_transform(frozen_default=True)

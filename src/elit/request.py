@@ -46,6 +46,7 @@ class Wishes:
     thresholds: tuple[float, ...] | None = None
     stages: int | None = None
     cache: float | None = None
+    shift: float | None = None
 
     def over(self, recipe: Recipe) -> Recipe:
         """A card's recipe with what is wished for in its place. Raises UserError for what is out of range."""
@@ -59,6 +60,7 @@ class Wishes:
             tile=recipe.tile if self.tile is None else self.tile,
             thresholds=recipe.thresholds if self.thresholds is None else self.thresholds,
             stages=self.stages,
+            shift=recipe.shift if self.shift is None else self.shift,
         )
 
 
@@ -162,9 +164,12 @@ def repeat(picture: Path, out: Path, model: str | None, codec: str | None, devic
     weak = imprint.guidance_budget
     guidance = Guidance(imprint.guidance_scale, imprint.guidance_interval, weak, imprint.weak_label)
     recipe = replace(card.recipe, sampler=imprint.sampler, steps=imprint.steps, guidance=guidance, seed=imprint.seed, tile=1)
+    recipe = replace(recipe, shift=imprint.shift)
     budget = granted(recipe, network, imprint.levels)
     x = sample(
-        *(network, list(imprint.labels), imprint.sampler, imprint.steps, budget, guidance, imprint.seed), path=recipe.path
+        *(network, list(imprint.labels), imprint.sampler, imprint.steps, budget, guidance, imprint.seed),
+        path=recipe.path,
+        shift=recipe.shift,
     )
     if imprint.index >= len(x):
         raise UserError(f"{picture} is to be image {imprint.index} of {len(x)}; its settings were changed")

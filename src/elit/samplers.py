@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from elit.flow import Flow, FlowPath
+from elit.flow import Flow, FlowPath, shifted
 
 Velocity = Callable[[Tensor, float], Tensor]
 Callback = Callable[[int, float, Tensor], Tensor | None]
@@ -39,14 +39,18 @@ class Reached(NamedTuple):
 Course = Generator[Ask | Reached, Tensor | None, Tensor]  # it returns the last state
 
 
-def even_times(steps: int) -> list[float]:
-    """linspace(1, 0, steps + 1): the times of `steps` steps of an ODE sampler."""
-    return torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
+def even_times(steps: int, shift: float = 1.0) -> list[float]:
+    """linspace(1, 0, steps + 1): the times of `steps` steps of an ODE sampler; moved by `shift` as `flow.shifted` does."""
+    return shifted(torch.linspace(1, 0, steps + 1, dtype=torch.float64), shift).tolist()
 
 
-def sde_times(steps: int) -> list[float]:
-    """linspace(1, 0.04, steps), then 0: the times of `steps` steps of Euler-Maruyama, the last without noise (SiT)."""
-    return [*torch.linspace(1, 0.04, steps, dtype=torch.float64).tolist(), 0.0]
+def sde_times(steps: int, shift: float = 1.0) -> list[float]:
+    """linspace(1, 0.04, steps), then 0: the times of `steps` steps of Euler-Maruyama, the last without noise (SiT).
+
+    With a `shift` they are even before `flow.shifted` moves them, and 0.04 stays.
+    """
+    last = float(shifted(torch.tensor(0.04, dtype=torch.float64), 1 / shift))
+    return [*shifted(torch.linspace(1, last, steps, dtype=torch.float64), shift).tolist(), 0.0]
 
 
 def euler(velocity: Velocity, x: Tensor, times: Sequence[float], callback_on_step_end: Callback | None = None) -> Tensor:

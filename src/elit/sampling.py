@@ -1,5 +1,6 @@
 """`sample`: from labels to images in one call."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -51,6 +52,7 @@ def sample(
     thresholds: Sequence[float] | None = None,
     stages: int | None = None,
     cache: StepCache | None = None,
+    shift: float = 1.0,
 ) -> Tensor:
     """Images (B, C, H, W) float32, one for each label, from noise to data.
 
@@ -68,10 +70,13 @@ def sample(
         thresholds: of such a model, the times at which its stages make room for the next (see `elit.pyramid`).
         stages: how many of them are sampled, the coarsest first; None for all.
         cache: when a step may reuse an earlier one (see `elit.step_cache`).
+        shift: moves the times of the steps, t to shift t / (1 + (shift - 1) t): above 1 more of them are near the noise.
+            Of a model of one stage.
 
-    Raises UserError for a label, budget, sampler, count of steps, threshold or shape that cannot be.
+    Raises UserError for a label, budget, sampler, count of steps, threshold, shift or shape that cannot be.
     """
     _check(model, sampler, steps, guidance, seed, callback_on_step_end)
+    check_shift(shift, model.stages)
     if cache is not None and not isinstance(cache, StepCache):
         raise UserError(f"cache is a StepCache, such as elit.StepCache(0.1), not {shown(cache)}")
     device = next(model.parameters()).device
@@ -81,8 +86,9 @@ def sample(
         _flow(path)
         x, parts = _start_noise(model, len(condition), seed, noise), staged_steps(model, sampler, steps, thresholds, stages)
         return _sample_stages(model, condition, x, sampler, parts, budget, guidance, cache, callback_on_step_end)
-    course = start(model, len(condition), sampler, steps, seed, noise, sde_noise, path)
-    velocity = guided_velocity(model, condition, budget, guidance, cache=cache, times=step_times(sampler, steps))
+    course = start(model, len(condition), sampler, steps, seed, noise, sde_noise, path, shift)
+    times = step_times(sampler, steps, shift)
+    velocity = guided_velocity(model, condition, budget, guidance, cache=cache, times=times)
     return follow(course, velocity, callback_on_step_end).float()
 
 
@@ -95,6 +101,7 @@ def start(
     noise: Tensor | None = None,
     sde_noise: Tensor | None = None,
     path: FlowPath | str = FlowPath.LINEAR,
+    shift: float = 1.0,
 ) -> Course:
     """The course that `sample` follows to `count` images of a model of one stage; arguments and errors are its own."""
     if model.stages > 1:
@@ -103,19 +110,19 @@ def start(
         )
     flow, x = _flow(path), _start_noise(model, count, seed, noise)
     if sampler in COURSES:
-        return COURSES[sampler](x, step_times(sampler, steps))
+        return COURSES[sampler](x, step_times(sampler, steps, shift))
     if sde_noise is None:
         sde_noise = image_noise(seed, (count, steps - 1, *x.shape[1:]), "sde").transpose(0, 1)
     if not isinstance(sde_noise, Tensor) or sde_noise.shape != (steps - 1, *x.shape):
         given = tuple(sde_noise.shape) if isinstance(sde_noise, Tensor) else shown(sde_noise)
         raise UserError(f"sde_noise is a tensor {(steps - 1, *x.shape)} for these steps and labels, not {given}")
     _check_finite("sde_noise", sde_noise)
-    return euler_maruyama_course(x, step_times(sampler, steps), sde_noise, flow)
+    return euler_maruyama_course(x, step_times(sampler, steps, shift), sde_noise, flow)
 
 
-def step_times(sampler: str, steps: int) -> list[float]:
+def step_times(sampler: str, steps: int, shift: float = 1.0) -> list[float]:
     """The times that a sampler of this name steps through where there is one stage."""
-    return sde_times(steps) if sampler == "euler_maruyama" else even_times(steps)
+    return (sde_times if sampler == "euler_maruyama" else even_times)(steps, shift)
 
 
 def _start_noise(model: ElasticModel, count: int, seed: int, noise: Tensor | None) -> Tensor:
@@ -201,6 +208,14 @@ def check_steps(sampler: object, steps: object) -> None:
                 f"steps of {sampler} are a whole number of {fewest} to {MOST_STEPS:,}; {shown(count)} steps are too few or"
                 " too many, or no whole number"
             )
+
+
+def check_shift(shift: object, stages: int = 1) -> None:
+    """Raises UserError for a shift of the times that is none, and for one of a model of several stages."""
+    if isinstance(shift, bool) or not isinstance(shift, int | float) or not 0 < shift < math.inf:
+        raise UserError(f"shift is a number above 0, such as 3.0, not {shown(shift)}")
+    if shift != 1 and stages > 1:
+        raise UserError(f"shift {shift:g} is for a model of one stage, and this has {stages}; leave it out")
 
 
 def _flow(path: FlowPath | str) -> FlowPath:

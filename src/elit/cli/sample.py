@@ -121,6 +121,9 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
         "--thresholds", type=thresholds, metavar="T,...", help="of a model of stages: the times at which the next one begins"
     )
     parser.add_argument(
+        "--shift", type=number, metavar="X", help="above 1, more of the steps near the noise; the model's own if not given"
+    )
+    parser.add_argument(
         "--stages", type=whole(1, 8), metavar="N", help="of such a model, sample only so many, coarsest first"
     )
     parser.add_argument(
@@ -201,4 +204,5 @@ def wishes_of(options: argparse.Namespace) -> "Wishes":
         options.thresholds,
         options.stages,
         options.cache,
+        options.shift,
     )

@@ -203,6 +203,8 @@ def told_sampling(recipe: Recipe) -> SamplingFacts:
     told: SamplingFacts = {"steps": recipe.steps, "guidance_scale": recipe.guidance.scale}
     if recipe.thresholds is not None:
         told["thresholds"] = recipe.thresholds
+    if recipe.shift != 1:
+        told["shift"] = recipe.shift
     return told
 
 
@@ -292,6 +294,8 @@ def kept_name(weights: str, recipe: Recipe, count: int) -> str:
         text += f" {recipe.sampler} {recipe.path}"
     if recipe.thresholds is not None:
         text += f" {recipe.thresholds}"
+    if recipe.shift != 1:
+        text += f" shift={recipe.shift!r}"
     if recipe.cache is not None:
         text += f" {recipe.cache!r}"
     return f"{weights}_{digest(text.encode())}_n{count}_seed{recipe.seed}.json"

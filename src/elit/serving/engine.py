@@ -110,7 +110,9 @@ class Engine:
         whole_labels(list(order.labels), self.model.null_class)
         if recipe.guidance.weak_budget is not None and self.model.core is None:
             raise UserError("a weak budget was asked of a dense model, which has one budget; leave it out")
-        course = start(self.model, len(order.labels), recipe.sampler, recipe.steps, recipe.seed, path=recipe.path)
+        course = start(
+            self.model, len(order.labels), recipe.sampler, recipe.steps, recipe.seed, path=recipe.path, shift=recipe.shift
+        )
         ask = course.send(None)
         assert isinstance(ask, Ask)
         self.running[number] = Running(order, course, ask, recipe.asked(recipe.parts(self.model)[0][1]))

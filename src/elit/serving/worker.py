@@ -297,6 +297,7 @@ class Worker:
             guidance_budget=guidance.weak_budget,
             weak_label=guidance.weak_label,
             codec=self.codec.name,
+            shift=recipe.shift,
             dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
             alone=wish.alone,
         )

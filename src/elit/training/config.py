@@ -13,7 +13,7 @@ from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
 from elit.backbones.config import DFMConfig, DiTConfig
 from elit.elastic.levels import Levels
 from elit.errors import UserError
-from elit.records import Count, Fraction, NotNegative, Positive, Share, Whole, record
+from elit.records import Count, Fraction, NotNegative, Positive, Share, Shift, Whole, record
 
 Text = Annotated[str, MinLen(1), MaxLen(4096)]  # a name or a path
 Batch = Annotated[int, Ge(1), Le(2**20)]
@@ -114,7 +114,7 @@ class FlowConfig:
     stage_weights: OfStages | None = None
     stage_thresholds: OfStages | None = None
     stage_steps: Annotated[tuple[Count, ...], MaxLen(8)] | None = None
-    shift: Positive = 1.0
+    shift: Shift = 1.0
 
 
 @record

@@ -65,6 +65,7 @@ class Evaluator:
                     seed=self.images.seed,
                     path=sampler.path,
                     thresholds=sampler.sampling.thresholds,
+                    shift=sampler.sampling.shift,
                 )
                 source = Sampled(f"samples at {budget:g}", model, recipe, self.labels, sampler.codec, self.wanted.count)
                 a = measure_features(source, self.extractor, BATCH, self.folder).statistics.pooled

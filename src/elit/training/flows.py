@@ -1,6 +1,7 @@
 """The flow of a run: a path, or of a model of several stages the flow of its pyramid; and what a step draws of it."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def sampling_of(config: FlowConfig, flow: RunFlow) -> SamplingDefaults:
     """How samples of a run's model are drawn, as its card says."""
     usual = SamplingDefaults()
     if isinstance(flow, FlowPath):
-        return usual
+        return replace(usual, shift=config.shift)
     stages, thresholds = flow.pyramid.stages, config.stage_thresholds
     steps = steps_by_stage(usual.steps if config.stage_steps is None else config.stage_steps, stages)
     return SamplingDefaults(

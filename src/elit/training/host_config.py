@@ -10,7 +10,7 @@ from elit.elastic.grid import Window
 from elit.elastic.levels import Levels
 from elit.errors import UserError
 from elit.lora import Lora
-from elit.records import NotNegative, Positive, Share, Whole, read_json, record
+from elit.records import NotNegative, Positive, Share, Shift, Whole, read_json, record
 from elit.training.config import RunConfig, Text, check_mixed
 from elit.training.reading import keys_of, merged, parse_options, read_values
 
@@ -99,7 +99,7 @@ class HostFlow:
     """
 
     time_law: Literal["uniform", "logit-normal"] = "logit-normal"
-    shift: Positive = 1.0
+    shift: Shift = 1.0
 
 
 @record

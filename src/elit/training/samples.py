@@ -71,6 +71,7 @@ def save_preview(
                 path=sampler.path,
                 thresholds=thresholds,
                 stages=None if model.stages == 1 else stages,
+                shift=sampler.sampling.shift,
             )
             for budget in budgets
             for stages in range(1, model.stages + 1)
