@@ -17,16 +17,15 @@ from pathlib import Path
 
 from rich.table import Table
 
-from elit.backbones.table import build_model
 from elit.console import console, output, progress_bar
 from elit.data.opening import open_data
 from elit.errors import UserError
 from elit.evaluation.heldout import TIMES, heldout_loss
 from elit.files import write_whole
 from elit.records import NotNegative, Positive, Whole, read_json, record
-from elit.training.budgets import mean_flops
 from elit.training.checkpoint import checkpoints
 from elit.training.config import TrainConfig
+from elit.training.dry_run import step_flops
 from elit.training.loop import train
 from elit.training.reading import load_config
 from elit.weights import load_model
@@ -133,7 +132,7 @@ class Bench:
 
     def step_tflops(self, config: TrainConfig) -> float:
         """TFLOPs of a training step, on average."""
-        return 3 * config.batch_size * mean_flops(build_model(config.model), config.budget, config.flow) / 1e12
+        return step_flops(config) / 1e12
 
     def measured(self, kind: str, folder: Path, steps: int, tflops: float) -> Row:
         """The held-out losses of a trained model, beside those of the dense one."""

@@ -47,6 +47,7 @@ CONFIGS = {
 OF_ITS_OWN: dict[str, dict[str, object]] = {
     "HDiT": {"fold": (1, 3), "group_size": 4},
     "VideoDiT": {"frames": 4, "input_size": (4, 8)},
+    "Padded": {"padding": 1, "rope": True},
 }
 for backbone in BACKBONES:
     if backbone.config is not DiTConfig:

@@ -108,3 +108,15 @@ def test_resampled_pictures_are_shrunk_on_white(emoji: Emoji) -> None:
     difference = (small.images.float() - averaged).abs().mean((1, 2, 3))
     assert difference.mean() < 4
     assert difference.max() < 15
+
+
+def test_the_two_parts_are_all_pictures_each_once_with_their_labels(emoji: Emoji) -> None:
+    """The test part has the last of every eight of a subcategory: of n pictures n // 8."""
+    train, test = (load_images(name, 72) for name in ("emoji-train", "emoji-test"))
+    assert train.label_names == test.label_names == emoji.label_names
+    for label in range(99):
+        mine = emoji.images[emoji.labels == label]
+        held_out = torch.arange(len(mine)) % 8 == 7
+        assert torch.equal(test.images[test.labels == label], mine[held_out])
+        assert torch.equal(train.images[train.labels == label], mine[~held_out])
+    assert len(test) > 150

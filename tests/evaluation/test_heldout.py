@@ -12,6 +12,7 @@ from PIL import Image
 
 from elit import DiT, UserError
 from elit.data.images import LabelledImages
+from elit.elastic.schedule import Schedule
 from elit.evaluation.heldout import Loss, heldout_loss
 from elit.flow import FlowPath
 from elit.sampling import image_noise
@@ -53,6 +54,14 @@ def test_it_is_the_mean_squared_error_at_fixed_points(tiny: DiT, data: LabelledI
                 velocity = tiny(x_t, torch.tensor([t]), torch.tensor([7 if label < 0 else label]), budget)[0].double()
                 expected.append((velocity - (change(t)[0] * x + change(t)[1] * noise)).square().mean().item())
             assert loss.of_each[place].item() == pytest.approx(statistics.mean(expected), rel=1e-5)
+
+
+def test_a_schedule_is_its_budgets_each_at_its_times(tiny: DiT, data: LabelledImages) -> None:
+    schedule = Schedule(((0.5, 0.25),), 1.0)
+    found = heldout_loss(tiny, data, 4, (schedule,), times=(0.2, 0.6, 0.9))[0].of_each
+    low = heldout_loss(tiny, data, 4, (1.0,), times=(0.2,))[0].of_each
+    high = heldout_loss(tiny, data, 4, (0.25,), times=(0.6, 0.9))[0].of_each
+    torch.testing.assert_close(found, (low + 2 * high) / 3)
 
 
 def test_pictures_are_spread_over_the_data_and_the_same_for_any_batch(tiny: DiT, data: LabelledImages) -> None:

@@ -20,6 +20,7 @@ from elit.evaluation.metrics import (
     inception_score,
     kernel_distance,
     kernel_distance_interval,
+    kernel_distance_rows,
     kernel_distance_subsets,
     mean_and_covariance,
     precision_recall,
@@ -207,6 +208,18 @@ def test_kernel_distance_pair_by_pair(n: int, m: int) -> None:
     """Sets of unequal size too."""
     a, b = features(n, 5, "kid", 0), features(m, 5, "kid", 1)
     assert kernel_distance(a, b) == pytest.approx(brute_kernel_distance(a, b), rel=1e-9)
+
+
+def test_kernel_distance_rows_are_the_jackknifes() -> None:
+    """Row i's is n times the distance less n - 1 times that without row i; their error is the jackknife's."""
+    generator = torch.Generator().manual_seed(3)
+    a, b = torch.randn(7, 5, generator=generator), torch.randn(9, 5, generator=generator) + 0.5
+    rows = kernel_distance_rows(a, b)
+    for i in range(7):
+        without = torch.cat([a[:i], a[i + 1 :]])
+        assert rows[i].item() == pytest.approx(7 * brute_kernel_distance(a, b) - 6 * brute_kernel_distance(without, b))
+    spread = torch.tensor([brute_kernel_distance(torch.cat([a[:i], a[i + 1 :]]), b) for i in range(7)])
+    assert rows.var().item() / 7 == pytest.approx(6 / 7 * (spread - spread.mean()).square().sum().item())
 
 
 def test_kernel_distance_is_torchmetrics() -> None:

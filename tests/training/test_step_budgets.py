@@ -8,7 +8,9 @@ import pytest
 import torch
 from by_config import batch_loss, draw_batch, load_data, make_state
 
-from elit import DiT, count_flops
+from elit import DiT, UserError, count_flops
+from elit.backbones.table import build_model
+from elit.elastic.levels import Chosen
 from elit.flow import FlowPath, TimeLaw
 from elit.training.budgets import mean_flops, mixed_level, mixed_levels, run_flops, schedule_levels, step_budget
 from elit.training.config import BudgetConfig, FlowConfig, TrainConfig
@@ -143,3 +145,35 @@ def test_processes_with_samples_of_different_levels_train_alike(make_config: Mak
     assert any(a.budget.unique().numel() != b.budget.unique().numel() for a, b in batches)
     two = make_config(out=tmp_path / "two", **options, parallel__timeout=60)
     assert difference_of_two(alone, two, tmp_path / "log") < 1e-4
+
+
+def test_random_dropping_keeps_any_latents_the_same_for_a_whole_batch(make_config: Make, device: torch.device) -> None:
+    """As many as the drawn level has, the same in every part of the batch and again in a resumed run; it trains."""
+    config = make_config(budget__dropping="random", batch_size=4)
+    data, state = load_data(config), make_state(config, device)
+    batches = [draw_batch(config, data, step) for step in range(12)]
+    levels = config.model.levels
+    for step, batch in enumerate(batches):
+        assert isinstance(batch.budget, Chosen) and batch.split(2)[1].budget == batch.budget
+        assert len(batch.budget.latents) == levels.of(levels.draw(config.seed, step, 0.0625, 1.0))
+        assert draw_batch(config, data, step).budget == batch.budget
+    assert any(batch.budget.latents != tuple(range(len(batch.budget.latents))) for batch in batches)
+    loss, _ = batch_loss(config, state, batches[0], device)
+    loss.backward()
+    assert loss.isfinite()
+    plain = make_config(batch_size=4)
+    model = build_model(plain.model)
+    assert mean_flops(model, config.budget, config.flow) == mean_flops(model, plain.budget, plain.flow)
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"budget__mixed": 0.5}, "a level drawn once per step"),
+        ({"budget__schedule": HALF}, "a level drawn once per step"),
+        ({"model__group_size": None}, "needs an elastic model whose levels go one by one"),
+    ],
+)
+def test_random_dropping_where_it_has_no_meaning_is_refused(make_config: Make, values: dict[str, object], why: str) -> None:
+    with pytest.raises(UserError, match=f"budget.dropping random .*{why}"):
+        make_config(budget__dropping="random", **values)

@@ -182,6 +182,26 @@ class HDiTConfig(DiTConfig):
 
 
 @record
+class PaddedConfig(DiTConfig):
+    """A DiT that sees its input within a border of zeros, and predicts nothing there.
+
+    padding: tokens of zeros on every side.
+    """
+
+    padding: Annotated[int, Ge(0), Le(1024)] = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.rope:
+            raise UserError("a padded model needs positions that hold for any grid; set rope true")
+
+    @property
+    def padded_grid(self) -> Grid:
+        """The grid with its border."""
+        return Grid(self.grid.height + 2 * self.padding, self.grid.width + 2 * self.padding)
+
+
+@record
 class DFMConfig(DiTConfig):
     """A DiT of decomposable flow matching: a pyramid of `stages` images, the coarsest first, in the tokens of one.
 

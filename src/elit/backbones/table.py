@@ -4,10 +4,11 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from elit.backbones.config import DFMConfig, DiTConfig, HDiTConfig, UViTConfig, VideoConfig
+from elit.backbones.config import DFMConfig, DiTConfig, HDiTConfig, PaddedConfig, UViTConfig, VideoConfig
 from elit.backbones.dfm import DFM
 from elit.backbones.dit import DiT
 from elit.backbones.hdit import HDiT
+from elit.backbones.padded import PaddedDiT
 from elit.backbones.uvit import UViT
 from elit.backbones.video import VideoDiT
 from elit.elastic.model import ElasticModel
@@ -62,6 +63,7 @@ BACKBONES = (
     Backbone("UViT", UViTConfig, UViT, _presets("UViT", patches={"2": 2})),
     Backbone("HDiT", HDiTConfig, HDiT, _presets("HDiT", patches={"2": 2})),
     Backbone("VideoDiT", VideoConfig, VideoDiT, _presets("SiT", patches={"1x2x2": 2})),
+    Backbone("Padded", PaddedConfig, PaddedDiT, {}),
 )
 
 

@@ -40,6 +40,7 @@ COMMANDS = {
     "export": Command("make a model folder for inference from a checkpoint of a run", "models", "add_export"),
     "import": Command("make a model folder of one of the authors' checkpoints", "models", "add_import"),
     "calibrate-cache": Command("let steps of a model reuse earlier ones: fit and try a cache", "cache", "add_cache"),
+    "claims": Command("try the paper's claims at a small scale", "claims", "add_claims"),
     "results": Command("measure a model's quality per budget, for its card", "results", "add_results"),
 }
 

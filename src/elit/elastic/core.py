@@ -7,7 +7,7 @@ Shapes: B batch, N tokens, G groups, S tokens in a group, J latents in a group, 
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from elit.elastic.anchors import Anchors
 from elit.elastic.grid import Grid, Region, Window, regions
 from elit.elastic.grouping import cut, group, joined, token_index, ungroup
 from elit.elastic.interface import Read, Write
-from elit.elastic.levels import Level, Levels, PerSample
+from elit.elastic.levels import Chosen, Level, Levels, PerSample
 from elit.elastic.rope import places, rope_table
 
 
@@ -154,15 +154,15 @@ class LatentCore(nn.Module):
             return self.at_level(x_BNC, c_BC, layout.grid, level)
         return level_by_level(level, x_BNC.device, lambda rows, k: self.at_level(x_BNC[rows], c_BC[rows], layout.grid, k))
 
-    def at_level(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid, keep: int) -> Tensor:
-        """The whole batch with the first `keep` latents of each group."""
+    def at_level(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid, keep: int | Chosen) -> Tensor:
+        """The whole batch with the first `keep` latents of each group, or with those that are chosen."""
         parts = self.read_in(x_BNC, c_BC, grid, keep)
         core_BNC = kept_latents(parts)
         shape = (parts[0].latents_BGJC.shape[1], parts[0].seats.kept) if len(parts) == 1 else (1, core_BNC.shape[1])
         core_BNC = self.blocks(core_BNC, c_BC, Layout(Grid(*shape), self.rope(parts, grid)))
         return self.write_back(parts, core_BNC, grid)
 
-    def read_in(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid, keep: int) -> list[Part]:
+    def read_in(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid, keep: int | Chosen) -> list[Part]:
         """Every region's tokens in their groups, and the latents that read them."""
         return [self.read_region(x_BNC, c_BC, grid, region, keep) for region in regions(grid, self.window)]
 
@@ -172,7 +172,7 @@ class LatentCore(nn.Module):
         written = [self.write_region(part, made) for part, made in zip(parts, after, strict=True)]
         return joined(written, grid, [part.region for part in parts])
 
-    def read_region(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid, region: Region, keep: int) -> Part:
+    def read_region(self, x_BNC: Tensor, c_BC: Tensor, grid: Grid, region: Region, keep: int | Chosen) -> Part:
         """A region's tokens in their groups, and the latents that exist there."""
         seats = self.seats(region.window, keep, x_BNC.device)
         tokens_BGSC = group(cut(x_BNC, grid, region), region.grid, region.window)
@@ -195,14 +195,22 @@ class LatentCore(nn.Module):
             latents_BGKC = torch.cat([latents_BGKC, latents_BGJC[:, :, seats.kept :]], dim=2)
         return ungroup(self.write(tokens_BGSC, latents_BGKC, seats.tokens), region.grid, region.window)
 
-    def seats(self, window: Window, keep: int, device: torch.device) -> Seats:
+    def seats(self, window: Window, keep: int | Chosen, device: torch.device) -> Seats:
         """Who is there in a window, the whole one or one cut short, at a level."""
+        if isinstance(keep, Chosen):
+            others = tuple(j for j in range(self.levels.latents) if j not in keep.latents)
+            chosen = keep.latents + (others if self.write_sees_dropped else ())
+            return _seats(self.window, window, self.order, chosen, len(keep.latents), device)
         made = self.levels.latents if self.write_sees_dropped else keep
         anchored = self.anchors is not None
         if window == self.window and not (anchored and self.read.latent_positions is not None):
             return Seats(slice(None), made, keep, made)
-        order = self.anchors.order if self.anchors is not None else tuple(range(self.window.size))
-        return _seats(self.window, window, order, made, keep, device)
+        return _seats(self.window, window, self.order, tuple(range(made)), keep, device)
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The token of its window that each latent sits on."""
+        return self.anchors.order if self.anchors is not None else tuple(range(self.window.size))
 
     def rope(self, parts: list[Part], grid: Grid) -> Tensor | None:
         """The kept latents' rotations (2, G K, D / 2), or None where a table holds their positions.
@@ -234,12 +242,15 @@ class LatentCore(nn.Module):
         return torch.stack(columns, dim=-1).flatten(0, 1)
 
 
-@cache
-def _seats(whole: Window, window: Window, order: tuple[int, ...], made: int, keep: int, device: torch.device) -> Seats:
+@lru_cache(maxsize=1024)
+def _seats(
+    whole: Window, window: Window, order: tuple[int, ...], made: tuple[int, ...], keep: int, device: torch.device
+) -> Seats:
+    """The seats of the latents of these numbers, of which the first `keep` are kept, as far as they exist in a window."""
     inside = Region((0, 0, 0), Grid(window.height, window.width, window.frames), window).inside(whole)
     there = {token: place for place, token in enumerate(inside)}
-    latents = [j for j in range(made) if order[j] in there]
-    kept = sum(j < keep for j in latents)
+    latents = [j for j in made if order[j] in there]
+    kept = sum(order[j] in there for j in made[:keep])
     tensors = (torch.tensor(values, device=device) for values in (inside, latents, [there[order[j]] for j in latents]))
     tokens, made_latents, seated = tensors
     return Seats(tokens, made_latents, kept, seated)

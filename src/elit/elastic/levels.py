@@ -29,8 +29,15 @@ class PerSample:
     always: tuple[int, ...] = ()
 
 
-Level = int | PerSample  # one for the whole batch, or one per sample
-Budget = Union[float, Sequence[float], "Tensor", PerSample, None]  # what a model's forward takes
+@dataclass(frozen=True)
+class Chosen:
+    """Latents of every group by their numbers, in place of the first k: what dropping without an order leaves."""
+
+    latents: tuple[int, ...]
+
+
+Level = int | PerSample | Chosen  # one for the whole batch, one per sample, or which latents
+Budget = Union[float, Sequence[float], "Tensor", PerSample, Chosen, None]  # what a model's forward takes
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,8 @@ class Levels:
             if len(budget.levels) != batch:
                 raise UserError(f"{len(budget.levels)} levels were given for a batch of {batch}; give one per sample")
             return budget
+        if isinstance(budget, Chosen):
+            return self.checked(budget)
         if isinstance(budget, int | float):
             return self.of(budget)
         if hasattr(budget, "tolist"):
@@ -84,6 +93,22 @@ class Levels:
             raise UserError(f"{len(budget)} budgets were given for a batch of {batch}; give one, or one per sample")
         per_sample = tuple(self.of(fraction) for fraction in budget)
         return per_sample[0] if len(set(per_sample)) == 1 else PerSample(per_sample)
+
+    def checked(self, chosen: Chosen) -> Chosen:
+        """Those latents. Raises UserError where none is chosen, one twice, one that is not there, or levels go in steps."""
+        numbers = set(chosen.latents)
+        if self.step > 1 or not numbers or len(numbers) < len(chosen.latents) or not numbers <= set(range(self.latents)):
+            raise UserError(
+                f"latents {list(chosen.latents)} cannot be chosen; give different ones from 0 to {self.latents - 1}, of a"
+                " model whose levels go one by one"
+            )
+        return chosen
+
+    def draw_chosen(self, seed: int, step: int, lowest: float, highest: float) -> Chosen:
+        """As many latents as `draw` says, but any of them: a uniform choice, from (seed, step) too."""
+        count = self.of(self.draw(seed, step, lowest, highest))
+        drawn = random.Random(f"elit latents {seed} {step}").sample(range(self.latents), count)
+        return self.checked(Chosen(tuple(sorted(drawn))))
 
     def draw(self, seed: int, step: int, lowest: float, highest: float) -> float:
         """The budget of one training step: k uniform over [k_min, k_max] (section 3.3 of the paper), from (seed, step).

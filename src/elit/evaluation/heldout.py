@@ -14,6 +14,7 @@ from torch import Tensor
 from elit.data.loader import Data
 from elit.data.prompts import PromptedData, told
 from elit.elastic.model import ElasticModel
+from elit.elastic.schedule import Schedule
 from elit.errors import UserError
 from elit.flow import FlowPath
 from elit.sampling import image_noise
@@ -48,7 +49,7 @@ def heldout_loss(
     model: ElasticModel,
     data: Data,
     count: int,
-    budgets: Sequence[float],
+    budgets: Sequence[float | Schedule],
     times: Sequence[float] = TIMES,
     path: FlowPath = FlowPath.LINEAR,
     batch: int = 16,
@@ -56,8 +57,8 @@ def heldout_loss(
 ) -> list[Loss]:
     """The mean squared error of the model's velocity on `count` pictures at each budget, with their own labels.
 
-    The pictures are spread evenly over the data; picture i meets noise of (0, i) alone. done: is told the forwards of one
-    sample that were made. Raises UserError where there are fewer pictures.
+    A schedule's budget is that of each time. The pictures are spread evenly over the data; picture i meets noise of (0, i)
+    alone. done: is told the forwards of one sample that were made. Raises UserError where there are fewer pictures.
     """
     if not 2 <= count <= len(data):
         raise UserError(f"{count} held-out pictures were asked for; give 2 to {len(data)}, as many as there are")
@@ -72,7 +73,8 @@ def heldout_loss(
             sample = path.interpolate(x, noise, torch.full((len(x),), time))
             inputs = [values.to(device) for values in (sample.x_t, sample.t, told(data, y))]
             for row, budget in zip(losses, budgets, strict=True):
-                velocity = model(*inputs, budget).float().cpu()
+                at_time = budget.at(time) if isinstance(budget, Schedule) else budget
+                velocity = model(*inputs, at_time).float().cpu()
                 row[places] += (velocity - sample.velocity).square().flatten(1).mean(1).double() / len(times)
                 if done is not None:
                     done(len(x))

@@ -234,6 +234,17 @@ def kernel_distance_interval(a_ND: Array, b_MD: Array, confidence: float = 0.95)
     return normal_interval(sums.squared_discrepancy(), math.sqrt(float(variance)), confidence)
 
 
+def kernel_distance_rows(a_ND: Array, b_MD: Array) -> Tensor:
+    """(N,) float64: the jackknife's pseudo-values of `kernel_distance` by the rows of a (Tukey, 1958).
+
+    Row i's is N times the distance less N - 1 times that without row i. Their standard error is that of drawing a anew,
+    and their differences row by row tell two sets of paired samples apart. Raises UserError for fewer than 3 rows.
+    """
+    sums = _kernel_sums(a_ND, b_MD, least=3)
+    rows = len(sums.left_out()[0])
+    return rows * sums.squared_discrepancy() - (rows - 1) * sums.left_out()[0]
+
+
 def kernel_distance_subsets(
     a_ND: Array, b_MD: Array, subsets: int = 100, size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:

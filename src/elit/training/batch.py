@@ -11,6 +11,7 @@ from torch import Tensor
 from elit.condition import Prompts, opened
 from elit.data.loader import Data, read_part, sample_generators
 from elit.data.prompts import told
+from elit.elastic.levels import Chosen
 from elit.flow import FlowPath, FlowSample, TimeLaw
 from elit.training.alignment import alignment_target
 from elit.training.budgets import step_budget
@@ -34,13 +35,13 @@ class Draws:
 class Batch:
     """What one step trains on: points on paths, labels (B,) with some dropped to the null class, and budgets.
 
-    labels: or what a host is told of prompts. budget: one for all, or one per sample. target: what alignment looks at (see
-    `alignment_target`), None without it.
+    labels: or what a host is told of prompts. budget: one for all, one per sample, or which latents. target: what alignment
+    looks at (see `alignment_target`), None without it.
     """
 
     flow: FlowSample
     labels: Tensor | Prompts
-    budget: float | Tensor | None
+    budget: float | Tensor | Chosen | None
     target: Tensor | None = None
 
     def __len__(self) -> int:
@@ -49,7 +50,7 @@ class Batch:
     def split(self, parts: int) -> "list[Batch]":
         """So many batches of one after another, as even as can be."""
 
-        def pieces(values: float | Tensor | Prompts | None) -> Sequence[Any]:
+        def pieces(values: float | Tensor | Prompts | Chosen | None) -> Sequence[Any]:
             """What has a row per sample cut up, and what is one for all as often as needed."""
             if isinstance(values, Prompts):
                 return [values.rows(rows) for rows in torch.arange(len(values)).tensor_split(parts)]

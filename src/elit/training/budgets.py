@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elit.cost import count_flops, flops_by_level
-from elit.elastic.levels import Levels
+from elit.elastic.levels import Chosen, Levels
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
 from elit.flow import TimeLaw
@@ -27,7 +27,7 @@ def training_schedule(config: BudgetConfig) -> Schedule | None:
 
 def step_budget(
     config: BudgetConfig, model: Trained, seed: int, step: int, t_B: Tensor, places: range
-) -> float | Tensor | None:
+) -> float | Tensor | Chosen | None:
     """One budget for the step, drawn from (seed, step), or (B,) budgets by the samples' times or places in the whole batch.
 
     places: of these samples. None in a dense model.
@@ -39,6 +39,8 @@ def step_budget(
         levels = [mixed_level(config.mixed, place, (lower, upper)) for place in places]
         return torch.tensor([config.highest if level is None else level / model.levels.latents for level in levels])
     schedule = training_schedule(config)
+    if schedule is None and config.dropping == "random":
+        return model.levels.draw_chosen(seed, step, config.lowest, config.highest)
     if schedule is None:
         return model.levels.draw(seed, step, config.lowest, config.highest)
     return torch.tensor([schedule.at(t) for t in t_B.tolist()])

@@ -26,9 +26,9 @@ Budgets = Annotated[tuple[Fraction, ...], MinLen(1), MaxLen(64)]
 class DataConfig:
     """What a run trains on.
 
-    source: "emoji", the embedded images; a folder that `elit prepare` wrote, streamed if it is a URL; a folder in the
-    published layout; a folder with one folder of pictures per class; or "moving-emoji", the embedded clips, of some kinds of
-    emoji as in "moving-emoji/heart,time".
+    source: "emoji", the embedded images, or of them "emoji-train" or "emoji-test", which have none in common; a folder that
+    `elit prepare` wrote, streamed if it is a URL; a folder in the published layout; a folder with one folder of pictures
+    per class; or "moving-emoji", the embedded clips, of some kinds of emoji as in "moving-emoji/heart,time".
     size: pixels of a side, of emoji and of pictures in class folders; prepared data have their own size.
     workers: 1 reads batches ahead in a thread, more in as many processes, 0 reads none ahead.
     codec: what decodes latents for previews and distances: the folder or hub id of an AutoencoderKL, or ema or mse.
@@ -50,14 +50,19 @@ class BudgetConfig:
     the noise is stronger, all otherwise.
     mixed: instead of the draw, the share of every batch that runs below `highest`, at two levels drawn once per step, one
     of the lower and one of the upper half of those from `lowest` on; all else runs at `highest`.
+    dropping: which latents a drawn level leaves out: tail, the last ones; or random, any, drawn once per step, which is
+    there to be compared with.
     """
 
     lowest: Share = 0.0625
     highest: Share = 1.0
     schedule: Text | None = None
     mixed: Share = 0.0
+    dropping: Literal["tail", "random"] = "tail"
 
     def __post_init__(self) -> None:
+        if self.dropping == "random" and (self.mixed or self.schedule is not None):
+            raise UserError("budget.dropping random is for a level drawn once per step; leave budget.mixed and schedule out")
         if self.mixed and self.schedule is not None:
             raise UserError(f"budget.mixed {self.mixed} and budget.schedule {self.schedule} are two ways; leave one out")
 
@@ -250,7 +255,8 @@ class TrainConfig(RunConfig):
 
     preset: a name that `elit info` knows, such as ELIT-SiT-B/2, whose values the keys of `model` override.
     architecture: of the model, where no preset says it: DiT, of which SiT is one; DFM, which has a key model.stages; UViT;
-    HDiT, which has a key model.fold; or VideoDiT, which has model.frames and model.group_frames.
+    HDiT, which has a key model.fold; VideoDiT, which has model.frames and model.group_frames; or Padded, which has
+    model.padding.
     init_from: a model folder that the weights start from; an elastic model may start from a dense one.
     """
 
@@ -267,6 +273,8 @@ class TrainConfig(RunConfig):
         if self.model.window is not None:
             self.model.levels.draw(0, 0, self.budget.lowest, self.budget.highest)
         check_mixed(self.budget, self.model)
+        if self.budget.dropping == "random" and (self.model.window is None or self.model.levels.step > 1):
+            raise UserError("budget.dropping random needs an elastic model whose levels go one by one; set it to tail")
         if self.budget.schedule is not None:
             from elit.target import parse_budget  # imports torch
 

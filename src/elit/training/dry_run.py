@@ -7,9 +7,10 @@ import torch
 
 from elit.backbones.table import build_model
 from elit.cost import activation_bytes
+from elit.data.emoji import SPLITS
 from elit.data.moving_emoji import is_moving_emoji
 from elit.distributed import local_device
-from elit.training.budgets import run_flops
+from elit.training.budgets import mean_flops, run_flops
 from elit.training.config import TrainConfig
 from elit.training.step import DTYPES
 
@@ -71,10 +72,17 @@ def dry_run(config: TrainConfig) -> Cost:
     )
 
 
+def step_flops(config: TrainConfig) -> float:
+    """FLOPs of a training step, forward and backward of the whole batch, on average over the budgets that it draws."""
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(config.model)
+    return 3 * config.batch_size * mean_flops(model, config.budget, config.flow)
+
+
 def missing(config: TrainConfig) -> list[str]:
     """What a run of this configuration reads and does not find here, a sentence each."""
     found, source, start = [], config.data.source, config.init_from
-    if source != "emoji" and not is_moving_emoji(source) and "://" not in source and not Path(source).is_dir():
+    if source not in SPLITS and not is_moving_emoji(source) and "://" not in source and not Path(source).is_dir():
         found.append(f"data.source {source} is not there")
     if start is not None and not Path(start).exists() and start.count("/") != 1:  # which a hub's names have
         found.append(f"init_from {start} is not there")

@@ -132,6 +132,8 @@ class HostTrainConfig(RunConfig):
         if shape.window is not None:
             shape.levels.draw(0, 0, self.budget.lowest, self.budget.highest)
         check_mixed(self.budget, shape)
+        if self.budget.dropping == "random":
+            raise UserError("budget.dropping random is for this library's own models; set it to tail for a host")
         if self.budget.schedule is not None:
             from elit.target import parse_budget
 

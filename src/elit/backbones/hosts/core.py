@@ -21,7 +21,7 @@ from elit.elastic.core import LatentCore, Part, kept_latents, level_by_level
 from elit.elastic.grid import Grid, Window
 from elit.elastic.grouping import token_index
 from elit.elastic.interface import Read, Write
-from elit.elastic.levels import Level, PerSample
+from elit.elastic.levels import Chosen, Level, PerSample
 from elit.elastic.rope import places
 from elit.errors import UserError
 
@@ -78,7 +78,7 @@ class HostCore(LatentCore):
         returned = tuple(made[name] for name in self.host.returns)
         return returned if len(returned) > 1 else returned[0]
 
-    def at(self, told: Told, by_place: Sequence[str], call: Call, keep: int) -> Told:
+    def at(self, told: Told, by_place: Sequence[str], call: Call, keep: int | Chosen) -> Told:
         """A block's arguments and what it returns, the whole batch with the first `keep` latents of each group."""
         x_BNC, grid, inner = told["hidden_states"], call.grid, dict(told)
         front = x_BNC.shape[1] - grid.size
