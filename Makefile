@@ -3,7 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint format results benchmark gpu emoji-styles clean
+.PHONY: demo test lint format results claims benchmark gpu emoji-styles clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,11 @@ format: $(VENV)/installed
 # make results DENSE=runs/emoji-tiny-dense/checkpoints/step_00006623 measures its dense twin beside it.
 results: $(VENV)/installed
 	$(BIN)/elit results --readme docs/evaluation.md $(if $(DENSE),--dense $(DENSE))
+
+# The paper's claims at desk scale, and their page; resumable, at most 40 minutes of two cores a claim.
+claims: $(VENV)/installed
+	$(BIN)/elit claims run
+	$(BIN)/elit claims page --page docs/claims.md
 
 # Emoji in seven styles at 64 x 64, which the bundled model's recipe trains on; needs npm and a network.
 emoji-styles: $(VENV)/installed

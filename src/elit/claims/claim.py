@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from elit.records import Count, record
 
@@ -71,7 +72,7 @@ class Drawn:
     paid: "Drawn | None" = None
     scale: float = 1.0
     weak_budget: float | None = None
-    weak_label: str = "null"
+    weak_label: Literal["null", "same"] = "null"
 
 
 @dataclass(frozen=True)

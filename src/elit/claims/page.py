@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from elit.claims.claim import Arm, Claim, Comparison, Drawn, Given, HeldOut, Side
 from elit.claims.difference import Difference, Verdict, conclusion, difference
@@ -15,12 +16,12 @@ from elit.elastic.schedule import Schedule
 from elit.errors import UserError
 from elit.files import told as written
 from elit.files import write_whole
-from elit.pictures import Row
-from elit.reports.drawing import Drawing, ImageSheet, Panel, Panels, Point, heat
+from elit.pictures import Row, save_png
+from elit.reports.drawing import ImageSheet, Panel, Panels, Point, heat
 from elit.target import parse_budget
 
 MARK = "<!-- written by elit claims page: nothing here is typed by hand -->"
-CELL = (64, 64)  # pixels of a map
+CELL = 128  # pixels of a map
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ def outcome(queue: Queue, comparison: Comparison) -> Outcome:
         return Outcome(comparison, None)
     pictures = len(next(iter(found.values()))[0].values)
 
-    def best(side: Side) -> tuple[torch.Tensor, str]:
+    def best(side: Side) -> tuple[Tensor, str]:
         """The values (R, N) of the arm of the lowest mean."""
         if isinstance(side, Given):
             return torch.full((seeds, pictures), side.value, dtype=torch.float64), f"{side.value:g}"
@@ -102,7 +103,7 @@ def write_page(queue: Queue, page: Path) -> list[Path]:
     made = []
     for claim in tried:
         file = figures / f"{claim.name}.png"
-        drawing_of(queue, claim).save(file)
+        draw(queue, claim, file)
         made.append(file)
     write_whole(page, page_text(queue, tried, figures.name))
     return [page, *made]
@@ -141,7 +142,7 @@ def introduction(queue: Queue) -> list[str]:
         f" {scale.steps} dense steps. That is {small(scale.steps)}: what is said here is said of models of this size alone.",
         "",
         "Losses are the flow's, on the same pictures, noise and times for every model. Samples are judged by their kernel"
-        f" distance (times 1000, SqueezeNet's features) to training pictures, {scale.samples} for each arm from the same"
+        f" distance (SqueezeNet's features, unscaled) to training pictures, {scale.samples} for each arm from the same"
         " noise. A difference is a share of the second thing compared; its interval holds it with 95 % confidence, over"
         " seeds (each a training of its own) and pictures alike. **True here**: all of it is on the claim's side. **Not"
         " true here**: all of it is on the other. **Not decided**: it is on both.",
@@ -218,7 +219,7 @@ def spread_text(results: Sequence[Measured]) -> str:
 def value_name(arm: Arm) -> str:
     if isinstance(arm, HeldOut):
         return "held-out loss"
-    return "kernel distance x 1000" if isinstance(arm, Drawn) else "share of attention"
+    return "kernel distance" if isinstance(arm, Drawn) else "share of attention"
 
 
 def trainings(queue: Queue) -> list[str]:
@@ -252,16 +253,18 @@ def anchor(title: str) -> str:
     return "".join(letter for letter in title.lower() if letter.isalnum() or letter in " -_").replace(" ", "-")
 
 
-def drawing_of(queue: Queue, claim: Claim) -> Drawing:
-    """The figure of a claim: its curves, or Read's maps."""
+def draw(queue: Queue, claim: Claim, file: Path) -> None:
+    """Writes the figure of a claim as PNG: its curves, or Read's maps."""
     if not claim.curves:
-        return maps_of(queue, claim)
+        sheet = maps_of(queue, claim)
+        save_png(sheet.draw(range(len(sheet.columns)), CELL), file, made_by=MARK)
+        return
     name = value_name(claim.arms()[0])
     curves = {}
     for curve, arms in claim.curves.items():
         results = [(arm, queue.results(arm)) for arm in arms]
         curves[curve] = sorted(point(claim.x, arm, found) for arm, found in results if found)
-    return Panels([Panel(name, claim.x, curves, from_zero=False)])
+    Panels([Panel(name, claim.x, curves, from_zero=False)]).save(file)
 
 
 def point(x: str, arm: Arm, results: Sequence[Measured]) -> Point:
@@ -286,12 +289,21 @@ def place(x: str, arm: Arm, first: Measured) -> float:
     return budget
 
 
-def maps_of(queue: Queue, claim: Claim) -> Drawing:
-    """Read's maps, a row for each seed and a column for each time."""
+def maps_of(queue: Queue, claim: Claim) -> ImageSheet:
+    """Read's maps, a row for each seed and a column for each time; a white line is drawn around the picture."""
     arm = next(arm for arm in claim.arms() if value_name(arm) == "share of attention")
     rows = []
     for seed, found in enumerate(queue.results(arm)):
         maps_TN = torch.tensor(found.maps)
         side = round(maps_TN.shape[1] ** 0.5)
-        rows.append(Row(f"seed {seed}", heat(maps_TN.unflatten(1, (side, side)), CELL)))
+        rows.append(Row(f"seed {seed}", framed(heat(maps_TN.unflatten(1, (side, side)), (CELL, CELL)))))
     return ImageSheet(rows, [f"t = {time:g}" for time in SEEN_TIMES])
+
+
+def framed(maps_T3HW: Tensor) -> Tensor:
+    """Maps with a white line around the middle half of each side, where the picture is."""
+    first, last = CELL // 4, CELL - CELL // 4 - 1
+    for line in (first, last):
+        maps_T3HW[:, :, line, first : last + 1] = 1
+        maps_T3HW[:, :, first : last + 1, line] = 1
+    return maps_T3HW

@@ -53,7 +53,7 @@ from elit.weights import load_model, read_tensors, save_tensors, save_weights
 
 FORMAT = 1  # of a folder
 SIDE = 32  # pixels of the embedded pictures
-MOST_REFERENCE = 2000  # pictures that samples are held against
+MOST_REFERENCE = 500  # pictures that samples are held against
 BATCH = 16
 SEEN_TIMES = (0.3, 0.5, 0.7)  # at which Read is looked at
 OPTIMISER = (
@@ -299,7 +299,7 @@ class Queue:
         return replace(blank, values=tuple(loss.of_each.tolist()), gflops=gflops)
 
     def drawn(self, arm: Drawn, model: ElasticModel, seed: int, blank: Measured) -> Measured:
-        """The distance of each sample's features to those of training pictures, as the jackknife tells it, times 1000."""
+        """The distance of each sample's features to those of training pictures, as the jackknife tells it."""
         recipe = self.recipe(arm, model)
         labels = read(self.test_data, self.scale.samples)[1]
         labels = torch.where(labels < 0, model.null_class, labels)
@@ -309,15 +309,14 @@ class Queue:
         features = features_of(to_uint8(torch.cat(parts)))
         rows = kernel_distance_rows(features, self.reference)
         frechet = frechet_distance(*mean_and_covariance(features), *mean_and_covariance(self.reference))
-        values = tuple((1000 * rows).tolist())
+        values = tuple(rows.tolist())
         return replace(blank, values=values, gflops=recipe.gflops(model), sampler_steps=recipe.total_steps, frechet=frechet)
 
     def recipe(self, arm: Drawn, model: ElasticModel) -> Recipe:
         """How an arm is sampled, in as many steps as it says, or as another pays for."""
         guidance = Guidance()
         if arm.scale != 1:
-            label = "same" if arm.weak_label == "same" else "null"
-            guidance = Guidance(arm.scale, weak_budget=arm.weak_budget, weak_label=label)  # type: ignore[arg-type]
+            guidance = Guidance(arm.scale, weak_budget=arm.weak_budget, weak_label=arm.weak_label)
         recipe = Recipe(steps=1, budget=parse_budget(arm.budget), guidance=guidance)
         steps = round(arm.steps * self.scale.sampler_steps)
         if arm.paid is not None:
