@@ -386,14 +386,16 @@ def told(arm: Arm) -> str:
         return f"the loss of {model.run}{after} at {arm.budget}"
     if isinstance(arm, Seen):
         return f"what Read of {model.run}{after} looks at"
-    guided = "" if arm.scale == 1 else f", {guidance_name(arm)} at {arm.scale:g}"
-    return f"samples of {model.run}{after} at {arm.budget}{guided}{', fewer steps' if arm.paid else ''}"
+    paid = f", as many steps as {way(arm.paid)} pays for" if arm.paid is not None else ""
+    return f"samples of {model.run}{after}, {way(arm)}{paid}"
 
 
-def guidance_name(arm: Drawn) -> str:
-    if arm.weak_budget is None:
-        return "CFG"
-    return "autoguidance" if arm.weak_label == "same" else "cheap CFG"
+def way(arm: Drawn) -> str:
+    """How an arm is sampled, in words."""
+    if arm.scale == 1:
+        return f"budget {arm.budget}"
+    kind = "CFG" if arm.weak_budget is None else "autoguidance" if arm.weak_label == "same" else "cheap CFG"
+    return f"{kind} at {arm.scale:g}"
 
 
 def machine() -> str:
