@@ -14,7 +14,7 @@ from PIL import Image
 from elit import UserError
 from elit.claims.claim import Drawn, HeldOut, Seen, Trained
 from elit.claims.difference import difference
-from elit.claims.page import outcomes, write_page
+from elit.claims.page import outcomes, summary, write_page
 from elit.claims.queue import Measured, Queue, open_queue, read_map
 from elit.claims.table import CLAIMS, RUNS, SCALES
 from elit.cli import main
@@ -70,6 +70,9 @@ def test_a_claim_is_tried_and_paged(padded: Path, data: Path, tmp_path: Path, ca
     values = torch.tensor([*looks], dtype=torch.float64)
     first = outcomes(queue, PADDING)[0]
     assert first.difference == difference(torch.full_like(values, chance), values)
+
+    told = summary(queue, [PADDING]).splitlines()
+    assert told[0] == f"zero-padding: {first.verdict}" and max(map(len, told)) <= 80
 
     page = tmp_path / "claims.md"
     assert main(["claims", "page", "--out", str(padded), "--page", str(page)]) == 0

@@ -1,6 +1,7 @@
 """The page of all claims, written from what was measured: a figure, the comparisons and a verdict each."""
 
 import statistics
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,13 +71,16 @@ def verdict(found: Sequence[Outcome]) -> Verdict:
     return conclusion([one.verdict for one in found if one.comparison.decides])
 
 
-def summary(queue: Queue, claims: Sequence[Claim]) -> list[tuple[str, str, str]]:
-    """Name, verdict and what it rests on, of each claim."""
-    rows = []
+def summary(queue: Queue, claims: Sequence[Claim]) -> str:
+    """The verdict of each claim and what it rests on, in lines of at most 80 letters."""
+    lines = []
     for claim in claims:
         found = outcomes(queue, claim)
-        rows.append((claim.name, str(verdict(found)), "; ".join(interval(one) for one in found if one.comparison.decides)))
-    return rows
+        lines.append(f"{claim.name}: {verdict(found)}")
+        for one in found:
+            text = f"{one.comparison.says}{'' if one.comparison.decides else ' (beside)'}: {interval(one)}, {one.verdict}"
+            lines.append(textwrap.fill(text, 80, initial_indent="  ", subsequent_indent="    "))
+    return "\n".join(lines)
 
 
 def interval(found: Outcome) -> str:

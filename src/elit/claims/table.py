@@ -126,7 +126,7 @@ CLAIMS = (
     ),
     Claim(
         "convergence",
-        "An elastic model converges faster than a dense one, FLOP for FLOP",
+        "Elastic against dense, FLOP for FLOP",
         "At the same training FLOPs an elastic model is better than the dense model of the same blocks.",
         "A dense model, and elastic ones trained at the full budget alone and on drawn budgets, measured at the full budget"
         " on the way.",
@@ -143,7 +143,7 @@ CLAIMS = (
     ),
     Claim(
         "quarter-recipe",
-        "The 25 % recipe: never more than a quarter of the latents in training",
+        "The 25 % recipe: a quarter of the latents in training",
         "Training at a quarter of the latents costs less than half of the FLOPs, and little quality, for the same steps.",
         "A model trained at 1/4 of the latents for as many steps as one at the full budget; and, beside, for as many FLOPs.",
         (
@@ -181,7 +181,7 @@ CLAIMS = (
     ),
     Claim(
         "anchored",
-        "The anchored interface, which starts from the tokens themselves",
+        "The anchored interface against the paper's",
         "This claim is ours: from the same start and for the same FLOPs, an anchored interface is better than the paper's.",
         "Both are trained from nothing on drawn budgets; the anchored one with anchor: cells.",
         (
@@ -248,7 +248,7 @@ CLAIMS = (
     ),
     Claim(
         "cheap-guidance",
-        "Cheap CFG and autoguidance, for CFG's quality at a lower price",
+        "Cheap CFG and autoguidance against CFG",
         "Guided by the model's own low budget, samples are as good as with CFG and cost about a third less.",
         "Three scales of each kind, at equal FLOPs of an image: CFG takes fewer steps. The best scale of each is compared.",
         (

@@ -78,10 +78,7 @@ def run_run(options: argparse.Namespace) -> None:
     queue = open_queue(options.out, scale, options.data)
     with locked(options.out, "trying claims"):
         queue.work(claims)
-    table = Table("claim", "verdict", "difference (95 % interval)", title="Claims, at this scale")
-    for row in summary(queue, claims):
-        table.add_row(*row)
-    show(table)
+    show(summary(queue, claims))
     say(f"what is measured is in {options.out}; elit claims page --out {options.out} writes the page")
 
 
