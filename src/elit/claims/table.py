@@ -125,23 +125,6 @@ CLAIMS = (
         },
     ),
     Claim(
-        "convergence",
-        "Elastic against dense, FLOP for FLOP",
-        "At the same training FLOPs an elastic model is better than the dense model of the same blocks.",
-        "A dense model, and elastic ones trained at the full budget alone and on drawn budgets, measured at the full budget"
-        " on the way.",
-        (
-            Comparison("full is better than dense", (HeldOut(Trained("full")),), (HeldOut(Trained("dense")),)),
-            lower("multi", "dense", "1", beside=True),
-        ),
-        "TFLOPs of training",
-        {
-            "dense": over_training("dense"),
-            "elastic, full budget alone": over_training("full"),
-            "elastic, drawn budgets": over_training("multi"),
-        },
-    ),
-    Claim(
         "quarter-recipe",
         "The 25 % recipe: a quarter of the latents in training",
         "Training at a quarter of the latents costs less than half of the FLOPs, and little quality, for the same steps.",
@@ -164,6 +147,23 @@ CLAIMS = (
         {
             "full budget": over_training("full"),
             "a quarter": (HeldOut(Trained("quarter", like="full"), "1/4"), HeldOut(Trained("quarter"), "1/4")),
+        },
+    ),
+    Claim(
+        "convergence",
+        "Elastic against dense, FLOP for FLOP",
+        "At the same training FLOPs an elastic model is better than the dense model of the same blocks.",
+        "A dense model, and elastic ones trained at the full budget alone and on drawn budgets, measured at the full budget"
+        " on the way.",
+        (
+            Comparison("full is better than dense", (HeldOut(Trained("full")),), (HeldOut(Trained("dense")),)),
+            lower("multi", "dense", "1", beside=True),
+        ),
+        "TFLOPs of training",
+        {
+            "dense": over_training("dense"),
+            "elastic, full budget alone": over_training("full"),
+            "elastic, drawn budgets": over_training("multi"),
         },
     ),
     Claim(
