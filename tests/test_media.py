@@ -38,6 +38,18 @@ def test_a_gif_holds_the_frames_in_order_at_their_rate_and_for_ever(tmp_path: Pa
     assert [p.name for p in tmp_path.iterdir()] == ["a.gif"]
 
 
+def test_white_stays_white_among_many_colours(tmp_path: Path) -> None:
+    """Half of each frame is white, the other half all shades of two colours, of which a palette has means."""
+    shades = np.linspace(0, 254, 64 * 64).reshape(64, 64)
+    pixels = np.full((64, 128, 3), 255, dtype=np.uint8)
+    pixels[:, 64:, 0], pixels[:, 64:, 1] = shades, shades.T
+    save_clip([Image.fromarray(pixels), Image.fromarray(np.roll(pixels, 3, 0))], tmp_path / "a.gif")
+    clip = read_clip(tmp_path / "a.gif")
+    assert (clip[:, :, :, :64] == 255).all()
+    found = clip[:, 0].permute(1, 2, 0).numpy()[:, 64:].astype(int)
+    assert abs(found - pixels[:, 64:].astype(int)).max() < 40
+
+
 def test_frames_that_stand_still_come_back_as_many(tmp_path: Path) -> None:
     still = [frames()[i] for i in (0, 0, 0, 1, 2, 2)]
     save_clip(still, tmp_path / "a.gif")

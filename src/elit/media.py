@@ -1,7 +1,7 @@
 """Clips as files: GIF and, where the extra `video` is installed, MP4; written whole, and read frame by frame.
 
-A file of ours shows FRAMES_PER_SECOND frames. In a GIF all frames share one palette of 256 colours, so that what stands
-still does not flicker; equal frames that follow each other are one of a longer time in it.
+A file of ours shows FRAMES_PER_SECOND frames. In a GIF all frames share one palette of 256 colours, white among them, so that
+what stands still does not flicker; equal frames that follow each other are one of a longer time in it.
 """
 
 import importlib.util
@@ -71,8 +71,10 @@ def gif(frames: Sequence[Image.Image], made_by: str | None = None) -> bytes:
 
 def _write_gif(frames: Sequence[Image.Image], to: Path | io.BytesIO, made_by: str | None) -> None:
     together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames]))
-    palette = together.quantize(256, Image.Quantize.MEDIANCUT)
-    first, *others = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    palette = together.quantize(255, Image.Quantize.MEDIANCUT)
+    colours = (palette.getpalette() or [])[: 3 * 255]
+    palette.putpalette([*colours, *[0] * (3 * 255 - len(colours)), 255, 255, 255])
+    first, *others = (_in_colours(frame, palette) for frame in frames)
     notes = {} if made_by is None else {"comment": made_by.encode()}
     first.save(
         *(to, "GIF"),
@@ -83,6 +85,15 @@ def _write_gif(frames: Sequence[Image.Image], to: Path | io.BytesIO, made_by: st
         optimize=False,
         **notes,
     )
+
+
+def _in_colours(frame: Image.Image, palette: Image.Image) -> Image.Image:
+    """A frame in the colours of a palette, whose last is white: what is white stays so, which PIL's own search may miss."""
+    numbers = np.array(frame.quantize(palette=palette, dither=Image.Dither.NONE))
+    numbers[(np.asarray(frame) == 255).all(axis=-1)] = 255
+    made = Image.fromarray(numbers)
+    made.putpalette(palette.getpalette() or [])
+    return made
 
 
 def _save_mp4(frames: Sequence[Image.Image], file: Path) -> None:
