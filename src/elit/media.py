@@ -1,7 +1,7 @@
 """Clips as files: GIF and, where the extra `video` is installed, MP4; written whole, and read frame by frame.
 
-A file of ours shows FRAMES_PER_SECOND frames. In a GIF all frames share one palette of 256 colours, white among them, so that
-what stands still does not flicker; equal frames that follow each other are one of a longer time in it.
+A file of ours shows FRAMES_PER_SECOND frames. In a GIF all frames share one palette of 256 colours, white among them, so
+that what stands still does not flicker; equal frames that follow each other are one of a longer time in it.
 """
 
 import importlib.util
