@@ -1,15 +1,21 @@
 """Serving under load: deadlines met, and the budgets that this takes, against fixed budgets in order of arrival.
 
     python benchmarks/serving.py                        # in virtual time, from costs that are measured now
-    python benchmarks/serving.py --live 20              # also a real server over HTTP, so many seconds for each load
+    python benchmarks/serving.py --costs 5.2,16.8       # from a cost of the lowest and of the full budget
+    python benchmarks/serving.py --live 60              # also a real server over HTTP, so many seconds for each load
     python benchmarks/serving.py --soak 600             # also a real server, overloaded for so many seconds
 
 Requests are due after three times what one takes alone at the full budget. Load is told as a multiple of what one device can
 do at the full budget. In virtual time (see `elit.serving.simulation`) calls take what was measured, times a noise of 10 %,
-and arrivals are Poisson's, or bursts of eight; the policy is the server's own code.
+and arrivals are Poisson's, or bursts of eight; the policy is the server's own code. Beside it stand the fixed budgets; the
+lowest budget with what cannot be in time refused, which is the most that can be in time; the highest fixed budget of which
+95 % are; and for loads up to 1 what can be granted by one who knows all arrivals beforehand, the solution of a linear
+program. A real server gets the same requests over HTTP, from this process; its pictures are kept and compared with a
+reference by `elit evaluate`.
 """
 
 import argparse
+import base64
 import json
 import random
 import re
@@ -26,12 +32,15 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.optimize import linprog
+from scipy.sparse import lil_array
 
 import elit
 from elit.console import Table, say, show
+from elit.labels import labels_in_full
 from elit.serving.engine import measure_costs
 from elit.serving.jobs import Costs, Job
-from elit.serving.policy import Policy
+from elit.serving.policy import Policy, Reserve, decide
 from elit.serving.simulation import Served, poisson, simulate
 from timing import machine
 
@@ -44,13 +53,17 @@ POLICIES: dict[str, tuple[Policy, float, float]] = {  # name: policy, lowest and
     "1": ("fifo", 1.0, 1.0),
     "1/4": ("fifo", 1 / 4, 1 / 4),
     "1/16": ("fifo", 1 / 16, 1 / 16),
+    "1/16, refusing": ("deadline", 1 / 16, 1 / 16),
 }
+GOAL = 0.95
 SOAK_LOAD = 3.0
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a load: shares of all requests, the mean budget of those served, and milliseconds until they end."""
+    """What came of a load. met: of all requests; met_taken: of those that were taken. budget: granted on average to those
+    served, and full: the share of these that had the full one at every step; milliseconds until they end.
+    """
 
     policy: str
     load: float
@@ -58,12 +71,16 @@ class Outcome:
     devices: int
     requests: int
     met: float
+    met_taken: float
     refused: float
     budget: float
+    full: float
     p50: float
     p95: float
     p99: float
     images_per_second: float
+    kernel: float | None = None  # distance of the pictures to the reference, KID x 1000, and Fréchet's
+    frechet: float | None = None
 
 
 def jobs(costs: Costs, load: float, burst: int, devices: int, seconds: float, lowest: float, highest: float) -> list[Job]:
@@ -90,30 +107,96 @@ def outcome(name: str, load: float, burst: int, devices: int, served: Sequence[S
         devices,
         len(served),
         statistics.mean(one.met for one in served),
+        statistics.mean(one.met for one in done),
         1 - len(done) / len(served),
         statistics.mean((statistics.mean(one.levels) + 1) / levels for one in done),
+        statistics.mean(min(one.levels) == levels - 1 for one in done),
         *(float(np.percentile(took, q)) for q in (50, 95, 99)),
         1000 * len(done) / last,
     )
+
+
+def simulated(costs: Costs, name: str, policy: Policy, lowest: float, highest: float, *case: float) -> Outcome:
+    """One policy at one case: load, burst, devices, seconds."""
+    load, burst, devices, seconds = case[0], int(case[1]), int(case[2]), case[3]
+    draw = random.Random(f"noise {name} {load} {burst} {devices}")
+    served = simulate(
+        jobs(costs, load, burst, devices, seconds, lowest, highest),
+        *(costs, ROWS, policy, devices),
+        noise=lambda: draw.uniform(0.9, 1.1),
+    )
+    out = outcome(name, load, burst, devices, served, len(costs.row))
+    say(f"{name} at {load:g} times the capacity of {devices}: {out.met:.0%} in time, budget {out.budget:.2f}")
+    return out
 
 
 def virtual(costs: Costs, seconds: float) -> list[Outcome]:
     """Every policy at every load on one device, and the elastic one on many."""
     cases = [(name, load, burst, 1) for burst in (1, 8) for load in LOADS for name in POLICIES]
     cases += [("elastic", 2.0, 1, devices) for devices in DEVICES[1:]]
-    out = []
-    for name, load, burst, devices in cases:
-        policy, lowest, highest = POLICIES[name]
-        draw = random.Random(f"noise {name} {load} {burst} {devices}")
-        length = max(seconds / devices, 3.0)
-        served = simulate(
-            jobs(costs, load, burst, devices, length, lowest, highest),
-            *(costs, ROWS, policy, devices),
-            noise=lambda draw=draw: draw.uniform(0.9, 1.1),
+    return [
+        simulated(costs, name, *POLICIES[name], load, burst, devices, max(seconds / devices, 3.0))
+        for name, load, burst, devices in cases
+    ]
+
+
+def best_fixed(costs: Costs, load: float, seconds: float) -> Outcome | None:
+    """The highest fixed budget of which `GOAL` are in time; None where none is."""
+    count, found = len(costs.row), None
+    low, high = 0, count - 1
+    while low <= high:
+        middle = (low + high) // 2
+        budget = (middle + 1) / count
+        one = simulated(costs, f"best fixed, {middle + 1}/{count}", "fifo", budget, budget, load, 1, 1, seconds)
+        found, low, high = (one, middle + 1, high) if one.met >= GOAL else (found, low, middle - 1)
+    return found
+
+
+def in_hindsight(costs: Costs, load: float, seconds: float) -> float:
+    """The mean budget of one who knows all arrivals and serves all in time, in order; NaN where that cannot be.
+
+    Request j takes w_j, between what the lowest and the full budget take, and ends at e_j >= e_(j-1) + w_j, its arrival
+    + w_j, before it is due; the sum of w is as large as it can be. Budgets between levels count too.
+    """
+    wanted = jobs(costs, load, 1, 1, seconds, 1 / 16, 1.0)
+    n, low, high = len(wanted), wanted[0].alone(costs, 0), wanted[0].alone(costs, len(costs.row) - 1)
+    rows, right = lil_array((2 * n, 2 * n)), np.zeros(2 * n)
+    for j, job in enumerate(wanted):
+        rows[j, j], rows[j, n + j], right[j] = 1, -1, -job.arrived
+        if j:
+            rows[n + j, j], rows[n + j, n + j - 1], rows[n + j, n + j] = 1, 1, -1
+    bounds = [(low, high)] * n + [(None, job.due) for job in wanted]
+    found = linprog([-1.0] * n + [0.0] * n, rows.tocsr(), right, bounds=bounds, method="highs")
+    if found.status != 0:
+        return float("nan")
+    lowest = 1 / len(costs.row)
+    return lowest + (1 - lowest) * float(np.mean((found.x[:n] - low) / (high - low)))
+
+
+def controller_ms(costs: Costs, count: int = 32, repeats: int = 200) -> float:
+    """Milliseconds of this process's own time of a decision with so many requests, the least of repeats."""
+    draw = random.Random("controller")
+    here = [
+        Job(
+            i,
+            f"client {i % CLIENTS}",
+            1,
+            draw.randint(1, 20),
+            0,
+            None,
+            float(i),
+            draw.uniform(500, 1500),
+            0,
+            len(costs.row) - 1,
         )
-        out.append(outcome(name, load, burst, devices, served, len(costs.row)))
-        say(f"{name} at {load:g} times the capacity of {devices}: {out[-1].met:.0%} in time, budget {out[-1].budget:.2f}")
-    return out
+        for i in range(count)
+    ]
+    times = []
+    for _ in range(repeats):
+        began = time.thread_time()
+        decide(0.0, here, costs, 2 * count, reserve=Reserve(100.0, 1000.0))
+        times.append(1000 * (time.thread_time() - began))
+    return min(times)
 
 
 @contextmanager
@@ -136,33 +219,52 @@ def server(policy: Policy) -> Iterator[tuple[subprocess.Popen[str], int]]:
 
 @dataclass
 class Answer:
-    """What a client saw: the status (0: none), milliseconds, and the mean budget."""
+    """What a client saw: the status (0: none), milliseconds, the budgets of all steps, and the picture."""
 
     status: int = 0
     ms: float = 0.0
-    budget: float = 0.0
+    budgets: tuple[float, ...] = ()
+    picture: bytes = b""
+
+
+def told(port: int, path: str, body: dict[str, object] | None = None) -> tuple[int, dict[str, object]]:
+    connection = HTTPConnection("127.0.0.1", port, timeout=300)
+    connection.request(
+        "GET" if body is None else "POST", path, body and json.dumps(body), {"content-type": "application/json"}
+    )
+    response = connection.getresponse()
+    content = json.loads(response.read())
+    connection.close()
+    return response.status, content
 
 
 def ask(port: int, body: dict[str, object], answer: Answer) -> None:
     began = time.perf_counter()
-    connection = HTTPConnection("127.0.0.1", port, timeout=300)
-    connection.request("POST", "/v1/images/generations", json.dumps(body), {"content-type": "application/json"})
-    response = connection.getresponse()
-    told = json.loads(response.read())
-    answer.status, answer.ms = response.status, 1000 * (time.perf_counter() - began)
-    answer.budget = statistics.mean(told["elit"]["budgets"]) if response.status == 200 else 0.0
-    connection.close()
+    answer.status, content = told(port, "/v1/images/generations", body)
+    answer.ms = 1000 * (time.perf_counter() - began)
+    if answer.status == 200:
+        answer.budgets = tuple(content["elit"]["budgets"])  # type: ignore[index]
+        answer.picture = base64.b64decode(content["data"][0]["b64_json"])  # type: ignore[index]
 
 
-def drive(port: int, load: float, seconds: float, body: dict[str, object]) -> tuple[float, list[Answer]]:
+def prompts(port: int) -> list[str]:
+    """The names, or numbers, of the labels that the model knows pictures of."""
+    facts = told(port, "/v1/models")[1]["data"][0]["elit"]  # type: ignore[index]
+    names = facts["label_names"]
+    return [names[i] for i in labels_in_full(names)] or names or [str(i) for i in range(facts["classes"])]
+
+
+def drive(port: int, load: float, seconds: float, body: dict[str, object], seed: int = 0) -> tuple[float, list[Answer]]:
     """Poisson's arrivals at a load: milliseconds of a request alone, as measured just before, and what clients saw."""
-    full = {**body, "quality": "high", "deadline_ms": 1e8}
+    names = prompts(port)
+    full = {**body, "prompt": names[0], "quality": "high", "budget": None, "deadline_ms": 1e8}
     alone = statistics.median(_alone(port, full) for _ in range(3))
     answers, threads, began = list[Answer](), list[threading.Thread](), time.perf_counter()
-    for at in poisson(1000 / alone * load, seconds, 0):
+    for at in poisson(1000 / alone * load, seconds, seed):
         time.sleep(max(0.0, at / 1000 - (time.perf_counter() - began)))
         answers.append(Answer())
-        sent = {**body, "deadline_ms": DEADLINE * alone, "seed": len(answers)}
+        prompt = names[7919 * len(answers) % len(names)]
+        sent = {**body, "prompt": prompt, "deadline_ms": DEADLINE * alone, "seed": len(answers)}
         threads.append(threading.Thread(target=ask, args=(port, sent, answers[-1])))
         threads[-1].start()
     for thread in threads:
@@ -176,34 +278,59 @@ def _alone(port: int, body: dict[str, object]) -> float:
     return answer.ms
 
 
-def live(seconds: float) -> list[Outcome]:
-    """A real server: the elastic policy and the full budget in order of arrival."""
-    out = []
-    for name in ("elastic", "1"):
+def live(seconds: float, out: Path, reference: str | None) -> list[Outcome]:
+    """A real server: the elastic policy, and fixed budgets in order of arrival; their pictures are kept in `out`."""
+    outcomes = []
+    for name in ("elastic", "1", "1/4", "1/16"):
         policy, _, highest = POLICIES[name]
-        body: dict[str, object] = {"prompt": "heart", "steps": STEPS}
-        body |= {} if name == "elastic" else {"budget": highest}
+        body: dict[str, object] = {"steps": STEPS} | ({} if name == "elastic" else {"budget": highest})
         with server(policy) as (_, port):
             for load in (0.5, 2.0):
                 alone, answers = drive(port, load, seconds, body)
-                done = [one for one in answers if one.status == 200]
-                took = [one.ms for one in done] or [float("nan")]
-                out.append(
-                    Outcome(
-                        name,
-                        load,
-                        1,
-                        1,
-                        len(answers),
-                        statistics.mean(one.status == 200 and one.ms <= DEADLINE * alone for one in answers),
-                        statistics.mean(one.status == 429 for one in answers),
-                        statistics.mean(one.budget for one in done) if done else float("nan"),
-                        *(float(np.percentile(took, q)) for q in (50, 95, 99)),
-                        len(done) / seconds,
-                    )
-                )
-                say(f"a real server, {name} at {load:g}: {out[-1].met:.0%} in time of {len(answers)}, alone {alone:.0f} ms")
-    return out
+                folder = out / f"{name.replace('/', '-of-')}-at-{load:g}"
+                folder.mkdir(parents=True, exist_ok=True)
+                for i, answer in enumerate(answers):
+                    if answer.picture:
+                        (folder / f"{i:05}.png").write_bytes(answer.picture)
+                outcomes.append(seen(name, load, answers, alone, seconds))
+                if reference is not None:
+                    distances = compared(folder, reference)
+                    kernel = distances.pop("KID x 1000")
+                    outcomes[-1] = replace(outcomes[-1], kernel=kernel, frechet=next(iter(distances.values())))
+                met = outcomes[-1].met
+                say(f"a real server, {name} at {load:g}: {met:.0%} in time of {len(answers)}, alone {alone:.0f} ms")
+    return outcomes
+
+
+def seen(name: str, load: float, answers: Sequence[Answer], alone: float, seconds: float) -> Outcome:
+    """What clients saw."""
+    done = [one for one in answers if one.status == 200]
+    took = [one.ms for one in done] or [float("nan")]
+    met = [one.ms <= DEADLINE * alone for one in done]
+    return Outcome(
+        name,
+        load,
+        1,
+        1,
+        len(answers),
+        sum(met) / len(answers),
+        statistics.mean(met) if met else float("nan"),
+        statistics.mean(one.status == 429 for one in answers),
+        statistics.mean(statistics.mean(one.budgets) for one in done) if done else float("nan"),
+        statistics.mean(min(one.budgets) == 1 for one in done) if done else float("nan"),
+        *(float(np.percentile(took, q)) for q in (50, 95, 99)),
+        len(done) / seconds,
+    )
+
+
+def compared(folder: Path, reference: str) -> dict[str, float]:
+    """The distances of the pictures in a folder to a reference, by `elit evaluate`."""
+    out = folder.with_name(f"{folder.name}-evaluated")
+    words = [str(folder), "--reference", reference, "--metrics", "fd,kid", "--out", str(out)]
+    subprocess.run([sys.executable, "-m", "elit", "evaluate", *words], check=True, capture_output=True)
+    lines = (out / "results.jsonl").read_text().splitlines()
+    figures: dict[str, float] = json.loads(lines[-1])["metrics"]
+    return figures  # of two metrics: one names the features
 
 
 def resident_mib(pid: int) -> float:
@@ -217,7 +344,7 @@ def resident_mib(pid: int) -> float:
 def soak(seconds: float) -> dict[str, float]:
     """Overload for so long: requests, those never answered, and memory after a tenth of the time and at the end."""
     with server("deadline") as (process, port):
-        body = {"prompt": "heart", "steps": STEPS}
+        body: dict[str, object] = {"steps": STEPS}
         _, first = drive(port, SOAK_LOAD, seconds / 10, body)
         before = resident_mib(process.pid)
         _, rest = drive(port, SOAK_LOAD, 0.9 * seconds, body)
@@ -234,12 +361,12 @@ def soak(seconds: float) -> dict[str, float]:
 
 
 def draw(outcomes: Sequence[Outcome], file: Path) -> None:
-    """Deadlines met and budgets over the load, and the budget over the number of devices."""
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    """Deadlines met and budgets over the load, and deadlines met over the number of devices."""
+    figure = Figure(figsize=(9, 3.4), layout="constrained")
     met, budget, scale = figure.subplots(1, 3)
-    for name, marker in zip(POLICIES, "os^v", strict=True):
+    for name, marker in zip(POLICIES, "os^vx", strict=True):
         rows = [one for one in outcomes if one.policy == name and one.devices == 1 and one.burst == 1]
-        label = "elastic" if name == "elastic" else f"fixed {name}, in order"
+        label = "elastic" if name == "elastic" else f"fixed {name}"
         met.plot([one.load for one in rows], [100 * one.met for one in rows], marker=marker, label=label)
         budget.plot([one.load for one in rows], [one.budget for one in rows], marker=marker)
     many = [one for one in outcomes if one.policy == "elastic" and one.load == 2 and one.burst == 1]
@@ -248,9 +375,9 @@ def draw(outcomes: Sequence[Outcome], file: Path) -> None:
     scale.set_xticks(DEVICES, [str(devices) for devices in DEVICES])
     met.legend(fontsize=7)
     for axes, over, title in (
-        (met, "load, of the full-budget capacity", "deadlines met (%)"),
+        (met, "load, of the full-budget capacity", "in time, of all requests (%)"),
         (budget, "load, of the full-budget capacity", "mean budget granted"),
-        (scale, "devices, at twice their capacity", "deadlines met (%)"),
+        (scale, "devices, at twice their capacity", "in time, of all requests (%)"),
     ):
         axes.set_xlabel(over)
         axes.set_title(title, fontsize=10)
@@ -260,46 +387,70 @@ def draw(outcomes: Sequence[Outcome], file: Path) -> None:
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
-    out = Table("policy", "load", "arrivals", "devices", "n", "in time", "refused", "budget", "p50", "p95", "p99 ms", "/s")
+    columns = (
+        "n",
+        "in time",
+        "of taken",
+        "refused",
+        "budget",
+        "always full",
+        "p50",
+        "p95",
+        "p99 ms",
+        "/s",
+        "KID",
+        "Fréchet",
+    )
+    out = Table("policy", "load", "arrivals", "devices", *columns)
     for one in outcomes:
         arrivals = "Poisson" if one.burst == 1 else f"{one.burst} at once"
         times = [f"{ms:.0f}" for ms in (one.p50, one.p95, one.p99)]
-        shares = [f"{one.met:.0%}", f"{one.refused:.0%}", f"{one.budget:.2f}"]
-        name = one.policy if one.policy == "elastic" else f"fixed {one.policy}"
-        numbers = [str(one.devices), str(one.requests), *shares, *times, f"{one.images_per_second:.1f}"]
-        out.add_row(name, f"{one.load:g}", arrivals, *numbers)
+        shares = [f"{one.met:.1%}", f"{one.met_taken:.1%}", f"{one.refused:.1%}", f"{one.budget:.2f}", f"{one.full:.0%}"]
+        distances = ["" if one.kernel is None else f"{one.kernel:.0f}", "" if one.frechet is None else f"{one.frechet:.0f}"]
+        numbers = [str(one.devices), str(one.requests), *shares, *times, f"{one.images_per_second:.1f}", *distances]
+        out.add_row(one.policy, f"{one.load:g}", arrivals, *numbers)
     return out
+
+
+def costs_of(text: str | None) -> Costs:
+    """The costs of calls of the bundled model: as measured now, or on a straight line between two that are given."""
+    model = elit.load_bundled()
+    if text is None:
+        return replace(measure_costs(model, ROWS, repeats=20), scale=1.0)
+    low, high = map(float, text.split(","))
+    return Costs(0.0, tuple(np.linspace(low, high, len(model.levels.counts())).tolist()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=40.0, help="of virtual time for each load")
+    parser.add_argument("--seconds", type=float, default=40.0, help="of virtual time for each load; 0: none of it")
     parser.add_argument("--costs", help="milliseconds at the lowest and the full budget, such as 4.4,8.4, not measured now")
     parser.add_argument("--live", type=float, default=0.0, help="seconds of a real server for each load")
+    parser.add_argument("--reference", help="what `elit evaluate` compares the pictures with that a real server made")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of a real server at overload")
     parser.add_argument("--out", type=Path, default=Path("serving"), help="folder for results.json and serving.png")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    model = elit.load_bundled()
-    if options.costs is None:
-        costs = measure_costs(model, ROWS, repeats=20)
-    else:
-        low, high = map(float, options.costs.split(","))
-        costs = Costs(0.0, tuple(np.linspace(low, high, len(model.levels.counts())).tolist()))
-    show(
-        f"{machine()}; ms of a row at each level: {', '.join(f'{ms:.1f}' for ms in costs.row)}; of a call: {costs.call:.1f}"
-    )
-    outcomes = virtual(replace(costs, scale=1.0), options.seconds)
-    show(table(outcomes))
-    draw(outcomes, options.out / "serving.png")
-    real = live(options.live) if options.live else []
-    if real:
+    costs = costs_of(options.costs)
+    rows = ", ".join(f"{ms:.1f}" for ms in costs.row)
+    show(f"{machine()}; ms of a row at each level: {rows}; of a call: {costs.call:.1f}")
+    results: dict[str, object] = {"machine": machine(), "costs": asdict(costs), "controller_ms": controller_ms(costs)}
+    show(f"a decision among 32 requests: {results['controller_ms']:.3f} ms of the processor's time")
+    if options.seconds:
+        outcomes = virtual(costs, options.seconds)
+        fixed = [one for load in (1.0, 1.5, 2.0) if (one := best_fixed(costs, load, options.seconds)) is not None]
+        show(table([*outcomes, *fixed]))
+        draw(outcomes, options.out / "serving.png")
+        best = {load: in_hindsight(costs, load, options.seconds) for load in (0.5, 1.0)}
+        show(f"the mean budget that one grants who knows all arrivals, by load: {best}")
+        results |= {"virtual": [asdict(one) for one in [*outcomes, *fixed]], "in_hindsight": best}
+    if options.live:
+        real = live(options.live, options.out, options.reference)
         show(table(real))
-    soaked = soak(options.soak) if options.soak else {}
-    if soaked:
-        show(json.dumps(soaked))
-    results = {"machine": machine(), "costs": asdict(costs), "virtual": [asdict(one) for one in outcomes]}
-    results |= {"live": [asdict(one) for one in real], "soak": soaked}
+        results["live"] = [asdict(one) for one in real]
+    if options.soak:
+        results["soak"] = soak(options.soak)
+        show(json.dumps(results["soak"]))
     (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
 

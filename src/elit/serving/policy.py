@@ -90,11 +90,14 @@ def decide(
 
     By "fifo" jobs come in the order in which they arrived, with their highest levels.
     """
-    order, loads, weights = _ordered(now, jobs, costs, policy)
-    if not order:
+    if not jobs:
         return Decision(now, (), costs, most_rows, policy, (), reserve)
-    known = loads if policy == "deadline" else loads[:most_rows]  # of those in order of arrival no more is asked
-    count, ends = outlook(known, len(weights), costs, most_rows)
+    if policy == "fifo":
+        order = sorted(jobs, key=lambda job: (job.arrived, job.id))[:most_rows]
+        loads, weights = [load(job, now, costs)._replace(left=NEVER) for job in order], [1.0]
+    else:
+        order, loads, weights = due_order(now, jobs, costs)
+    count, ends = outlook(loads, len(weights), costs, most_rows)
     share = _share(loads, ends, weights, costs, reserve) if policy == "deadline" else NEVER
     levels: dict[tuple[int, int, int], int] = {}  # of jobs with the same lowest, highest and weight: the same
     turns = []
@@ -106,19 +109,13 @@ def decide(
     return Decision(now, tuple(jobs), costs, most_rows, policy, tuple(turns), reserve)
 
 
-def _ordered(
-    now: float, jobs: Sequence[Job], costs: Costs, policy: Policy = "deadline"
-) -> tuple[list[Job], list[Load], list[float]]:
+def due_order(now: float, jobs: Sequence[Job], costs: Costs) -> tuple[list[Job], list[Load], list[float]]:
     """Jobs in the order in which they are served, the same in numbers, and the weights of clients.
 
     First what is due first; what is late in any case comes last, so that it makes nothing else late.
     """
     weights, kinds = client_weights(jobs)
     loads = [load(job, now, costs, kind) for job, kind in zip(jobs, kinds, strict=True)]
-    if policy == "fifo":
-        loads = [one._replace(left=NEVER) for one in loads]
-        ranked = sorted((job.arrived, job.id, job, one) for job, one in zip(jobs, loads, strict=True))
-        return [row[2] for row in ranked], [row[3] for row in ranked], weights
     rows = sorted((one.left == NEVER, job.due, job.arrived, job.id, job, one) for job, one in zip(jobs, loads, strict=True))
     return [row[4] for row in rows], [row[5] for row in rows], weights
 
@@ -142,7 +139,7 @@ def lateness(now: float, jobs: Sequence[Job], costs: Costs, most_rows: int) -> f
 
     What is late on its own counts for nothing.
     """
-    _, loads, weights = _ordered(now, jobs, costs)
+    _, loads, weights = due_order(now, jobs, costs)
     _, ends = outlook(loads, len(weights), costs, most_rows)
     late = (costs.with_margin(end.ms, end.calls) - one.left for one, end in zip(loads, ends, strict=True))
     return sum(max(0.0, ms) for ms in late)
