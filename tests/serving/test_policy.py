@@ -14,7 +14,7 @@ import pytest
 from elit.errors import UserError
 from elit.serving.jobs import Costs, Job
 from elit.serving.outlook import Load, client_weights, even_share, load, outlook
-from elit.serving.policy import Decision, Reserve, admit, decide, lateness, replay, trace_line
+from elit.serving.policy import Admission, Decision, Reserve, admit, decide, lateness, lent, replay, trace_line
 from elit.serving.simulation import Served, poisson, simulate
 
 LEVELS = 16
@@ -174,22 +174,30 @@ def test_the_queue_is_bounded() -> None:
         assert not admit(0.0, waiting, job(9, 1e9), COSTS, 8, 3, policy).taken  # type: ignore[arg-type]
 
 
-def test_refusals_teach_to_keep_time_for_requests_to_come() -> None:
+def test_refusals_that_lower_budgets_would_have_spared_teach_to_keep_time() -> None:
     """As much as makes them rare: until then, budgets fall although all who are here could have more."""
-    one, reserve = job(0, 1000.0), Reserve()
+    one, taken, refused = job(0, 1000.0), Admission(True), Admission(False, late_ms=80.0)
+    reserve = Reserve().lending(50.0, False).lending(40.0, False)
+    assert reserve.lent == 90
     for _ in range(3):
-        reserve = reserve.after(False, one, COSTS)
+        reserve = reserve.after(refused, one, COSTS)
     assert reserve.ms == pytest.approx(3 * 0.98 * STEPS * COSTS.row[0]) and reserve.left == 1000
-    assert decide(0.0, [one], COSTS, 8).turns[0].level == 15
     assert decide(0.0, [one], COSTS, 8, reserve=reserve).turns[0].level == 15
     assert decide(0.0, [one], COSTS, 8, reserve=Reserve(700.0, 1000.0)).turns[0].level < 15
     for _ in range(49):
-        reserve = reserve.after(True, one, COSTS)
+        reserve = reserve.after(taken, one, COSTS)
     assert reserve.ms == pytest.approx(2 * 0.98 * STEPS * COSTS.row[0])
-    assert reserve.after(False, job(0, 200.0), COSTS) == reserve  # too urgent for a reserve to help
+    for spared_by_nothing in (Admission(False, late_ms=91.0), Admission(False, late_ms=math.inf), Admission(True, (3,))):
+        assert reserve.after(spared_by_nothing, one, COSTS) == reserve
     for _ in range(50):
-        reserve = reserve.after(False, one, COSTS)
+        reserve = reserve.after(refused, one, COSTS)
     assert reserve.ms == reserve.left == 1000  # no more than there is
+    assert reserve.lending(5.0, True).lent == 0
+    raised = [job(1, 1000.0, guided=3, samples=2), job(2, 1000.0, guided=3, weak=0, lowest=1)]
+    assert lent(raised, [4, 4], replace(COSTS, scale=2.0)) == pytest.approx(2 * (4 * 4 + 3) * 8 / 15)
+    refusal = admit(0.0, [job(i, 4000.0) for i in range(21)], job(99, 4000.0), COSTS, 8, 64)
+    assert refusal.late_ms == lateness(0.0, [job(i, 4000.0) for i in (*range(21), 99)], COSTS, 8) > 0
+    assert admit(0.0, [one], job(9, 10.0), COSTS, 8, 64).late_ms == math.inf
 
 
 def test_calls_are_shared_where_that_saves_time() -> None:

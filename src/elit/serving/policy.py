@@ -12,7 +12,7 @@ Some time is kept for requests that have yet to come: as much as makes refusals 
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Literal
 
@@ -30,22 +30,30 @@ NEVER = float("inf")
 
 @record
 class Reserve:
-    """Time that is kept for requests that have yet to come: `ms` of work that must fit into `left` from now."""
+    """Time that is kept for requests that have yet to come: `ms` of work that must fit into `left` from now.
+
+    lent: milliseconds that calls have taken, since there was last nothing to do, beyond what the lowest levels take.
+    """
 
     ms: NotNegative = 0.0
     left: NotNegative = 0.0
+    lent: NotNegative = 0.0
 
-    def after(self, taken: bool, job: Job, costs: Costs) -> "Reserve":
-        """The reserve after a request was taken or refused: it grows until no more than `REFUSED` of them are refused.
-
-        Requests so urgent that a reserve would not help say nothing.
+    def after(self, answer: "Admission", job: Job, costs: Costs) -> "Reserve":
+        """The reserve after a request was taken or refused: it grows until lower budgets would have spared no more than
+        `REFUSED` of all requests their refusal. What nothing would have spared it says nothing.
         """
-        work, given = job.alone(costs, job.lowest), job.due - job.arrived
-        if 2 * work > given:
-            return self
+        given = job.due - job.arrived
         left = self.left + FOLLOWED * (given - self.left) if self.left else given
-        ms = self.ms + work * (-REFUSED if taken else 1 - REFUSED)
-        return Reserve(min(max(ms, 0.0), left), left)
+        grown = -REFUSED if answer.taken else 1 - REFUSED
+        if answer.evicted or answer.late_ms > self.lent:
+            grown = 0.0
+        ms = self.ms + grown * job.alone(costs, job.lowest)
+        return replace(self, ms=min(max(ms, 0.0), left), left=left)
+
+    def lending(self, ms: float, ended: bool) -> "Reserve":
+        """The reserve after a call that took so much more than at the lowest levels; ended: there is nothing left to do."""
+        return replace(self, lent=0.0 if ended else self.lent + ms)
 
 
 @record
@@ -71,11 +79,15 @@ class Decision:
 
 @record
 class Admission:
-    """Whether a request is taken, which waiting ones of greedier clients give way, and after how long to ask again."""
+    """Whether a request is taken, which waiting ones of greedier clients give way, and after how long to ask again.
+
+    late_ms: by how much all would be late with one that is refused; infinite where it was not for that.
+    """
 
     taken: bool
     evicted: tuple[int, ...] = ()
     retry_ms: float = 0.0
+    late_ms: float = 0.0
 
 
 def decide(
@@ -134,6 +146,15 @@ def _share(loads: Sequence[Load], ends: Sequence[End], weights: Sequence[float],
     return share
 
 
+def lent(jobs: Sequence[Job], levels: Sequence[int], costs: Costs) -> float:
+    """By how many milliseconds a call of these jobs at these levels is longer than at their lowest."""
+    ms = 0.0
+    for job, level in zip(jobs, levels, strict=True):
+        rows = job.samples * (2 if job.guided and job.weak is None else 1)
+        ms += rows * (costs.row[level] - costs.row[job.lowest])
+    return costs.scale * ms
+
+
 def lateness(now: float, jobs: Sequence[Job], costs: Costs, most_rows: int) -> float:
     """By how many milliseconds all jobs together are late at their lowest levels; 0 for none.
 
@@ -169,7 +190,9 @@ def admit(
         victim = None if policy == "fifo" or hopeless else _greediest(here, new)
         if victim is None:
             here = list(jobs)
-            return Admission(False, (), max(later(), costs.ms([new.lowest]) * new.asks))
+            late = later()
+            unsparable = hopeless or late <= 1e-6
+            return Admission(False, (), max(late, costs.ms([new.lowest]) * new.asks), NEVER if unsparable else late)
         here.remove(victim)
         evicted.append(victim.id)
     return Admission(True, tuple(evicted))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from elit.serving.jobs import Costs, Job
-from elit.serving.policy import Policy, Reserve, admit, decide
+from elit.serving.policy import Policy, Reserve, admit, decide, lent
 
 
 @dataclass
@@ -72,7 +72,7 @@ def simulate(
         machine = min(machines, key=Device.backlog)
         now = max(job.arrived, machine.free)  # a device hears of it after the call that it is in
         answer = admit(now, list(machine.jobs.values()), job, machine.costs, most_rows, most_waiting, policy)
-        machine.reserve = machine.reserve.after(answer.taken and not answer.evicted, job, machine.costs)
+        machine.reserve = machine.reserve.after(answer, job, machine.costs)
         for evicted in answer.evicted:
             del machine.jobs[evicted]
         if answer.taken:
@@ -93,6 +93,7 @@ def run_until(device: Device, time: float, served: dict[int, Served], noise: Cal
             job = device.jobs[turn.id]
             rows += [turn.level] * job.samples
             rows += [turn.level if job.weak is None else job.weak] * (job.samples if job.guided else 0)
+        extra = lent([device.jobs[turn.id] for turn in plan.turns], [turn.level for turn in plan.turns], device.costs)
         took = device.truth.ms(rows) * noise()
         device.free += took
         device.costs = device.costs.corrected(device.costs.ms(rows), took)
@@ -103,3 +104,4 @@ def run_until(device: Device, time: float, served: dict[int, Served], noise: Cal
             if job.asks == 1:
                 served[turn.id].end = device.free
                 del device.jobs[turn.id]
+        device.reserve = device.reserve.lending(extra, not device.jobs)

@@ -25,7 +25,7 @@ from elit.recipe import Recipe
 from elit.serving.engine import Engine, Order, Running, is_memory, measure_costs, now_ms
 from elit.serving.jobs import Costs, Job
 from elit.serving.messages import Broken, Cancel, Done, Facts, Pixels, Refused, Settings, State, Stepped, ToWorker, Wish
-from elit.serving.policy import Reserve, admit, decide, trace_line
+from elit.serving.policy import Reserve, admit, decide, lent, trace_line
 from elit.weights import fingerprint, load_model
 
 QUALITIES = {"low": 1 / 4, "medium": 1 / 2, "high": 1.0}  # the budgets that they name; auto is decided at every step
@@ -141,7 +141,7 @@ class Worker:
             return
         jobs, settings = [one.job for one in self.served.values()], self.settings
         answer = admit(now_ms(), jobs, served.job, self.costs, self.engine.most_rows, settings.queue, settings.policy)
-        self.reserve = self.reserve.after(answer.taken and not answer.evicted, served.job, self.costs)
+        self.reserve = self.reserve.after(answer, served.job, self.costs)
         for number in answer.evicted:
             self.refuse_busy(number, answer.retry_ms)
         self.served[wish.id] = served
@@ -222,6 +222,7 @@ class Worker:
             self.trace.write(trace_line(plan))
             self.trace.flush()
         levels = {turn.id: turn.level for turn in plan.turns}
+        extra = lent([self.served[number].job for number in levels], [*levels.values()], self.costs)
         rows: list[int] = []
         for number in levels:
             rows += self.begin(number, levels, started)
@@ -243,6 +244,7 @@ class Worker:
             self.tell(self.served[number], progress.step, progress.x, progress.ended)
         for number in levels:
             self.after(number)
+        self.reserve = self.reserve.lending(extra, not self.served)
         budgets = tuple(self.levels[level] / self.model.latents for level in levels.values())
         self.connection.send(replace(self.state(), budgets=budgets, decision_ms=decided - started))
 
