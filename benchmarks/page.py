@@ -5,11 +5,15 @@
 - what a request takes beside its calls of the model: the client's time less `compute_ms`, and of that what the worker spends
   before and after the calls (100 requests of one step, one after another over one connection).
 
+Of the start and of the requests also the processor's time of the server's process and its worker, which other programs on
+the machine change little (Linux).
+
 Needs chromium, and playwright of the extra `dev`.
 """
 
 import argparse
 import json
+import os
 import re
 import shutil
 import statistics
@@ -17,6 +21,7 @@ import subprocess
 import sys
 import time
 from http.client import HTTPConnection
+from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
@@ -36,6 +41,13 @@ WATCH = """() => {
     if (document.body.dataset.drawing === 'no') window.last ??= performance.now() - began;
   }).observe(document.body, { attributeFilter: ['data-drawing'] });
 }"""
+
+
+def processor_s(pid: int) -> float:
+    """Seconds of the processor that a process has had, and its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(processor_s(int(child)) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
 
 
 def spread(times: list[float]) -> str:
@@ -62,18 +74,19 @@ def changes(page: Page) -> tuple[list[float], list[float]]:
     return first, last
 
 
-def overheads(port: int) -> tuple[list[float], list[float]]:
-    """Milliseconds of requests beside their calls, and of that inside the worker, while they are drawn."""
+def overheads(port: int) -> tuple[list[float], list[float], list[float]]:
+    """Milliseconds of requests beside their calls, and of that inside the worker, while they are drawn; and of the calls."""
     connection = HTTPConnection("127.0.0.1", port)
     body = json.dumps({"prompt": "0", "steps": 1, "seed": 1, "quality": "high", "guidance_scale": 1, "deadline_ms": 1e8})
-    whole, inside = [], []
+    whole, inside, calls = [], [], []
     for _ in range(REQUESTS):
         began = time.perf_counter()
         connection.request("POST", "/v1/images/generations", body, {"content-type": "application/json"})
         told = json.loads(connection.getresponse().read())["elit"]
         whole.append(1000 * (time.perf_counter() - began) - told["compute_ms"])
         inside.append(told["queue_ms"] + told["drawing_ms"] - told["compute_ms"])
-    return whole, inside
+        calls.append(told["compute_ms"])
+    return whole, inside, calls
 
 
 def main() -> None:
@@ -88,7 +101,8 @@ def main() -> None:
     try:
         while (url := re.search(r"http://\S+:(\d+)", line := server.stderr.readline())) is None:
             assert line, "elit app has ended"
-        show(f"{machine()}; elit app was up after {time.perf_counter() - began:.1f} s")
+        took = time.perf_counter() - began
+        show(f"{machine()}; elit app was up after {took:.1f} s, {processor_s(server.pid):.1f} s of the processor")
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
             page = browser.new_page()
@@ -102,8 +116,13 @@ def main() -> None:
         show(
             f"from a change to the first picture so far {spread(first)}, to both pictures {spread(last)}; {CHANGES} changes"
         )
-        whole, inside = overheads(int(url[1]))
+        before = processor_s(server.pid)
+        whole, inside, calls = overheads(int(url[1]))
+        used = 1000 * (processor_s(server.pid) - before) / REQUESTS
         show(f"a request beside its calls: {spread(whole)}, in the worker {spread(inside)}; {REQUESTS} requests")
+        show(
+            f"of the processor a request has {used:.1f} ms; its calls take {statistics.median(calls):.1f} ms, at the median"
+        )
     finally:
         server.terminate()
         server.wait()
