@@ -50,9 +50,9 @@ def shards(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_stopped_and_killed_runs_go_on_exactly(tmp_path: Path, arguments: Arguments) -> None:
-    """Two ranks; SIGTERM to one: both exit 0. SIGKILL to one: the other tells and exits 1. SIGKILL to both.
+    """SIGKILL to one of two ranks: the other tells and exits 1; SIGKILL to both; SIGTERM to one: both exit 0.
 
-    After all of it every shard is, bit for bit, that of two ranks that were left alone.
+    After the kills every shard is, bit for bit, that of two ranks that were left alone.
     """
     options = {"steps": 100_000, "log__checkpoint_every": 2, "log__keep": 1000, "optimizer__schedule": "cosine"}
     straight, run = tmp_path / "straight", tmp_path / "run"
@@ -60,20 +60,10 @@ def test_stopped_and_killed_runs_go_on_exactly(tmp_path: Path, arguments: Argume
     def start(out: Path, log: str) -> list[int]:
         return start_ranks(2, lambda: sys.exit(main(["train", *arguments(out=out, **options)])), tmp_path / log)
 
-    def wait_for_another_checkpoint() -> None:
-        before = len(checkpoints(run))
-        wait_until(lambda: len(checkpoints(run)) > before)
-
-    processes = start(run, "stopped")
-    wait_for_another_checkpoint()
-    os.kill(processes[1], signal.SIGTERM)
-    assert wait_for(processes) == [0, 0]
-    stopped = checkpoints(run)[-1]
-    assert f"stopped at step {int(stopped.name[5:])} as asked" in (tmp_path / "stopped").read_text()
-
     for victims, codes in (([0], [-signal.SIGKILL, 1]), ([0, 1], [-signal.SIGKILL, -signal.SIGKILL])):
+        before = len(checkpoints(run))
         processes = start(run, f"killed {victims}")
-        wait_for_another_checkpoint()
+        wait_until(lambda before=before: len(checkpoints(run)) > before)
         for victim in victims:
             os.kill(processes[victim], signal.SIGKILL)
         assert wait_for(processes) == codes
@@ -82,10 +72,12 @@ def test_stopped_and_killed_runs_go_on_exactly(tmp_path: Path, arguments: Argume
     assert "going on from" in (tmp_path / "killed [0, 1]").read_text()
 
     last = checkpoints(run)[-1]
-    processes = start(straight, "alone")
+    processes = start(straight, "stopped")
     wait_until((straight / "checkpoints" / last.name / "training.json").is_file)
-    os.kill(processes[0], signal.SIGTERM)
+    os.kill(processes[1], signal.SIGTERM)
     assert wait_for(processes) == [0, 0]
+    stopped = checkpoints(straight)[-1]
+    assert f"stopped at step {int(stopped.name[5:])} as asked" in (tmp_path / "stopped").read_text()
     ours, theirs = shards(last), shards(straight / "checkpoints" / last.name)
     assert ours.keys() == theirs.keys() and len({key.split()[0] for key in ours}) == 3
     assert [key for key in ours if not torch.equal(ours[key], theirs[key])] == []
