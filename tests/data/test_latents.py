@@ -16,7 +16,6 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
-from torchmetrics.functional.image import peak_signal_noise_ratio
 
 from autoencoders import KINDS, make_autoencoder, save_autoencoder
 from elit.cli import main
@@ -219,6 +218,8 @@ def test_a_stop_at_the_very_end_loses_nothing(late: bool, tmp_path: Path, monkey
 
 def test_the_psnr_is_torchmetrics_own_and_poor_codecs_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Of the decoded means of all of up to 16 pictures; a codec of random weights is far off, and the command says so."""
+    from torchmetrics.functional.image import peak_signal_noise_ratio
+
     source = make_source(tmp_path / "images", 5)
     folder = save_autoencoder(tmp_path / "vae", "flux")
     assert (

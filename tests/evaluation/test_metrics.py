@@ -11,8 +11,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
-from torchmetrics.image.kid import KernelInceptionDistance, poly_mmd
 
 from elit.evaluation import metrics
 from elit.evaluation.metrics import (
@@ -92,6 +90,8 @@ class AsTheyAre(nn.Module):
 
 def test_frechet_is_torchmetrics() -> None:
     """The same features through torchmetrics' metric, which sums moments over batches, in float64."""
+    from torchmetrics.image.fid import FrechetInceptionDistance  # which takes seconds, and not all who collect need
+
     a, b = features(200, 12, "tm", 0), features(150, 12, "tm", 1)
     metric = FrechetInceptionDistance(feature=AsTheyAre(), normalize=True).set_dtype(torch.float64)
     for real, x in ((True, a), (False, b)):
@@ -136,6 +136,8 @@ def by_singular_values(a: Tensor, b: Tensor) -> float:
 )
 def test_frechet_of_any_spectrum_and_rank(counts: tuple[int, int], decay: float) -> None:
     """Covariances well-posed, decaying to 1e-13, and singular on either side or on both, to a millionth."""
+    from torchmetrics.image.fid import _compute_fid
+
     a, b = (of_spectrum(count, 120, decay, i) for i, count in enumerate(counts))
     zero = torch.zeros(120)
     distance = frechet_distance(zero, a, zero, b)
@@ -224,6 +226,8 @@ def test_kernel_distance_rows_are_the_jackknifes() -> None:
 
 def test_kernel_distance_is_torchmetrics() -> None:
     """KID of one subset that is the whole."""
+    from torchmetrics.image.kid import poly_mmd
+
     a, b = features(60, 12, "tmk", 0), features(60, 12, "tmk", 1)
     assert kernel_distance(a, b) == pytest.approx(poly_mmd(a, b).item(), rel=1e-9)
 
@@ -290,6 +294,8 @@ def test_kernel_sums_do_not_depend_on_the_block(block: int, monkeypatch: pytest.
 
 def test_kernel_subsets_are_torchmetrics() -> None:
     """Mean and deviation over subsets, within four standard errors of torchmetrics' own draws."""
+    from torchmetrics.image.kid import KernelInceptionDistance
+
     a, b = features(90, 12, "subsets", 0) / 5, features(70, 12, "subsets", 1) / 5
     theirs = KernelInceptionDistance(feature=AsTheyAre(), subsets=300, subset_size=40, normalize=True)
     theirs.set_dtype(torch.float64)
