@@ -78,11 +78,12 @@ def quality_panels(
 ) -> list[Panel]:
     """The figures over some axis for the (x, scores) of each curve, with the deviation over seeds.
 
-    With `quality` the axes start at zero and the real pictures' level is marked; without, they show differences best.
+    With `quality` the axes start at zero and the real pictures' level is marked, of figures that were measured on them;
+    without, they show differences best.
     """
     panels = []
     for name, title in PANELS:
-        level = None if quality is None else ("real pictures", quality["real"][name])
+        level = ("real pictures", quality["real"][name]) if quality is not None and name in quality["real"] else None
         points = {
             curve: [Point(x, scores[name], *[scores.get(f"{name}_std", 0.0)] * 2) for x, scores in rows if name in scores]
             for curve, rows in curves.items()
