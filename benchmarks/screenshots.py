@@ -27,7 +27,7 @@ def shoot(browser: Browser, url: str, file: Path, width: int, height: int, schem
         page.wait_for_timeout(200)
     if strip:
         page.click("#draw-strip")
-        while page.evaluate("document.querySelectorAll('#strip img').length < facts.levels.length"):
+        while page.evaluate("document.querySelectorAll('#strip img').length < Math.min(facts.levels.length, STRIP)"):
             page.wait_for_timeout(200)
         page.evaluate("scrollTo(0, 0)")
     page.screenshot(path=file, full_page=True)

@@ -200,9 +200,9 @@ def controller_ms(costs: Costs, count: int = 32, repeats: int = 200) -> float:
 
 
 @contextmanager
-def server(policy: Policy) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A real server of the bundled model, and its port."""
-    words = ["--policy", policy, "--port", "0", "--queue", "64"]
+def server(policy: Policy, model: str | None) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A real server of a model folder, or of the bundled model, and its port."""
+    words = ["--policy", policy, "--port", "0", "--queue", "64"] + ([] if model is None else ["--model", model])
     process = subprocess.Popen([sys.executable, "-m", "elit", "serve", *words], stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     try:
@@ -260,7 +260,7 @@ def drive(port: int, load: float, seconds: float, body: dict[str, object], seed:
     full = {**body, "prompt": names[0], "quality": "high", "budget": None, "deadline_ms": 1e8}
     alone = statistics.median(_alone(port, full) for _ in range(3))
     answers, threads, began = list[Answer](), list[threading.Thread](), time.perf_counter()
-    for at in poisson(1000 / alone * load, seconds, seed):
+    for at in poisson(1000 / alone * load, seconds, seed) or [0.0]:
         time.sleep(max(0.0, at / 1000 - (time.perf_counter() - began)))
         answers.append(Answer())
         prompt = names[7919 * len(answers) % len(names)]
@@ -278,13 +278,13 @@ def _alone(port: int, body: dict[str, object]) -> float:
     return answer.ms
 
 
-def live(seconds: float, out: Path, reference: str | None) -> list[Outcome]:
+def live(seconds: float, out: Path, model: str | None, reference: str | None) -> list[Outcome]:
     """A real server: the elastic policy, and fixed budgets in order of arrival; their pictures are kept in `out`."""
     outcomes = []
     for name in ("elastic", "1", "1/4", "1/16"):
         policy, _, highest = POLICIES[name]
         body: dict[str, object] = {"steps": STEPS} | ({} if name == "elastic" else {"budget": highest})
-        with server(policy) as (_, port):
+        with server(policy, model) as (_, port):
             for load in (0.5, 2.0):
                 alone, answers = drive(port, load, seconds, body)
                 folder = out / f"{name.replace('/', '-of-')}-at-{load:g}"
@@ -341,9 +341,9 @@ def resident_mib(pid: int) -> float:
     return own + sum(resident_mib(int(child)) for child in children)
 
 
-def soak(seconds: float) -> dict[str, float]:
+def soak(seconds: float, model: str | None) -> dict[str, float]:
     """Overload for so long: requests, those never answered, and memory after a tenth of the time and at the end."""
-    with server("deadline") as (process, port):
+    with server("deadline", model) as (process, port):
         body: dict[str, object] = {"steps": STEPS}
         _, first = drive(port, SOAK_LOAD, seconds / 10, body)
         before = resident_mib(process.pid)
@@ -426,6 +426,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=40.0, help="of virtual time for each load; 0: none of it")
     parser.add_argument("--costs", help="milliseconds at the lowest and the full budget, such as 4.4,8.4, not measured now")
     parser.add_argument("--live", type=float, default=0.0, help="seconds of a real server for each load")
+    parser.add_argument("--model", help="folder of the model that a real server has; the bundled model if none is given")
     parser.add_argument("--reference", help="what `elit evaluate` compares the pictures with that a real server made")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of a real server at overload")
     parser.add_argument("--out", type=Path, default=Path("serving"), help="folder for results.json and serving.png")
@@ -445,11 +446,11 @@ def main() -> None:
         show(f"the mean budget that one grants who knows all arrivals, by load: {best}")
         results |= {"virtual": [asdict(one) for one in [*outcomes, *fixed]], "in_hindsight": best}
     if options.live:
-        real = live(options.live, options.out, options.reference)
+        real = live(options.live, options.out, options.model, options.reference)
         show(table(real))
         results["live"] = [asdict(one) for one in real]
     if options.soak:
-        results["soak"] = soak(options.soak)
+        results["soak"] = soak(options.soak, options.model)
         show(json.dumps(results["soak"]))
     (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
 
