@@ -1,5 +1,6 @@
 """`elit finetune`: transformers of diffusers, tiny, trained by the loop that trains our own models."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from typing import Any
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import elit
@@ -19,21 +20,30 @@ from elit import UserError
 from elit.backbones.hosts.model import FORMS, HostModel, pack, unpack
 from elit.cli import main
 from elit.condition import Prompts, Text
-from elit.data.prompts import open_prompts, prepare_prompts
+from elit.data.opening import load_images, open_data
+from elit.data.prompts import open_prompts, prepare_prompts, with_prompts
 from elit.flow import TimeLaw, shifted
 from elit.host_export import LORA_FILE, others_of
 from elit.host_folders import save_elastic
-from elit.host_models import drawn_transformer, find_host, load_host_model, read_transformer
+from elit.host_models import (
+    HostCheckpoint,
+    describe_checkpoint,
+    drawn_transformer,
+    find_host,
+    load_host_model,
+    read_transformer,
+)
 from elit.lora import Lora, add_lora
+from elit.pixels import to_float
 from elit.sampling import image_noise
 from elit.text_encoder import load_text_encoder
 from elit.training.batch import draw_batch
 from elit.training.host_config import HostTrainConfig, load_host_config
-from elit.training.host_run import HostJob, finetune
+from elit.training.host_run import HostJob, check_widths, finetune
 from elit.training.step import make_state, train_step
 from ranks import run_ranks, start_ranks, wait_for
 from tiny_hosts import SIZES, TINY
-from tiny_text import WIDTH, save_encoder
+from tiny_text import WIDTH, save_encoder, tokenizer
 
 CPU = torch.device("cpu")
 SD3 = {
@@ -362,6 +372,81 @@ def test_loras_are_exported_too(world: Path, tmp_path: Path) -> None:
             torch.testing.assert_close(
                 HostModel(transformer.eval(), (8, 8))(x, t, told), model(x, t, told), rtol=1e-5, atol=1e-5
             )
+
+
+def test_a_pipelines_own_encoders_and_parts_are_used_and_kept(world: Path, tmp_path: Path) -> None:
+    """Flux, with CLIP and T5: prompts as its encode_prompt has them, and what is beside the transformer in its export."""
+    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+    torch.manual_seed(4)
+    clip = CLIPTextConfig(
+        vocab_size=9, hidden_size=12, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
+        max_position_embeddings=20, bos_token_id=0, eos_token_id=1, pad_token_id=0,
+    )  # fmt: skip
+    t5 = T5Config(vocab_size=9, d_model=24, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    made = diffusers.FluxPipeline(
+        diffusers.FlowMatchEulerDiscreteScheduler(shift=1.7), None, CLIPTextModel(clip).eval(), tokenizer(20),
+        T5EncoderModel(t5).eval(), tokenizer(20), TINY["FluxTransformer2DModel"].made(),
+    )  # fmt: skip
+    made.save_pretrained(tmp_path / "flux")
+    words = ["prepare", "prompts", str(world / "captions.txt"), "--encoder", str(tmp_path / "flux"), "--out"]
+    assert main([*words, str(tmp_path / "prompts")]) == 2  # which has to be told how many tokens
+    assert main([*words, str(tmp_path / "prompts"), "--tokens", "6"]) == 0
+    with torch.no_grad():
+        tokens, pooled, _ = made.encode_prompt(TEXTS[3], None, max_sequence_length=6)
+    kept = open_prompts(tmp_path / "prompts").of(torch.tensor([3])).text
+    torch.testing.assert_close(kept.tokens, tokens, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(kept.pooled, pooled, rtol=2e-3, atol=2e-3)
+    pictures = with_prompts(open_data(str(world / "pictures"), 8), open_prompts(tmp_path / "prompts"))
+    with pytest.raises(UserError, match="have 3 channels and this FluxTransformer2DModel takes 2"):
+        check_widths(find_host(str(tmp_path / "flux")), pictures)
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.mkdir()
+    source = find_host(str(tmp_path / "flux"))
+    elastic = elit.elasticize(read_transformer(source), 2, 1, 2)
+    about = HostCheckpoint(str(source.folder), source.digest(), elastic.elit.config, Lora(), 8, 8)
+    describe_checkpoint(checkpoint, about, source.config)
+    save_file({f"transformer.{name}": p for name, p in elastic.state_dict().items()}, checkpoint / "model.safetensors")
+    assert main(["export", str(checkpoint), "--pipeline", "--dtype", "fp32", "--out", str(tmp_path / "out")]) == 0
+    opened = diffusers.DiffusionPipeline.from_pretrained(tmp_path / "out", vae=None)
+    assert opened.scheduler.config.shift == 1.7
+    elit.load_elastic(opened.transformer, tmp_path / "out" / "elastic")
+    with torch.no_grad():
+        assert torch.equal(opened.encode_prompt(TEXTS[3], None, max_sequence_length=6)[0], tokens)
+
+
+def test_the_benchmark_measures_both_and_draws_a_sheet(world: Path, tmp_path: Path) -> None:
+    """A conversion that was hardly trained is the dense one at the full budget, and worse below it."""
+    sizes = {**SD3, "joint_attention_dim": 384, "pooled_projection_dim": 384}
+    (tmp_path / "bare").mkdir()
+    text = {"_class_name": "SD3Transformer2DModel", **sizes}
+    (tmp_path / "bare" / "config.json").write_text(json.dumps(text))
+    values = {"data__source": "emoji", "prompts__source": "emoji", "prompts__held_out": 0.1, "steps": 1, "batch_size": 2}
+    finetune(config_of(world, tmp_path / "dense", host__transformer=tmp_path / "bare", host__fresh=True, **values))
+    assert main(["export", str(tmp_path / "dense"), "--pipeline", "--dtype", "fp32", "--out", str(tmp_path / "pipe")]) == 0
+    more = {"host__transformer": tmp_path / "pipe", "optimizer__lr": 1e-9, **ELASTIC}
+    finetune(config_of(world, tmp_path / "elastic", **values, **more))
+    path = Path(__file__).parents[2] / "benchmarks" / "host_finetune.py"
+    spec = importlib.util.spec_from_file_location("host_finetune", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    given = [str(tmp_path / "dense"), str(tmp_path / "elastic"), "--count", "3", "--steps", "1", "--prompts", "red apple"]
+    found = module.main([*given, "--picture", str(tmp_path / "sheet.png")])
+    assert list(found) == ["dense", "1/4", "2/4", "4/4"]
+    torch.testing.assert_close(found["4/4"].of_each, found["dense"].of_each, rtol=1e-4, atol=1e-6)
+    assert (tmp_path / "sheet.png").stat().st_size > 1000
+    model, table = load_host_model(tmp_path / "dense"), open_prompts("emoji")
+    data = load_images("emoji", 8)
+    row = torch.arange(len(data))[9::10][0]  # the first that was held out, at the first of the times
+    x = to_float(data.images[row][None])
+    noise = image_noise(0, x.shape, "held out noise")
+    total = 0.0
+    for t in (0.1, 0.3, 0.5, 0.7, 0.85, 0.95):
+        with torch.no_grad():
+            velocity = model((1 - t) * x + t * noise, torch.tensor([t]), table.of(row[None]))
+        total += (velocity - (noise - x)).double().square().mean().item() / 6
+    assert found["dense"].of_each[0].item() == pytest.approx(total, rel=1e-4)
 
 
 # Mistakes

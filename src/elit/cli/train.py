@@ -3,7 +3,7 @@
 import argparse
 import json
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from elit.cli.parsing import Parser, folder
 from elit.console import Table, say, show
@@ -35,7 +35,7 @@ def train_keys() -> str:
     return keys_text(TrainConfig)
 
 
-def keys_text(kind: type) -> str:
+def keys_text(kind: type[Any]) -> str:
     """Every key of a configuration with its default, and under it what it means, in lines of at most 80 letters."""
     from elit.training.reading import keys_of
 

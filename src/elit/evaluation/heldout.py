@@ -71,10 +71,10 @@ def heldout_loss(
         noise = image_noise(0, x.shape, "held out noise", int(places[0]))
         for time in times:
             sample = path.interpolate(x, noise, torch.full((len(x),), time))
-            inputs = [values.to(device) for values in (sample.x_t, sample.t, told(data, y))]
+            x_t, t, known = sample.x_t.to(device), sample.t.to(device), told(data, y).to(device)
             for row, budget in zip(losses, budgets, strict=True):
                 at_time = budget.at(time) if isinstance(budget, Schedule) else budget
-                velocity = model(*inputs, at_time).float().cpu()
+                velocity = model(x_t, t, known, at_time).float().cpu()
                 row[places] += (velocity - sample.velocity).square().flatten(1).mean(1).double() / len(times)
                 if done is not None:
                     done(len(x))

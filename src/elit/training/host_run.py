@@ -1,5 +1,6 @@
 """A run of `elit finetune`: the training loop, around a transformer of diffusers."""
 
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 
 from elit.backbones.hosts.elasticize import elasticize
-from elit.backbones.hosts.model import HostModel
+from elit.backbones.hosts.model import HostModel, check_embeddings, form_of
 from elit.card import SamplingDefaults
 from elit.codec import Codec
 from elit.compiler import check_compiler
@@ -18,12 +20,14 @@ from elit.data.opening import decoder_of, open_data
 from elit.data.prompts import PromptedData, open_prompts, with_prompts
 from elit.distributed import is_main, own_part
 from elit.elastic.model import ElasticModel
+from elit.errors import UserError
 from elit.flow import FlowPath
 from elit.guidance import Guidance
 from elit.host_folders import load_elastic
 from elit.host_models import (
     HostCheckpoint,
     Source,
+    class_of,
     describe_checkpoint,
     drawn_transformer,
     find_host,
@@ -152,14 +156,9 @@ class HostJob:
 
 def check_widths(source: Source, data: PromptedData) -> None:
     """Raises UserError where a transformer takes other embeddings, or pictures of other channels."""
-    import diffusers
-
-    from elit.backbones.hosts.model import check_embeddings, form_of
-    from elit.errors import UserError
-
     config = source.config
     name = config["_class_name"]
-    settings = diffusers.configuration_utils.FrozenDict(_defaults(getattr(diffusers, name)) | config)
+    settings = FrozenDict(_defaults(class_of(config)) | config)
     form, info = form_of(name), data.prompts.info
     check_embeddings(name, form.widths(settings), info.width, info.pooled, str(data.prompts.folder))
     if form.channels(settings) != data.shape[0]:
@@ -171,8 +170,6 @@ def check_widths(source: Source, data: PromptedData) -> None:
 
 def _defaults(kind: Any) -> dict[str, Any]:
     """The settings of a class of diffusers that a configuration may leave out."""
-    import inspect
-
     return {name: one.default for name, one in inspect.signature(kind.__init__).parameters.items() if name != "self"}
 
 

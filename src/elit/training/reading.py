@@ -119,7 +119,8 @@ def keys_of(kind: type[Any], prefix: str = "") -> Iterator[Key]:
 
 def explained(kind: type[Any]) -> dict[str, str]:
     """What a record's docstring says of each field: all from `name:`, or `name, another:`, to the next one."""
-    names, meanings = "|".join(entry.name for entry in dataclasses.fields(kind)), {}
+    names = "|".join(entry.name for entry in dataclasses.fields(kind))
+    meanings: dict[str, str] = {}
     for one in reversed([part for part in kind.__mro__ if dataclasses.is_dataclass(part)]):
         parts = re.split(rf"(?<![\w.`])((?:(?:{names}), )*(?:{names})): ", " ".join((one.__doc__ or "").split()))
         meanings |= {name: parts[i + 1].strip() for i in range(1, len(parts), 2) for name in parts[i].split(", ")}

@@ -159,7 +159,7 @@ class HostModel(ElasticModel):
         self.input = Input(channels, Extent(height, width), patch)
 
     @property
-    def core(self) -> HostCore | None:  # type: ignore[override]
+    def core(self) -> HostCore | None:
         found = getattr(self.transformer, CORE, None)
         return found if isinstance(found, HostCore) else None
 
