@@ -61,10 +61,10 @@ def load(job: Job, now: float, costs: Costs, kind: int = 0) -> Load:
     else:
         low = scaled * (row[job.lowest] + row[job.weak] * job.guided / asks)
         more = scaled * (row[job.highest] - row[job.lowest])
-    left = job.due - now
-    if costs.with_margin(asks * (costs.scale * costs.call + low), asks) > left:
+    left, alone = job.due - now, asks * (costs.scale * costs.call + low)
+    if 3 * alone > left and costs.with_margin(alone, asks) > left:  # a margin is less than twice the work itself
         left = math.inf
-    return Load(low, more, asks, job.rows, left, kind)
+    return Load(low, more, asks, job.samples * 2 if job.guided else job.samples, left, kind)
 
 
 def outlook(loads: Sequence[Load], kinds: int, costs: Costs, most_rows: int) -> tuple[int, list[End]]:
@@ -97,7 +97,7 @@ def outlook(loads: Sequence[Load], kinds: int, costs: Costs, most_rows: int) -> 
         first = first or joined
         last = sharing[0][0]
         now, calls, clock = now + (last - clock) * busy, last - clock, last
-        spent = [before + calls * each for before, each in zip(spent, more, strict=True)]
+        spent = [spent[0] + calls * more[0]] if kinds == 1 else [spent[k] + calls * more[k] for k in range(kinds)]
         while sharing and sharing[0][0] == last:
             number = heapq.heappop(sharing)[1]
             one = loads[number]
