@@ -146,7 +146,7 @@ class MovingEmoji:
         """Raises UserError: a vision encoder looks at pictures."""
         raise UserError("alignment looks at pictures, and the data are clips; set alignment.enabled false")
 
-    def target(self, encoder: str, rows: Tensor, x: Tensor, generators: NewGenerators) -> Tensor:
+    def target(self, encoder: str, rows: Tensor, x_BCHW: Tensor, generators: NewGenerators) -> Tensor:
         self.stored_features(encoder)
         raise AssertionError
 

@@ -202,7 +202,8 @@ class PreparedImages:
         if self.data.info.size is None and not self.square:
             raise UserError(f"{self.name} has pictures of several sizes; give --size N to resize their central squares")
         self.count = len(self.rows)
-        self.size = (self.square, self.square) if self.square else self.data.shape[1:]
+        height, width = self.data.shape[-2:]
+        self.size = (self.square, self.square) if self.square else (height, width)
 
     def read(self, first: int, last: int) -> Tensor:
         return torch.stack([self._read(row) for row in self.rows[first:last]])
