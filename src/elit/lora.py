@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from annotated_types import Ge, Le, MaxLen, MinLen
 
 from elit.errors import UserError
-from elit.records import Positive, record
+from elit.records import Count, record
 
 ADAPTER = "elit"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -23,7 +23,7 @@ class Lora:
     """
 
     rank: Annotated[int, Ge(0), Le(2**12)] = 0
-    alpha: Positive | None = None
+    alpha: Count | None = None
     targets: Names = ATTENTION
 
 

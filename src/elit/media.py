@@ -75,7 +75,7 @@ def _write_gif(frames: Sequence[Image.Image], to: Path | io.BytesIO, made_by: st
     colours = (palette.getpalette() or [])[: 3 * 255]
     palette.putpalette([*colours, *[0] * (3 * 255 - len(colours)), 255, 255, 255])
     first, *others = (_in_colours(frame, palette) for frame in frames)
-    notes = {} if made_by is None else {"comment": made_by.encode()}
+    notes: dict[str, Any] = {} if made_by is None else {"comment": made_by.encode()}
     first.save(
         *(to, "GIF"),
         save_all=True,
@@ -139,7 +139,7 @@ def _read_video(content: bytes, form: str) -> Iterator[Image.Image]:
     check_format("mp4")
     import av
 
-    with av.open(io.BytesIO(content), format=form) as container:
+    with av.open(io.BytesIO(content), "r", format=form) as container:
         if not container.streams.video:
             raise UserError("it holds no moving pictures")
         stream = container.streams.video[0]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, dataclass_transform
+from typing import Annotated, Any, TypeVar, cast, dataclass_transform
 
 from annotated_types import Ge, Gt, Le
 
@@ -92,7 +92,8 @@ def parse_json(text: str | bytes, kind: type[T], origin: str | Callable[[str], s
     from pydantic import ValidationError  # an import that only reading needs
 
     try:
-        return _reader(kind).validate_json(text, strict=True)
+        reader = _reader(kind)  # type: ignore[arg-type]  # every type can be hashed
+        return cast(T, reader.validate_json(text, strict=True))
     except ValidationError as error:
         file = origin if isinstance(origin, str) else origin(_place(error.errors(include_url=False)[0]))
         raise UserError(f"{file}: {_sentence(error, kind)}") from error

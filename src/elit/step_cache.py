@@ -105,8 +105,10 @@ class Memory:
     def decide(self, clocks: Clocks, level: Level) -> bool:
         """Whether the next call, at these times and this level, reuses. A first call, or one of another level, runs."""
         before, self.clocks = self.clocks, clocks
-        begins = before is None or level != self.level
-        self.sum += math.inf if begins else self.cache.rescaled(self.changes(before, clocks))
+        if before is None or level != self.level:
+            self.sum = math.inf
+        else:
+            self.sum += self.cache.rescaled(self.changes(before, clocks))
         self.level, self.reuse = level, self.sum < self.cache.threshold
         if not self.reuse:
             self.sum = 0.0
