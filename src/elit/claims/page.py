@@ -3,16 +3,16 @@
 import statistics
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from elit.claims.claim import Arm, Claim, Comparison, Drawn, Given, HeldOut, Side
+from elit.claims.claim import Arm, Claim, Comparison, Drawn, Given, HeldOut, Scale, Side
 from elit.claims.difference import Difference, Verdict, conclusion, difference
 from elit.claims.queue import SEEN_TIMES, Measured, Queue, told
-from elit.claims.table import CLAIMS, RUNS
+from elit.claims.table import CLAIMS, RUNS, SCALES
 from elit.elastic.schedule import Schedule
 from elit.errors import UserError
 from elit.files import told as written
@@ -98,7 +98,7 @@ def write_page(queue: Queue, page: Path) -> list[Path]:
     """
     if page.exists() and MARK not in page.read_text(encoding="utf8")[:4096]:
         raise UserError(f"{page} is not a page of claims, and would be replaced; move it, or give another --page")
-    tried = [claim for claim in CLAIMS if any(queue.results(arm) for arm in claim.arms())]
+    tried = [claim for claim in CLAIMS if is_tried(queue, claim)]
     if not tried:
         raise UserError(f"nothing in {queue.out} is measured yet; run elit claims run --out {queue.out}")
     figures = page.with_suffix("")
@@ -113,11 +113,17 @@ def write_page(queue: Queue, page: Path) -> list[Path]:
     return [page, *made]
 
 
+def is_tried(queue: Queue, claim: Claim) -> bool:
+    """Whether all that decides a claim is measured, of one seed at least."""
+    return all(one.difference is not None for one in outcomes(queue, claim) if one.comparison.decides)
+
+
 def page_text(queue: Queue, tried: Sequence[Claim], figures: str) -> str:
     """The page in Markdown."""
     lines = [MARK, "# The paper's claims at desk scale", "", *introduction(queue), "", "| claim | verdict |", "|---|---|"]
-    for claim in tried:
-        lines.append(f"| [{claim.title}](#{anchor(claim.title)}) | {verdict(outcomes(queue, claim))} |")
+    for claim in CLAIMS:
+        linked = f"[{claim.title}](#{anchor(claim.title)})" if claim in tried else claim.title
+        lines.append(f"| {linked} | {verdict(outcomes(queue, claim)) if claim in tried else 'not run yet'} |")
     for claim in tried:
         lines += ["", *section(queue, claim, figures)]
     return "\n".join([*lines, "", *trainings(queue)]) + "\n"
@@ -136,7 +142,7 @@ def introduction(queue: Queue) -> list[str]:
         "```",
         "",
         "```text",
-        "elit claims run one-for-all tail-dropping --out runs/claims",
+        f"elit claims run{scale_option(scale)} --out runs/claims",
         "elit claims page --out runs/claims --page docs/claims.md",
         "```",
         "",
@@ -151,6 +157,11 @@ def introduction(queue: Queue) -> list[str]:
         " seeds (each a training of its own) and pictures alike. **True here**: all of it is on the claim's side. **Not"
         " true here**: all of it is on the other. **Not decided**: it is on both.",
     ]
+
+
+def scale_option(scale: Scale) -> str:
+    """The option that asks for a scale, whatever its number of seeds; nothing where it has no name."""
+    return next((f" --scale {name}" for name, one in SCALES.items() if replace(one, seeds=scale.seeds) == scale), "")
 
 
 def small(steps: int) -> str:
@@ -205,7 +216,7 @@ def measured_table(queue: Queue, claim: Claim) -> list[str]:
     for arm, results in arms:
         if results:
             first = results[0]
-            cells = [told(arm), spread_text(results), f"{first.training_tflops:.2f}", f"{first.gflops:.3g}"]
+            cells = [told(arm), spread_text(results), f"{first.training_tflops:.3g}", f"{first.gflops:.3g}"]
             if drawn:
                 cells += [str(first.sampler_steps), f"{statistics.fmean(one.frechet or 0.0 for one in results):.0f}"]
             lines.append("| " + " | ".join(cells) + " |")
@@ -233,7 +244,7 @@ def trainings(queue: Queue) -> list[str]:
     seeds = {run: max(len(found) for arm, found in results.items() if arm.model.run == run) for run in runs}
     machines = sorted({one.machine for found in results.values() for one in found})
     rows = [
-        f"| {run} | {queue.steps(run)} | {queue.steps(run) * queue.step_gflops(run) / 1000:.2f} | {seeds[run]} |"
+        f"| {run} | {queue.steps(run)} | {queue.steps(run) * queue.step_gflops(run) / 1000:.3g} | {seeds[run]} |"
         f" {' '.join(f'`{key}`' for key in keys_of(run))} |"
         for run in runs
     ]

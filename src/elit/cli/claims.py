@@ -37,7 +37,7 @@ def add_claims(command: Parser) -> None:
         takes="[NAME...]",
     )
     running.add_argument("names", nargs="*", metavar="NAME", help="of claims, as elit claims list has them")
-    running.add_argument("--scale", default="desk", help="desk, 40 minutes of two cores a claim; or small; or tiny")
+    running.add_argument("--scale", default="desk", help="desk, 40 minutes of two cores a claim; or small, glance or tiny")
     running.add_argument("--seeds", type=whole(1, MOST_SEEDS), help="trainings of each kind, instead of the scale's")
     running.add_argument(
         "--data", type=place, default="emoji", help="emoji, or a folder with train and test as elit prepare writes them"
