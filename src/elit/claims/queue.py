@@ -187,7 +187,7 @@ class Queue:
 
     def results(self, arm: Arm) -> list[Measured]:
         """What was measured of an arm, of seed 0 and on, as far as it is there."""
-        found = []
+        found: list[Measured] = []
         while (one := kept(self.file_of(arm, len(found)), Measured)) is not None:
             found.append(one)
         return found

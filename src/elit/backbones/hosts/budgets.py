@@ -202,7 +202,7 @@ def budget(
 @contextmanager
 def at_level(core: HostCore, level: Level) -> Iterator[None]:
     """Within it, forwards of a core's transformer run at a level, or at one per sample."""
-    with _asking(core, Asked(level if isinstance(level, PerSample) else level / core.levels.latents)):
+    with _asking(core, Asked(level / core.levels.latents if isinstance(level, int) else level)):
         yield
 
 
