@@ -11,6 +11,7 @@ import elit.bundled
 import elit.hub
 from elit import DiT, DiTConfig
 from elit.card import Card, SamplingDefaults, load_card, save_card
+from elit.codec import Pixels
 from elit.data.emoji import load_emoji
 from elit.evaluation.quality import Features, Judge
 from elit.weights import load_model, save_weights
@@ -49,7 +50,7 @@ def small_emoji(folder: Path) -> Path:
     """A model folder of the 99 kinds of embedded emoji at 32 pixels, with sixteen budgets, few steps and drawn weights."""
     folder.mkdir(parents=True)
     save_weights(randomised(DiT(EMOJI)), folder)
-    save_card(Card(SamplingDefaults(3, 2.0), label_names=load_emoji().label_names), folder)
+    save_card(Card(SamplingDefaults(3, 2.0), label_names=load_emoji().label_names, encoding=Pixels()), folder)
     return folder
 
 

@@ -93,7 +93,7 @@ def test_open_data_knows_a_prepared_folder(folder: Path) -> None:
     ("change", "said"),
     [
         ({"format": 2}, "its format is 2, and this version of elit reads 1"),
-        ({"kind": "videos"}, "kind is 'videos'; it should be 'images' or 'latents'"),
+        ({"kind": "videos"}, "kind is 'videos'; it should be 'images', "),
         ({"size": "[" * 100}, "size is '[[["),
         ({"kind": "latents"}, "do not fit together"),
         ({"count": 10}, "holds 9 rows"),

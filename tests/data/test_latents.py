@@ -255,7 +255,7 @@ def test_sources_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     source, codec = make_source(tmp_path / "images", 3), KLCodec(make_autoencoder("sd"))
     done = tmp_path / "out"
     prepare_latents(source, Encoding(codec), done, tile=2)
-    with pytest.raises(ValueError, match="holds latents already"):
+    with pytest.raises(ValueError, match="holds latents, and pictures become latents"):
         prepare_latents(PreparedData(done), Encoding(codec), tmp_path / "again")
     with pytest.raises(ValueError, match="tile is 2 there and 3 now"):
         prepare_latents(source, Encoding(codec), done, tile=3)

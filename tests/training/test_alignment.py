@@ -315,6 +315,7 @@ def test_pictures_of_the_published_layout_that_are_not_there(make_aligned: Make,
 
 def test_compiled_blocks_give_their_tokens_too(make_aligned: Make, device: torch.device) -> None:
     """Traced by dynamo, the hook gives the loss and the gradients that it gives otherwise."""
+    torch._dynamo.reset()  # what other tests compiled, or gave up compiling, is forgotten
     config = make_aligned()
     batch = draw_batch(config, load_data(config), 0)
     found = []

@@ -78,6 +78,7 @@ def test_compiled_blocks_are_one_graph_each_between_the_shards(
     make_config: Make, tmp_path: Path, device: torch.device
 ) -> None:
     """FSDP gathers and lets go of weights outside the graphs, which are whole; the losses are those of one process."""
+    torch._dynamo.reset()  # what other tests compiled, or gave up compiling, is forgotten
     config = make_config(**RUN, budget__lowest=0.5, budget__highest=0.5)
 
     def work() -> None:

@@ -15,7 +15,8 @@ from elit.training.reading import load_config
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    "--batch_size=4", "--model.width=16", "--model.heads=2", "--model.depth=3", "--model.patch_size=16", "--data.workers=0",
+    "--batch_size=4", "--model.width=16", "--model.heads=2", "--model.depth=3", "--model.patch_size=16",
+    "--model.head_depth=1", "--model.tail_depth=1", "--data.workers=0",
     "--device=cpu",
 ]  # fmt: skip
 

@@ -27,7 +27,7 @@ def add_claims(command: Parser) -> None:
         takes="KIND",
     )
     listing = kinds.add_parser("list", help="the claims, by name")
-    listing.describe("Lists the claims, and what each is about.", "elit claims list")
+    listing.describe("Lists the claims of the paper that can be tried here, and what each is about.", "elit claims list")
     listing.set_defaults(run=run_list)
     running = kinds.add_parser("run", help="train and measure what some claims need, or all")
     running.describe(

@@ -43,7 +43,7 @@ def keys_text(kind: type[Any]) -> str:
     for key in keys_of(kind):
         default = key.default if isinstance(key.default, str) else json.dumps(key.default)
         lines += [
-            f"  --{key.name} {default}",
+            *textwrap.wrap(f"--{key.name} {default}", 80, initial_indent="  ", subsequent_indent=INDENT),
             *textwrap.wrap(key.meaning, 80, initial_indent=INDENT, subsequent_indent=INDENT),
         ]
     return "\n".join(lines)
