@@ -21,6 +21,7 @@ from elit.files import check_makeable, found, whole_folder, write_whole
 from elit.host_folders import save_elastic
 from elit.host_models import HostCheckpoint, find_host, read_checkpoint
 from elit.lora import ADAPTER
+from elit.outlines import without_memory
 
 INDEX_FILE = "model_index.json"
 LORA_FILE = "pytorch_lora_weights.safetensors"
@@ -71,7 +72,7 @@ def dense_of(transformer: Any) -> Any:
         for name, tensor in transformer.state_dict().items()
         if ".lora_" not in name and not name.startswith("elit.")
     }
-    with torch.device("meta"):
+    with without_memory():
         made = type(transformer).from_config(transformer.config)
     made.load_state_dict(state, assign=True)
     return made

@@ -15,6 +15,7 @@ from elit.backbones.hosts.elasticize import HostConfig, elasticize_as, make_core
 from elit.backbones.hosts.table import host_named
 from elit.errors import UserError
 from elit.files import check_makeable, found, whole_folder, write_whole
+from elit.outlines import without_memory
 from elit.records import read_json, record
 from elit.weights import check_finite, check_fit, read_tensors, save_tensors
 from elit.words import shown
@@ -66,7 +67,7 @@ def load_elastic(transformer: Any, folder: str | Path) -> Any:
     _check_host(kept.config, transformer, place)
     _check_adapters(kept.adapters, transformer, place)
     tensors = read_tensors(place / WEIGHTS_FILE)
-    with torch.device("meta"):
+    with without_memory():
         outline = make_core(kept.config, type(_first_core_block(kept.config, transformer)))
     check_fit(tensors, outline.state_dict(), f"{place / WEIGHTS_FILE} does not fit its {CONFIG_FILE}")
     check_finite(tensors, f"{place / WEIGHTS_FILE} holds no weights")

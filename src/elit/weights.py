@@ -20,6 +20,7 @@ from elit.backbones.table import backbone_named, backbone_of, build_model
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.files import check_makeable, found, whole_folder, write_whole, written_whole
+from elit.outlines import without_memory
 from elit.records import checked, read_json
 from elit.words import one_line, shown
 
@@ -185,26 +186,15 @@ def model_in(folder: Path) -> Path:
 
 def outline(config: DiTConfig) -> ElasticModel:
     """A model that takes no memory yet, for its names and shapes."""
-    with torch.device("meta"):
+    with without_memory():
         return build_model(config)
 
 
-def empty_model(config: DiTConfig) -> ElasticModel:
-    """A model whose weights are yet to be loaded."""
-    return emptied(outline(config))
-
-
 def filled(model: ElasticModel, tensors: dict[str, Tensor]) -> ElasticModel:
-    """The model of an outline with these weights, in float32, on the CPU and in eval mode."""
-    emptied(model).load_state_dict(tensors)
-    return model.eval()
-
-
-def emptied(model: ElasticModel) -> ElasticModel:
-    """The model of an outline with memory on the CPU, its weights yet to be loaded."""
-    model.to_empty(device="cpu")
+    """The model of an outline with copies of these weights, in float32, on the CPU and in eval mode."""
+    model.load_state_dict({name: tensor.to(torch.float32, copy=True) for name, tensor in tensors.items()}, assign=True)
     model.reset_positions()
-    return model
+    return model.eval()
 
 
 def fingerprint(model: ElasticModel) -> str:

@@ -113,7 +113,8 @@ class DiT(ElasticModel):
     def reset_positions(self) -> None:
         """(Re)computes the fixed sin-cos table of the tokens, which no file holds."""
         if not self.config.rope:
-            self.register_buffer("positions", sincos_table(self.config.grid, self.config.width), persistent=False)
+            table = sincos_table(self.config.grid, self.config.width).to(self.label_embedding.weight.device)
+            self.register_buffer("positions", table, persistent=False)
 
     def run(self, x: Tensor, t: Tensor, condition: Condition, level: Level, around: Around | None = None) -> Tensor:
         """The velocity at a level; see `ElasticModel.forward`."""

@@ -31,14 +31,14 @@ def unpatchify(x_BNC: Tensor, grid: Grid, patch: int) -> Tensor:
 
 
 def sincos_table(grid: Grid, width: int) -> Tensor:
-    """(N, C) fixed positions: an even share of the channels encodes the column, the next the row, in a video the next the
-    frame; what the division leaves over is zero.
+    """(N, C) fixed positions, on the CPU: an even share of the channels encodes the column, the next the row, in a
+    video the next the frame; what the division leaves over is zero.
 
     Each share is all sines, then all cosines, with frequencies 10000^(-i / n) for its n = C / 4 or, in a video, C / 6.
     """
     axes = grid.axes[1:] if grid.frames == 1 else grid.axes
     each = width // (2 * len(axes))
-    frequency = 10000.0 ** (-torch.arange(each, dtype=torch.float64) / each)
+    frequency = 10000.0 ** (-torch.arange(each, dtype=torch.float64, device="cpu") / each)
     angles = [place_N.double()[:, None] * frequency for place_N in reversed(places(axes, frequency.device).unbind(1))]
     table = torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)
     return F.pad(table, (0, width - table.shape[1])).float()

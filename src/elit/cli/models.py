@@ -120,18 +120,18 @@ def add_info(command: Parser) -> None:
 
 
 def run_info(options: argparse.Namespace) -> None:
-    import torch
 
     from elit import create_model, load_model, preset_names
     from elit.cost import flops_by_level
     from elit.hub import find_model
+    from elit.outlines import without_memory
 
     if options.name is None:
         show("\n".join(preset_names()))
         return
     asked = {name: getattr(options, name) for name in ("input_size", "group_size") if getattr(options, name) is not None}
     if names_preset(options.name, preset_names()):
-        with torch.device("meta"):
+        with without_memory():
             model = create_model(options.name, **asked)
     else:
         if asked:

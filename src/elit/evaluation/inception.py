@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elit.errors import UserError
+from elit.outlines import without_memory
 
 WEIGHTS_FILE = "pt_inception-2015-12-05-6726825d.pth"
 WEIGHTS_URL = f"https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/{WEIGHTS_FILE}"
@@ -246,7 +247,7 @@ def load_inception(weights: Path | None = None) -> Inception:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{file} holds no weights of Inception; fetch {WEIGHTS_URL}")
     tensors = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    with torch.device("meta"):
+    with without_memory():
         network = Inception()
     check_fit(tensors, network.state_dict(), f"{file} does not hold the weights of this Inception")
     network.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)

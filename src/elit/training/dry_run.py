@@ -10,6 +10,7 @@ from elit.cost import activation_bytes
 from elit.data.emoji import SPLITS
 from elit.data.moving_emoji import is_moving_emoji
 from elit.distributed import local_device
+from elit.outlines import without_memory
 from elit.training.budgets import mean_flops, run_flops
 from elit.training.config import TrainConfig
 from elit.training.step import DTYPES
@@ -40,7 +41,7 @@ class Cost:
 def dry_run(config: TrainConfig) -> Cost:
     """What a run would cost. Raises UserError for a device that is not here."""
     local_device(config.device)
-    with torch.device("meta"):
+    with without_memory():
         model = build_model(config.model)
     parameters = sum(p.numel() for p in model.parameters())
     by_muon = sum(p.numel() for p in model.hidden_matrices()) if config.optimizer.name == "muon" else 0

@@ -34,7 +34,7 @@ from elit.training.finetune import hold_all_but_interface
 from elit.training.flows import path_of
 from elit.training.objective import Aims, Objective, make_objective
 from elit.training.optimizer import lr_scale, make_optimizers, step_where
-from elit.weights import empty_model
+from elit.weights import filled, outline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -219,9 +219,7 @@ def averaged_weights(state: TrainState, wanted: bool = True) -> dict[str, Tensor
 
 def model_of(state: TrainState, weights: dict[str, Tensor], device: torch.device) -> ElasticModel:
     """A model of its own with these weights, in eval mode."""
-    model = empty_model(state.model.config)
-    model.load_state_dict(weights)
-    return model.to(device).eval()
+    return filled(outline(state.model.config), weights).to(device)
 
 
 def batch_loss(products: Products, state: TrainState, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
