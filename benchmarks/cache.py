@@ -64,30 +64,30 @@ def main() -> None:
     folder = options.card or Path(options.model)
     model = load_model(folder)
     if options.overhead:
-        show_overhead(model, options)
+        show_overhead(model, load_card(folder).recipe, options)
     else:
         show_front(options, folder, model)
 
 
-def fitted(model: ElasticModel, steps: int, out: Path) -> Fit:
-    """The calibration for so many steps, kept in the folder `out`."""
-    weights = fingerprint(model)
+def fitted(model: ElasticModel, recipe: Recipe, out: Path) -> Fit:
+    """The calibration for a sampling, kept in the folder `out`."""
     try:
-        return load_fit(out, weights, steps, "euler")
+        return load_fit(out, fingerprint(model), recipe)
     except UserError:  # none yet
         out.mkdir(parents=True, exist_ok=True)
-        fit = calibrate(model, Recipe(steps=steps), spread(8, model.null_class))
+        fit = calibrate(model, recipe, spread(8, model.null_class))
         save_fit(out, fit)
         return fit
 
 
-def show_overhead(model: ElasticModel, options: argparse.Namespace) -> None:
+def show_overhead(model: ElasticModel, usual: Recipe, options: argparse.Namespace) -> None:
     """Sampling without a cache, with one that never reuses, and with some that do; and the time in the cache's own code.
 
     Times are the process's own on its processors, taken in turns, which other work on the machine does not lengthen much.
     """
     steps, labels = options.steps[0], spread(options.images, model.null_class)
-    plain, fit = Recipe(steps=steps), fitted(model, steps, options.out)
+    plain = replace(usual, steps=steps, guidance=Guidance())
+    fit = fitted(model, plain, options.out)
     caches = {"none": None, "never reuses": StepCache(1e-12, fit.coefficients)}
     caches |= {f"threshold {t:g}": fit.cache(t) for t in options.thresholds}
     seconds: dict[str, list[float]] = {name: [] for name in caches}
@@ -156,10 +156,13 @@ def own_share(model: ElasticModel, recipe: Recipe, labels: list[int]) -> float:
 
 def show_front(options: argparse.Namespace, folder: Path, model: ElasticModel) -> None:
     """Measures every combination, and writes results.json, front.png and, if asked, the card and calibrations."""
-    scale = load_card(folder).recipe.guidance.scale if options.scale is None else options.scale
-    fits = {steps: fitted(model, steps, options.out) for steps in options.steps if steps > 2}
-    judge = Judge(options.count, exam_of(model, load_card(folder)))
-    measured = measure(options, model, judge, scale, fits)
+    card = load_card(folder)
+    scale = card.recipe.guidance.scale if options.scale is None else options.scale
+    usual = replace(card.recipe, guidance=Guidance(scale))
+    plain = replace(usual, guidance=Guidance())
+    fits = {steps: fitted(model, replace(plain, steps=steps), options.out) for steps in options.steps if steps > 2}
+    judge = Judge(options.count, exam_of(model, card))
+    measured = measure(options, model, judge, usual, fits)
     points = [one.point for one in measured]
     best = best_points(points)
     front = Front(MEASURE, judge.count, tuple(range(options.seeds)), scale, tuple(points))
@@ -171,7 +174,7 @@ def show_front(options: argparse.Namespace, folder: Path, model: ElasticModel) -
     if options.card is not None:
         for fit in fits.values():
             save_fit(folder, fit)
-        save_card(replace(load_card(folder), front=front), folder)
+        save_card(replace(card, front=front), folder)
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,7 @@ class Measured:
 
 
 def measure(
-    options: argparse.Namespace, model: ElasticModel, judge: Judge, scale: float, fits: dict[int, Fit]
+    options: argparse.Namespace, model: ElasticModel, judge: Judge, usual: Recipe, fits: dict[int, Fit]
 ) -> list[Measured]:
     """Every point whose seeds are all measured, in the order of the options: those that time was left for."""
     kinds = itertools.product(options.budgets, options.steps, [None, *options.thresholds])
@@ -192,7 +195,7 @@ def measure(
     out, end = [], time.monotonic() + 60 * options.minutes
     for budget, steps, threshold in kinds:
         cache = None if threshold is None else fits[steps].cache(threshold)
-        recipe = Recipe(steps=steps, budget=budget, guidance=Guidance(scale), cache=cache)
+        recipe = replace(usual, steps=steps, budget=budget, cache=cache)
         distances: list[float] = []
         for seed in range(options.seeds):
             if time.monotonic() < end:

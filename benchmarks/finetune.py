@@ -10,6 +10,7 @@ are keys of the configuration. What is finished is kept in --work, and the same 
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from elit.card import SamplingDefaults, load_card
 from elit.console import console, output
 from elit.evaluation.quality import Judge, measure_recipes
 from elit.files import write_whole
-from elit.recipe import Recipe
 from elit.reports.scores import QUALITY_COLUMNS, quality_cells
 from elit.training.loop import train
 from elit.training.reading import load_config
@@ -55,7 +55,8 @@ def main(arguments: list[str] | None = None) -> list[dict[str, Any]]:
     for kind, folder in models.items():
         model = load_model(folder)
         budgets = (1.0,) if model.core is None else BUDGETS
-        recipes = [Recipe(steps=sampling.steps, guidance=sampling.guidance, budget=budget) for budget in budgets]
+        usual = replace(load_card(folder).recipe, steps=sampling.steps, guidance=sampling.guidance)
+        recipes = [replace(usual, budget=budget) for budget in budgets]
         scores = measure_recipes(judge, model, recipes, range(options.seeds), work / "measured")
         rows += [{"model": kind, "budget": budget, **score} for budget, score in zip(budgets, scores, strict=True)]
     write_whole(work / "results.json", json.dumps({**judge.describe(), "rows": rows}, indent=2) + "\n")

@@ -202,17 +202,24 @@ def test_fits_are_kept_for_each_sampling_of_one_model(tmp_path: Path) -> None:
     first, second = Fit("a", 6, "euler", (0.0, 1.0), 0.1), Fit("a", (3, 2), "heun", (0.0, 2.0), 0.1)
     for fit in (first, second, replace(first, coefficients=(0.0, 3.0))):
         save_fit(tmp_path, fit)
-    assert load_fit(tmp_path, "a", 6, "euler").coefficients == (0.0, 3.0)
-    assert load_fit(tmp_path, "a", (3, 2), "heun") == second
-    with pytest.raises(elit.UserError, match=r"calibrated for steps 3,2 \(heun\), 6 \(euler\), not 7 .* --steps 7 "):
-        load_fit(tmp_path, "a", 7, "euler")
+    assert load_fit(tmp_path, "a", Recipe(steps=6)).coefficients == (0.0, 3.0)
+    assert load_fit(tmp_path, "a", Recipe("heun", (3, 2))) == second
+    with pytest.raises(elit.UserError, match=r"for --steps 3,2 --sampler heun or --steps 6 .*, not --steps 7 .* --steps 7 "):
+        load_fit(tmp_path, "a", Recipe(steps=7))
+    for moved, text in (({"shift": 3.0}, "--shift 3; run"), ({"thresholds": (0.5,)}, "--stage-thresholds 0.5; run")):
+        with pytest.raises(elit.UserError, match=f"not --steps 6 --sampler euler {text}"):
+            load_fit(tmp_path, "a", Recipe(steps=6, **moved))
+    moved = replace(first, shift=3.0)
+    save_fit(tmp_path, moved)
+    assert load_fit(tmp_path, "a", Recipe(steps=6, shift=3.0)) == moved
+    assert load_fit(tmp_path, "a", Recipe(steps=6)).coefficients == (0.0, 3.0)
     with pytest.raises(elit.UserError, match="is a calibration of another model; run elit calibrate-cache"):
-        load_fit(tmp_path, "b", 6, "euler")
+        load_fit(tmp_path, "b", Recipe(steps=6))
     save_fit(tmp_path, Fit("b", 6, "euler", (0.0, 1.0), 0.1))
     assert [fit.model for fit in read_json(tmp_path / "cache.json", Fits).fits] == ["b"]
     (tmp_path / "cache.json").write_text('{"fits": [{"model": "b", "steps": 0}]}')
     with pytest.raises(elit.UserError, match=r"cache\.json"):
-        load_fit(tmp_path, "b", 6, "euler")
+        load_fit(tmp_path, "b", Recipe(steps=6))
 
 
 def test_from_calibration_to_samples_on_the_command_line(model_folder: Path, tmp_path: Path, capsys) -> None:
@@ -230,14 +237,14 @@ def test_from_calibration_to_samples_on_the_command_line(model_folder: Path, tmp
     assert sorted("cache" in one for one in settings) == [False, True]
     pipe = elit.ElitPipeline.from_pretrained(model_folder).to(torch.float32)
     with_cache = pipe([1], output_type="latent", steps=6, guidance_scale=1.0, cache=5.0).images
-    fit = load_fit(model_folder, fingerprint(pipe.model), 6, "euler")
+    fit = load_fit(model_folder, fingerprint(pipe.model), Recipe(steps=6))
     same = elit.sample(pipe.model, [1], steps=6, cache=StepCache(5.0, fit.coefficients))
     assert torch.equal(with_cache, same)
     capsys.readouterr()
     for wrong, text in (
-        (["--steps", "7", "--cache", "0.1"], "calibrated for steps 6 (euler), not 7"),
+        (["--steps", "7", "--cache", "0.1"], "calibrated for --steps 6 --sampler euler, not --steps 7"),
         (["--steps", "6", "--cache", "-1"], "above 0, such as 0.1, not -1"),
-        (["--steps", "6", "--cache", "0.1", "--sampler", "heun"], "not 6 (heun)"),
+        (["--steps", "6", "--cache", "0.1", "--sampler", "heun"], "not --steps 6 --sampler heun"),
         (["--steps", "6", "--cache", "low"], "'low' is not a number"),
     ):
         assert main([*sampling, *wrong]) == 2

@@ -18,7 +18,7 @@ from elit.errors import UserError
 from elit.files import write_whole
 from elit.guidance import Bound, bind
 from elit.recipe import Recipe
-from elit.records import Count, NotNegative, Positive, Share, read_json, record
+from elit.records import Count, NotNegative, Positive, Share, Shift, read_json, record
 from elit.sampling import ODE, image_noise
 from elit.step_cache import StepCache, TimeChange, check_threshold, fit_polynomial
 from elit.weights import CACHE_FILE, fingerprint
@@ -41,8 +41,8 @@ class Trial:
 class Fit:
     """A polynomial fitted on a model, by `elit calibrate-cache`.
 
-    model: the weights' fingerprint. steps, sampler: of the sampling that it was fitted on. coefficients: the constant first.
-    error: root mean square of what it misses of the velocities' relative changes.
+    model: the weights' fingerprint. steps, sampler, shift, thresholds: of the sampling that it was fitted on. coefficients:
+    the constant first. error: root mean square of what it misses of the velocities' relative changes.
     """
 
     model: str
@@ -51,6 +51,8 @@ class Fit:
     coefficients: Annotated[tuple[float, ...], MinLen(1), MaxLen(16)]
     error: NotNegative
     trials: tuple[Trial, ...] = ()
+    shift: Shift = 1.0
+    thresholds: tuple[float, ...] | None = None
 
     def cache(self, threshold: float) -> StepCache:
         """The cache of this fit at a threshold."""
@@ -68,10 +70,19 @@ class Fits:
     fits: tuple[Fit, ...] = field(default_factory=tuple)
 
 
+Times = tuple[Steps, str, float, tuple[float, ...] | None]
+
+
+def times_of(sampling: Fit | Recipe) -> Times:
+    """What decides the times of a sampling's steps: how many, by which sampler, and how they are moved."""
+    steps = sampling.steps if isinstance(sampling.steps, int) else tuple(sampling.steps)
+    return steps, sampling.sampler, sampling.shift, sampling.thresholds
+
+
 def cached(recipe: Recipe, threshold: float, folder: Path, model: str) -> Recipe:
     """A recipe with a cache by the fit of a model folder; `model` and errors are those of `load_fit`."""
     check_threshold(threshold)
-    fit = load_fit(folder, model, recipe.steps, recipe.sampler)
+    fit = load_fit(folder, model, recipe)
     return replace(recipe, cache=fit.cache(threshold))
 
 
@@ -88,12 +99,12 @@ def told(recipe: Recipe, folder: Path, model: ElasticModel) -> str:
     return f"{text}; when tried, {trial.speedup:.2f} times as quick, images {trial.difference:.1%} away"
 
 
-def load_fit(folder: Path, model: str, steps: int | tuple[int, ...], sampler: str) -> Fit:
+def load_fit(folder: Path, model: str, recipe: Recipe) -> Fit:
     """The fit of a model folder for a sampling; `model` is the fingerprint of its weights as they are stored.
 
-    Raises UserError, with the command that helps, where there is none, or only for other steps or other weights.
+    Raises UserError, with the command that helps, where there is none, or only for steps at other times or other weights.
     """
-    remedy = f"run elit calibrate-cache --model {folder} --steps {_written(steps)} --sampler {sampler}"
+    remedy = f"run elit calibrate-cache --model {folder} {_options(recipe)}"
     file = folder / CACHE_FILE
     if not file.is_file():
         raise UserError(f"{folder} has no calibration of a cache; {remedy}")
@@ -101,22 +112,26 @@ def load_fit(folder: Path, model: str, steps: int | tuple[int, ...], sampler: st
     if fits and all(fit.model != model for fit in fits):
         raise UserError(f"{file} is a calibration of another model; {remedy}")
     for fit in fits:
-        if fit.steps == steps and fit.sampler == sampler:
+        if times_of(fit) == times_of(recipe):
             return fit
-    known = ", ".join(f"{_written(fit.steps)} ({fit.sampler})" for fit in fits) or "none"
-    raise UserError(f"{file} is calibrated for steps {known}, not {_written(steps)} ({sampler}); {remedy}")
+    known = " or ".join(map(_options, fits)) or "nothing"
+    raise UserError(f"{file} is calibrated for {known}, not {_options(recipe)}; {remedy}")
 
 
-def _written(steps: int | tuple[int, ...]) -> str:
-    """Steps as the command line takes them."""
-    return ",".join(map(str, steps)) if isinstance(steps, tuple) else str(steps)
+def _options(sampling: Fit | Recipe) -> str:
+    """The times of a sampling as the command line takes them."""
+    steps, sampler, shift, thresholds = times_of(sampling)
+    written = ",".join(map(str, steps)) if isinstance(steps, tuple) else str(steps)
+    out = f"--steps {written} --sampler {sampler}"
+    out += "" if shift == 1 else f" --shift {shift:g}"
+    return out if thresholds is None else f"{out} --stage-thresholds {','.join(f'{t:g}' for t in thresholds)}"
 
 
 def save_fit(folder: Path, fit: Fit) -> Path:
     """Writes a fit beside the model, in place of one for the same sampling; those of other weights are left out."""
     file = folder / CACHE_FILE
     before = read_json(file, Fits).fits if file.is_file() else ()
-    kept = [one for one in before if one.model == fit.model and (one.steps, one.sampler) != (fit.steps, fit.sampler)]
+    kept = [one for one in before if one.model == fit.model and times_of(one) != times_of(fit)]
     write_whole(file, json.dumps(asdict(Fits((*kept, fit))), indent=2) + "\n")
     return file
 
@@ -140,7 +155,8 @@ def calibrate(
     coefficients, error = fit_polynomial(changes, velocities)
     if done is not None:
         done()
-    fit = Fit(fingerprint(model), recipe.steps, recipe.sampler, coefficients, error)
+    steps, sampler, shift, moved = times_of(recipe)
+    fit = Fit(fingerprint(model), steps, sampler, coefficients, error, shift=shift, thresholds=moved)
     return replace(fit, trials=tuple(tried(model, recipe, labels, fit, thresholds, done)))
 
 

@@ -182,8 +182,8 @@ class ElitPipeline:
                 f"cache {cache} needs a calibrated model; run elit calibrate-cache on its folder, or give a StepCache"
             )
         steps = self._steps(num_inference_steps, given)
-        fit = load_fit(*self._calibrated, steps if isinstance(steps, int) else tuple(steps), sampler)
-        return fit.cache(cache)
+        count = steps if isinstance(steps, int) else tuple(steps)
+        return load_fit(*self._calibrated, replace(self.card.recipe, steps=count, sampler=sampler)).cache(cache)
 
     def _guidance(
         self, whole: Guidance | None, scale: float | None, weak_budget: float | str | None, autoguidance: bool

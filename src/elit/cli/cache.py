@@ -4,6 +4,7 @@ import argparse
 
 from elit.cli.parsing import MOST_SEED, Parser, number, parse_numbers, place, whole
 from elit.cli.sample import steps
+from elit.cli.sample import thresholds as stage_thresholds
 from elit.console import Table, progress_bar, say, show
 
 
@@ -20,6 +21,10 @@ def add_cache(command: Parser) -> None:
     )
     command.add_argument("--steps", type=steps, metavar="N", help="of the sampling; the model's own default if not given")
     command.add_argument("--sampler", choices=("euler", "heun"), default="euler", help="euler or heun")
+    command.add_argument("--shift", type=number, metavar="X", help="of the times; the model's own if not given")
+    command.add_argument(
+        "--stage-thresholds", type=stage_thresholds, metavar="T,...", help="of a model of stages; its own if not given"
+    )
     command.add_argument("--count", type=whole(1, 4096), default=8, help="images, of classes spread over all")
     command.add_argument("--thresholds", default="0.05,0.1,0.2", help="those that are tried")
     command.add_argument(
@@ -47,7 +52,14 @@ def run_cache(options: argparse.Namespace) -> None:
     for threshold in thresholds:
         check_threshold(threshold)
     model = load_model(folder, str(local_device(options.device)))
-    wishes = Wishes(options.sampler, options.steps, options.scale, seed=options.seed)
+    wishes = Wishes(
+        options.sampler,
+        options.steps,
+        options.scale,
+        seed=options.seed,
+        thresholds=options.stage_thresholds,
+        shift=options.shift,
+    )
     recipe, labels = wishes.over(load_card(folder).recipe), spread(options.count, model.null_class)
     with progress_bar() as bar:
         task = bar.add_task("calibrating", total=1 + len(thresholds), unit="samplings")
