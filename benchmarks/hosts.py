@@ -1,20 +1,25 @@
 """What budgets cost in backbones and hosts at 1,024 image tokens: time beside FLOPs, raggedness, and the wrapper.
 
     python benchmarks/hosts.py
-    python benchmarks/hosts.py --only Flux,Wan --rounds 5
+    python benchmarks/hosts.py --only Flux,Wan --rounds 5 --out runs/hosts.json
 
-1. Time of a forward (no_grad, float32, batch 1), dense and elastic at 1, 1/4 and 1/16, in interleaved rounds. `efficiency`
-   is (time / dense time) / (FLOPs / dense FLOPs), the median of what each round gives; at most 1.10 is the aim. FLOPs are
-   counted by `elit.count_flops`.
-2. At the full budget a stack of 28 blocks with a core of 20 beside the dense one: the interface's share, under 5 %.
-3. 83 x 83 tokens under a window of 4 x 4 beside 84 x 84, time per token: under 3 %.
-4. What a host's hook and list take of a forward without Read and Write: under 1 %.
+Time is the processor's, of one thread: medians and quartiles of interleaved rounds, float32, batch 1, no gradients.
+
+1. A forward, dense and elastic at 1, 1/4 and 1/16. `efficiency` is (time / dense time) / (FLOPs / dense FLOPs), the median
+   of what each round gives; at most 1.10 is the aim. FLOPs are counted by `elit.count_flops`.
+2. `wrapper`: what a host's hook and list take beside its dense forward, without Read and Write: under 1 %.
+3. `interface`: a stack of 28 blocks with a core of 20 at the full budget, beside the dense one: under 5 % longer.
+4. `ragged`: 83 x 83 tokens under a window of 4 x 4 beside 84 x 84, time against FLOPs: under 3 % longer.
+
+A line is printed as each is done, and kept in --out, from which the same command goes on.
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -22,7 +27,11 @@ import torch
 from rich.table import Table
 
 import elit
-from timing import Spread, Variant, interleave, open_report, spread
+from elit.errors import UserError
+from elit.files import write_whole
+from elit.records import Count, read_json, record
+from elit.words import suggest
+from timing import Spread, Variant, interleave, machine, open_report, spread
 
 BUDGETS = (1.0, 0.25, 1 / 16)
 SIDE, TEXT, BLOCKS, HEADS, WIDTH = 32, 64, 8, 6, 192
@@ -126,11 +135,36 @@ HOSTS = {
         (2, 4, 2),
     ),
 }  # fmt: skip
-BACKBONES = {"SiT": "SiT-S/2", "U-ViT": "UViT-S/2", "HDiT": "HDiT-S/2"}
+SMALL = {"width": WIDTH, "heads": HEADS, "depth": BLOCKS, "rope": True}
+BACKBONES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {  # preset, fields, and those of the elastic form
+    "SiT": ("SiT-S/2", {"input_size": 64}, {}),
+    "U-ViT": ("UViT-S/2", {"input_size": 64}, {}),
+    "HDiT": ("HDiT-S/2", {"input_size": 64, "fold": (3, 5)}, {"group_size": 8}),
+    "video": ("SiT-S/1x2x2", {"input_size": 32, "frames": 4}, {"group_frames": 2, "group_size": (4, 2)}),
+}
+MARKS = {"efficiency": 1.10, "wrapper": 1.01, "interface": 1.05, "ragged": 1.03}
+Figure = tuple[float, float, float]  # median and quartiles
 
 
-def host_variants(case: Case) -> tuple[dict[str, Variant], dict[str, int]]:
-    """Forwards to time, dense first, and their FLOPs."""
+@dataclass(frozen=True)
+class Forwards:
+    """Forwards to time, by name, the dense one first; and their FLOPs."""
+
+    variants: dict[str, Variant]
+    flops: dict[str, int]
+
+
+@record
+class Results:
+    """What is kept: on which machine, of how many rounds, and by name the figures of what was measured."""
+
+    machine: dict[str, str | int]
+    rounds: Count
+    rows: dict[str, dict[str, Figure]]
+
+
+def host_forwards(case: Case) -> Forwards:
+    """Of a host, dense and at each budget."""
     torch.manual_seed(0)
     inputs = case.inputs()
     on_meta = {name: value.to("meta") if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
@@ -156,95 +190,138 @@ def host_variants(case: Case) -> tuple[dict[str, Variant], dict[str, int]]:
 
     variants = {"dense": Variant(dense)} | {f"{budget:g}": Variant(run(budget)) for budget in BUDGETS}
     flops = {"dense": elit.count_flops(counted[0], inputs=on_meta)}
-    return variants, flops | {f"{b:g}": elit.count_flops(counted[1], b, on_meta, grid) for b in BUDGETS}
+    return Forwards(variants, flops | {f"{b:g}": elit.count_flops(counted[1], b, on_meta, grid) for b in BUDGETS})
 
 
-def backbone_variants(name: str) -> tuple[dict[str, Variant], dict[str, int]]:
-    """The same of a backbone of this library."""
-    preset = BACKBONES[name]
-    dense = elit.create_model(preset, input_size=64, rope=True).eval()
-    elastic = elit.create_model(f"ELIT-{preset}", input_size=64, rope=True, group_size=4).eval()
+def own_forward(model: Any, budget: float | None) -> Variant:
+    """Of a model of this library, on its example."""
+    given = model.eval().example()
 
-    def run(model: Any, budget: float | None) -> Callable[[Any], object]:
-        def forward(_: Any) -> object:
-            with torch.no_grad():
-                return model(*model.example(), budget)
+    def forward(_: Any) -> object:
+        with torch.no_grad():
+            return model(*given, budget)
 
-        return forward
+    return Variant(forward)
 
-    variants = {"dense": Variant(run(dense, None))} | {f"{b:g}": Variant(run(elastic, b)) for b in BUDGETS}
+
+def backbone_forwards(name: str) -> Forwards:
+    """Of a backbone of this library, dense and at each budget."""
+    preset, fields, elastic_fields = BACKBONES[name]
+    dense = elit.create_model(preset, **SMALL, **fields)
+    elastic = elit.create_model(f"ELIT-{preset}", **SMALL, **fields, **elastic_fields)
+    variants = {"dense": own_forward(dense, None)} | {f"{b:g}": own_forward(elastic, b) for b in BUDGETS}
     flops = {"dense": elit.count_flops(dense)} | {f"{b:g}": elit.count_flops(elastic, b) for b in BUDGETS}
-    return variants, flops
+    return Forwards(variants, flops)
 
 
-def efficiencies(seconds: dict[str, list[float]], flops: dict[str, int]) -> dict[str, Spread]:
-    """Of every budget, round by round."""
-    return {
-        label: spread([a / b / (flops[label] / flops["dense"]) for a, b in zip(times, seconds["dense"], strict=True)])
-        for label, times in seconds.items()
-        if label != "dense"
-    }
-
-
-def wrapper_share(case: Case, seconds: float) -> float:
-    """What the hook and the list take, as a share of a dense forward."""
+def wrapper_seconds(case: Case) -> float:
+    """What the hook and the list take, a forward."""
     transformer, inputs = elit.elasticize(case.make().eval(), 2, 2, case.window), case.inputs()
     hook, names = transformer.elit.hook, transformer.elit.host.lists
-    start = time.perf_counter()
+    start = time.process_time()
     for _ in range(100):
         transformer.elit.calls.now = hook.call(transformer, inputs)
         _ = [list(getattr(transformer, name)) for name in names]
         transformer.elit.calls.now = None
-    return (time.perf_counter() - start) / 100 / seconds
+    return (time.process_time() - start) / 100
 
 
-def ratio_of(first: Callable[[], object], second: Callable[[], object], rounds: int, title: str) -> Spread:
-    """The second's time as a share of the first's, round by round."""
-    seconds = interleave({"a": Variant(lambda _: first()), "b": Variant(lambda _: second())}, rounds, title)
-    return spread([b / a for a, b in zip(seconds["a"], seconds["b"], strict=True)])
+def figure(values: list[float]) -> Figure:
+    """Their median and quartiles."""
+    made = spread(values)
+    return made.median, made.low, made.high
 
 
-def deep_and_ragged(rounds: int) -> dict[str, Spread]:
-    """28 blocks with a core beside those without one, and 83 x 83 tokens beside 84 x 84, per token."""
-    common = {"rope": True, "width": 192, "heads": 6, "depth": 28, "head_depth": 4, "tail_depth": 4}
-    dense = elit.create_model("SiT-S/2", **common, input_size=64).eval()
-    deep = elit.create_model("ELIT-SiT-S/2", **common, input_size=64, group_size=4).eval()
-    shallow = common | {"depth": 4, "head_depth": 1, "tail_depth": 1}
-    whole, ragged = (elit.create_model("ELIT-SiT-S/2", **shallow, input_size=2 * n, group_size=4).eval() for n in (84, 83))
-
-    def forward(model: Any) -> Callable[[], object]:
-        def run() -> object:
-            with torch.no_grad():
-                return model(*model.example())
-
-        return run
-
-    per_token = ratio_of(forward(whole), forward(ragged), rounds, "83 x 83 beside 84 x 84")
-    scale = (84 / 83) ** 2
-    return {
-        "28 blocks, elastic beside dense, full budget": ratio_of(forward(dense), forward(deep), rounds, "28 blocks"),
-        "83 x 83 beside 84 x 84, per token": Spread(*(scale * v for v in (per_token.median, per_token.low, per_token.high))),
-    }
+def efficiency(seconds: list[float], dense: list[float], share: float) -> Figure:
+    """Of every round, its time as a share of the dense one's, over the same share of FLOPs."""
+    return figure([a / b / share for a, b in zip(seconds, dense, strict=True)])
 
 
-def main() -> None:
+def budgets_of(name: str, rounds: int) -> dict[str, Figure]:
+    """The dense forward's milliseconds, the efficiency at each budget, and of a host the wrapper's ratio."""
+    forwards = backbone_forwards(name) if name in BACKBONES else host_forwards(HOSTS[name])
+    seconds, flops = interleave(forwards.variants, rounds, name, time.process_time), forwards.flops
+    dense = seconds["dense"]
+    figures = {"dense, ms": figure([1e3 * one for one in dense])}
+    for b in BUDGETS:
+        share = flops[f"{b:g}"] / flops["dense"]
+        figures[f"efficiency at {b:g}"] = efficiency(seconds[f"{b:g}"], dense, share)
+    if name in HOSTS:
+        taken = wrapper_seconds(HOSTS[name])
+        figures["wrapper"] = figure([1 + taken / one for one in dense])
+    return figures
+
+
+def beside(first: Variant, second: Variant, rounds: int, title: str, share: float = 1.0) -> Figure:
+    """The second's efficiency, where its FLOPs are so large a share of the first's; without it, the ratio of their times."""
+    seconds = interleave({"first": first, "second": second}, rounds, title, time.process_time)
+    return efficiency(seconds["second"], seconds["first"], share)
+
+
+def interface(rounds: int) -> dict[str, Figure]:
+    """28 blocks with a core, at the full budget, beside those without one."""
+    deep = SMALL | {"depth": 28, "input_size": 64}
+    dense = elit.create_model("SiT-S/2", **deep)
+    elastic = elit.create_model("ELIT-SiT-S/2", **deep, head_depth=4, tail_depth=4)
+    return {"interface": beside(own_forward(dense, None), own_forward(elastic, 1.0), rounds, "interface")}
+
+
+def ragged(rounds: int) -> dict[str, Figure]:
+    """83 x 83 tokens beside 84 x 84, time over FLOPs, at the full budget."""
+    split = SMALL | {"depth": 3, "head_depth": 1, "tail_depth": 1}
+    whole, cut = (elit.create_model("ELIT-SiT-S/2", **split, input_size=2 * side) for side in (84, 83))
+    share = elit.count_flops(cut) / elit.count_flops(whole)
+    return {"ragged": beside(own_forward(whole, 1.0), own_forward(cut, 1.0), rounds, "ragged", share)}
+
+
+ALONE = {"interface": interface, "ragged": ragged}
+
+
+def shown(name: str, value: Figure) -> str:
+    """A figure in words, beside the mark that it has."""
+    made, mark = Spread(*value), MARKS.get(name.split(" at ")[0])
+    if mark is None:
+        return made.show(digits=1)
+    return made.show(digits=3) + ("" if made.median <= mark else " *")
+
+
+def kept(file: Path | None, rounds: int) -> Results:
+    """What an earlier call measured. Raises UserError where that was another machine, or other rounds."""
+    fresh = Results(machine(), rounds, {})
+    if file is None or not file.is_file():
+        return fresh
+    found = read_json(file, Results)
+    if (found.machine, found.rounds) != (fresh.machine, rounds):
+        raise UserError(f"{file} is of another machine or of {found.rounds} rounds; give another --out")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> dict[str, dict[str, Figure]]:
+    """Measures what is not kept yet, prints a line of each and a table of all, and returns the figures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", help="names, with commas between them, such as Flux,Wan")
-    options = parser.parse_args()
-    names = options.only.split(",") if options.only else [*BACKBONES, *HOSTS]
-    out = open_report()
-    table = Table("model", "dense, ms", *(f"efficiency at {b:g}" for b in BUDGETS), "wrapper, %", title="1,024 image tokens")
+    parser.add_argument("--only", help="names, with commas between them, such as Flux,Wan,ragged")
+    parser.add_argument("--out", type=Path, help="JSON file that keeps what is measured")
+    options = parser.parse_args(arguments)
+    every = [*BACKBONES, *HOSTS, *ALONE]
+    names = options.only.split(",") if options.only else every
+    if unknown := [name for name in names if name not in every]:
+        raise UserError(f"there is no {unknown[0]!r} to measure; {suggest(unknown[0], every)}")
+    torch.set_num_threads(1)
+    out, results = open_report(), kept(options.out, options.rounds)
     for name in names:
-        variants, flops = backbone_variants(name) if name in BACKBONES else host_variants(HOSTS[name])
-        seconds = interleave(variants, options.rounds, name)
-        made, dense = efficiencies(seconds, flops), spread(seconds["dense"])
-        wrapper = f"{100 * wrapper_share(HOSTS[name], dense.median):.2f}" if name in HOSTS else ""
-        table.add_row(name, dense.show(1e3, 1), *(value.show() for value in made.values()), wrapper)
+        if name not in results.rows:
+            results.rows[name] = ALONE[name](options.rounds) if name in ALONE else budgets_of(name, options.rounds)
+        if options.out is not None:
+            write_whole(options.out, json.dumps(vars(results), indent=2) + "\n")
+        out.print(f"{name}: " + ", ".join(f"{what} {shown(what, value)}" for what, value in results.rows[name].items()))
+    columns = ["dense, ms", *(f"efficiency at {b:g}" for b in BUDGETS), *list(MARKS)[1:]]
+    table = Table("", *columns, title=f"1,024 image tokens, {options.rounds} rounds; * is above its mark")
+    for name in names:
+        row = results.rows[name]
+        table.add_row(name, *(shown(column, row[column]) if column in row else "" for column in columns))
     out.print(table)
-    if not options.only:
-        for title, value in deep_and_ragged(options.rounds).items():
-            out.print(f"{title}: {value.show(digits=3)}")
+    return {name: results.rows[name] for name in names}
 
 
 if __name__ == "__main__":
