@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import FrozenDict
 
-from elit.backbones.hosts.elasticize import elasticize
+from elit.backbones.hosts.elasticize import elasticize_as
 from elit.backbones.hosts.model import HostModel, check_embeddings, form_of
 from elit.card import SamplingDefaults
 from elit.codec import Codec
-from elit.compiler import check_compiler
-from elit.data.opening import decoder_of, open_data
+from elit.data.opening import open_data
 from elit.data.prompts import PromptedData, open_prompts, with_prompts
 from elit.distributed import is_main, own_part
 from elit.elastic.model import ElasticModel
@@ -38,14 +37,14 @@ from elit.pictures import save_png, sheet
 from elit.sampling import sample
 from elit.training.batch import Draws
 from elit.training.budgets import schedule_levels
-from elit.training.checkpoint import Saver, checkpoints
+from elit.training.checkpoint import Saver
 from elit.training.config import AlignmentConfig, FlowConfig
 from elit.training.host_config import HostTrainConfig
 from elit.training.log import Log
-from elit.training.loop import Found, Run, carry_out
+from elit.training.loop import Found, Run, carry_out, found_for
 from elit.training.objective import Aims
 from elit.training.parts import Parts, course_of
-from elit.training.run_folder import Reads, check_run, data_digest, weights_digest, whole_path
+from elit.training.run_folder import Reads, data_digest, weights_digest, whole_path
 from elit.training.step import Rules, Start, TrainState, learning, products_of
 from elit.words import spread
 
@@ -75,18 +74,8 @@ class HostOrigin:
         transformer = drawn_transformer(self.source.config) if config.host.fresh else read_transformer(self.source)
         if elastic.start is not None:
             load_elastic(transformer, elastic.start)
-        elif elastic.head is not None and elastic.tail is not None:
-            elasticize(
-                transformer,
-                elastic.head,
-                elastic.tail,
-                elastic.window,
-                elastic.anchor,
-                read_depth=elastic.read_depth,
-                write_depth=elastic.write_depth,
-                mlp_ratio=elastic.mlp_ratio,
-                seed=config.seed % 2**63,
-            )
+        elif elastic.asked:
+            elasticize_as(transformer, elastic, config.seed % 2**63)
         if config.lora.rank:
             add_lora(transformer, config.lora)
         teacher = HostModel(read_transformer(self.source), self.size) if distilled else None
@@ -100,17 +89,11 @@ class HostJob:
     config: HostTrainConfig
 
     def look_around(self, device: torch.device) -> Found:
-        config = self.config
-        if config.compile:
-            check_compiler(device)
-        source, run = find_host(config.host.transformer), Path(config.out)
+        config, source = self.config, find_host(self.config.host.transformer)
         pictures = open_data(config.data.source, config.data.size)
         data = with_prompts(pictures, open_prompts(config.prompts.source), config.prompts.held_out)
         check_widths(source, data)
-        reads = host_reads(config, source, data)
-        notice = check_run(run, config, reads)
-        codec = decoder_of(data, config.data.codec, device)
-        return Found(data, codec, None, reads, goes_on=bool(checkpoints(run)), notice=notice)
+        return found_for(config, data, host_reads(config, source, data), device)
 
     def take_apart(self, device: torch.device, found: Found) -> Parts:
         config, data = self.config, found.data

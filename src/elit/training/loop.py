@@ -87,6 +87,8 @@ def carry_out(job: Job) -> Path:
     with asked_to_stop() as stop, process_group(timedelta(seconds=config.parallel.timeout), device), quiet():
         if config.dtype == "bf16" and products_of(config.dtype, device).dtype == torch.float32:
             say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and exacter")
+        if config.compile:
+            together(lambda: check_compiler(device))
         found = together(lambda: job.look_around(device))
         parts = job.take_apart(device, found)
         state = make_state(parts.start, found.stored, fresh=not found.goes_on)
@@ -115,6 +117,12 @@ class Found:
     notice: str | None
 
 
+def found_for(config: RunConfig, data: Data, reads: Reads, device: torch.device, stored: Stored | None = None) -> Found:
+    """What a run finds, its folder among it. Raises UserError for another run's folder, and a codec that does not fit."""
+    run, codec = Path(config.out), decoder_of(data, config.data.codec, device)
+    return Found(data, codec, stored, reads, goes_on=bool(checkpoints(run)), notice=check_run(run, config, reads))
+
+
 @dataclass(frozen=True)
 class OwnJob:
     """A run of a model of this library."""
@@ -122,13 +130,9 @@ class OwnJob:
     config: TrainConfig
 
     def look_around(self, device: torch.device) -> Found:
-        config = self.config
-        if config.compile:
-            check_compiler(device)
-        data, run = load_data(config.data, config.model), Path(config.out)
-        codec, stored = decoder_of(data, config.data.codec, device), stored_features(config.alignment, data)
-        reads = reads_of(config.data.source, data, config.init_from)
-        return Found(data, codec, stored, reads, goes_on=bool(checkpoints(run)), notice=check_run(run, config, reads))
+        config, data = self.config, load_data(self.config.data, self.config.model)
+        stored = stored_features(config.alignment, data)
+        return found_for(config, data, reads_of(config.data.source, data, config.init_from), device, stored)
 
     def take_apart(self, device: torch.device, found: Found) -> Parts:
         return take_apart(self.config, device)

@@ -122,19 +122,12 @@ def elasticize(
     return transformer
 
 
-def elasticize_as(transformer: Any, config: HostConfig, seed: int = 0) -> Any:
-    """`elasticize`, as another transformer was."""
-    return elasticize(
-        transformer,
-        config.head,
-        config.tail,
-        config.window,
-        config.anchor,
-        read_depth=config.read_depth,
-        write_depth=config.write_depth,
-        mlp_ratio=config.mlp_ratio,
-        seed=seed,
-    )
+SPLIT = ("head", "tail", "window", "anchor", "read_depth", "write_depth", "mlp_ratio")  # what `elasticize` is told
+
+
+def elasticize_as(transformer: Any, config: Any, seed: int = 0) -> Any:
+    """`elasticize` by a record that has its arguments as fields, such as the `HostConfig` of another transformer."""
+    return elasticize(transformer, **{name: getattr(config, name) for name in SPLIT}, seed=seed)
 
 
 def _check(host: Host, transformer: Any, head: int, tail: int) -> None:
