@@ -61,6 +61,23 @@ def test_one_graph_of_the_whole_transformer_serves_all_budgets_and_passes():
     assert counts[0] == 1 and graphs.count <= 2
 
 
+def test_a_graph_of_the_whole_transformer_follows_a_schedule():
+    """Its time is read outside of the graph, which serves every level; and after it the full budget is back."""
+    wan, arguments = shallow("WanTransformer3DModel", num_layers=3), inputs(WAN, batch=1)
+    elit.elasticize(wan, head=1, tail=1, window=(1, 4, 2))
+    graphs, schedule, made = Graphs(), elit.Schedule(((0.6, 0.25), (0.3, 0.5)), 1.0), []
+    compiled = torch.compile(wan, fullgraph=True, backend=graphs)
+    with torch.no_grad():
+        for time in (900.0, 500.0, 100.0, 700.0):
+            now = {**arguments, "timestep": torch.tensor([time])}
+            with elit.budget(compiled, schedule):
+                made.append(out(compiled, now))
+            with elit.budget(wan, schedule.at(time / 1000)):
+                torch.testing.assert_close(made[-1], out(wan, now), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(out(compiled, now), out(wan, now), rtol=1e-4, atol=1e-5)
+    assert graphs.count <= 3 and not compiled._forward_pre_hooks
+
+
 def test_repeated_blocks_compile_once_for_all_budgets():
     """Of each class of blocks a graph for the tokens, and one for any number of latents."""
     flux, arguments = shallow("FluxTransformer2DModel", num_layers=1, num_single_layers=3), inputs(FLUX)
@@ -203,7 +220,8 @@ def test_what_a_graph_cannot_read_is_told():
     flux = torch.compile(FLUX.elastic(), fullgraph=True, backend="eager")
     with torch.no_grad(), pytest.raises(Exception, match=r"grid=\(rows, columns\)"), elit.budget(flux, 0.5):
         out(flux, inputs(FLUX))
-    wan = torch.compile(WAN.elastic(), fullgraph=True, backend="eager")
+    wan = WAN.elastic()
+    wan.compile(fullgraph=True, backend="eager")  # in place: nothing is left outside of the graph
     schedule = elit.Schedule(((0.5, 0.25),), 1.0)
     with torch.no_grad(), pytest.raises(Exception, match="compile_repeated_blocks"), elit.budget(wan, schedule):
         out(wan, inputs(WAN))

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers.hooks.hooks import BaseState, CacheContext, ModelHook, StateManager
 from torch import Tensor, nn
+from torch._dynamo.eval_frame import OptimizedModule
 from torch.fx.experimental.sym_node import DynamicInt
 
 from elit.backbones.hosts.core import Call, HostCore
@@ -127,8 +128,8 @@ class BudgetHook(ModelHook):
         """The sampler's time of this forward, 1 = noise."""
         if torch.compiler.is_compiling():
             raise UserError(
-                "a graph of the whole transformer cannot read the time, which a schedule of budgets asks for; compile its"
-                " blocks with compile_repeated_blocks() instead"
+                "a graph of the whole transformer cannot read the time, which a schedule of budgets asks for; give"
+                " elit.budget what torch.compile(transformer) returned, or compile blocks with compile_repeated_blocks()"
             )
         timestep = told["timestep"]
         value = float(timestep.flatten()[0]) if isinstance(timestep, Tensor) else float(timestep)
@@ -146,11 +147,21 @@ class BudgetHook(ModelHook):
     def stand(self, asked: Asked | None, name: str | None) -> None:
         """Notes what compiled graphs read: what is asked for, in which pass."""
         self.standing.asked, self.standing.name, self.standing.level = asked, name, None
-        if asked is None or (self.core.host.halves is not None and asked.unconditional is not None):
-            return
-        wanted = asked.unconditional if name == "uncond" and asked.unconditional is not None else asked.budget
-        if isinstance(wanted, float | int):
+        if isinstance(wanted := self.wanted(), float | int):
             self.standing.level = DynamicInt(self.core.levels.of(wanted))
+
+    def wanted(self) -> Budget | OverTime:
+        """What is asked for of this pass, None where its batch holds both."""
+        asked, name = self.standing.asked, self.standing.name
+        if asked is None or (self.core.host.halves is not None and asked.unconditional is not None):
+            return None
+        return asked.unconditional if name == "uncond" and asked.unconditional is not None else asked.budget
+
+    def read_time(self, compiled: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Notes the level that a schedule asks for now, ahead of a compiled transformer's forward, whose graph reads it."""
+        if isinstance(wanted := self.wanted(), OverTime):
+            told = {**dict(zip(self.names, args, strict=False)), **kwargs}
+            self.standing.level = DynamicInt(self.core.levels.of(wanted.at(self.time(told))))
 
     def reset_state(self, module: nn.Module) -> nn.Module:
         """Nothing is kept from one forward to the next."""
@@ -195,7 +206,17 @@ def budget(
     Raises UserError for a budget that is none, and for a transformer that is not elastic.
     """
     core = core_of(transformer)
-    with _asking(core, _checked(core, budget, unconditional, grid)):
+    with _asking(core, _checked(core, budget, unconditional, grid)), _time_read(core, transformer):
+        yield
+
+
+@contextmanager
+def _time_read(core: HostCore, transformer: nn.Module) -> Iterator[None]:
+    """Within it, a schedule's time is read before each forward of a compiled transformer, outside of the graph."""
+    if not isinstance(transformer, OptimizedModule):
+        yield
+        return
+    with transformer.register_forward_pre_hook(core.hook.read_time, with_kwargs=True):
         yield
 
 
