@@ -61,6 +61,20 @@ def test_one_graph_of_the_whole_transformer_serves_all_budgets_and_passes():
     assert counts[0] == 1 and graphs.count <= 2
 
 
+@pytest.mark.parametrize("name", ["SD3", "Flux", "QwenImage", "LTXVideo"])
+def test_a_host_is_one_graph(name):
+    """fullgraph, below the full budget, with what the eager transformer makes; Flux is told its grid."""
+    name = next(host for host in TINY if host.startswith(f"{name}Transformer"))
+    layers = {"num_layers": 1, "num_single_layers": 1} if name.startswith("Flux") else {"num_layers": 2}
+    transformer, arguments, graphs = shallow(name, **layers), inputs(TINY[name]), Graphs()
+    elit.elasticize(transformer, head=1, tail=0, window=(1, 2, 2))
+    compiled = torch.compile(transformer, fullgraph=True, backend=graphs)
+    grid = TINY[name].grid() if "img_ids" in arguments else None
+    with torch.no_grad(), elit.budget(compiled, 0.5, grid=grid):
+        torch.testing.assert_close(out(compiled, arguments), out(transformer, arguments), rtol=1e-4, atol=1e-5)
+    assert graphs.count == 1
+
+
 def test_a_graph_of_the_whole_transformer_follows_a_schedule():
     """Its time is read outside of the graph, which serves every level; and after it the full budget is back."""
     wan, arguments = shallow("WanTransformer3DModel", num_layers=3), inputs(WAN, batch=1)
