@@ -82,6 +82,16 @@ def times(batch: int, noise: float = 1000.0) -> Tensor:
     return torch.linspace(0.9, 0.4, batch) * noise
 
 
+def told(batch: int, noise: float = 1000.0, masked: bool = False, pooled: bool = False) -> Arguments:
+    """What a host is told beside the image: text, and the time, which is `noise` at pure noise."""
+    made: Arguments = {"encoder_hidden_states": text(batch)}
+    if masked:
+        made["encoder_attention_mask"] = mask(batch)
+    if pooled:
+        made["pooled_projections"] = torch.randn(batch, 12)
+    return made | {"timestep": times(batch, noise)}
+
+
 TINY = {
     "SD3Transformer2DModel": Tiny(
         lambda: diffusers.SD3Transformer2DModel(
@@ -99,9 +109,7 @@ TINY = {
         ),
         lambda batch, grid: {
             "hidden_states": image(batch, grid),
-            "encoder_hidden_states": text(batch),
-            "pooled_projections": torch.randn(batch, 12),
-            "timestep": times(batch),
+            **told(batch, pooled=True),
         },
     ),
     "FluxTransformer2DModel": Tiny(
@@ -116,9 +124,7 @@ TINY = {
         ),
         lambda batch, grid: {
             "hidden_states": tokens(batch, grid),
-            "encoder_hidden_states": text(batch),
-            "pooled_projections": torch.randn(batch, 12),
-            "timestep": times(batch, 1.0),
+            **told(batch, 1.0, pooled=True),
             "img_ids": ids(grid, 3),
             "txt_ids": torch.zeros(TEXT, 3),
         },
@@ -137,8 +143,7 @@ TINY = {
         ),
         lambda batch, grid: {
             "hidden_states": tokens(batch, grid),
-            "encoder_hidden_states": text(batch),
-            "timestep": times(batch, 1.0),
+            **told(batch, 1.0),
             "img_ids": ids(grid, 4),
             "txt_ids": torch.cat([torch.zeros(TEXT, 3), torch.arange(TEXT)[:, None]], dim=1),
         },
@@ -150,9 +155,8 @@ TINY = {
         ),
         lambda batch, grid: {
             "hidden_states": tokens(batch, grid),
-            "encoder_hidden_states": text(batch),
+            **told(batch, 1.0),
             "encoder_hidden_states_mask": mask(batch).long(),
-            "timestep": times(batch, 1.0),
             "img_shapes": [[grid]] * batch,
         },
     ),
@@ -169,8 +173,7 @@ TINY = {
         ),
         lambda batch, grid: {
             "hidden_states": video(batch, grid),
-            "encoder_hidden_states": text(batch),
-            "timestep": times(batch),
+            **told(batch),
         },
         video=True,
     ),
@@ -197,8 +200,7 @@ TINY = {
         ),
         lambda batch, grid: {
             "hidden_states": image(batch, grid),
-            "encoder_hidden_states": text(batch),
-            "encoder_attention_mask": mask(batch),
+            **told(batch, masked=True),
             "timestep": times(batch).long(),
             "added_cond_kwargs": {"resolution": None, "aspect_ratio": None},
         },
@@ -217,10 +219,7 @@ TINY = {
         ),
         lambda batch, grid: {
             "hidden_states": video(batch, grid),
-            "encoder_hidden_states": text(batch),
-            "encoder_attention_mask": mask(batch),
-            "pooled_projections": torch.randn(batch, 12),
-            "timestep": times(batch),
+            **told(batch, masked=True, pooled=True),
             "guidance": torch.full((batch,), 6000.0),
         },
         depth=7,
@@ -232,9 +231,7 @@ TINY = {
         ),
         lambda batch, grid: {
             "hidden_states": tokens(batch, grid),
-            "encoder_hidden_states": text(batch),
-            "encoder_attention_mask": mask(batch),
-            "timestep": times(batch),
+            **told(batch, masked=True),
             "num_frames": grid[0],
             "height": grid[1],
             "width": grid[2],
