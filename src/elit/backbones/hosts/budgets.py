@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from diffusers.hooks.hooks import BaseState, CacheContext, ModelHook, StateManager
 from torch import Tensor, nn
-from torch._dynamo.eval_frame import OptimizedModule
 from torch.fx.experimental.sym_node import DynamicInt
 
 from elit.backbones.hosts.core import Call, HostCore
@@ -213,7 +212,7 @@ def budget(
 @contextmanager
 def _time_read(core: HostCore, transformer: nn.Module) -> Iterator[None]:
     """Within it, a schedule's time is read before each forward of a compiled transformer, outside of the graph."""
-    if not isinstance(transformer, OptimizedModule):
+    if getattr(transformer, "_orig_mod", None) is None:  # which a compiled one has
         yield
         return
     with transformer.register_forward_pre_hook(core.hook.read_time, with_kwargs=True):
