@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 
 from elit.serving.messages import Settings
-from elit.serving.pool import Pool
+from elit.serving.pool import Launch, Pool
 from elit.serving.running import Telling, bound, configured
 from elit.serving.server import LOOPBACK, application
 from elit.serving.worker import work
@@ -68,15 +69,15 @@ def forked(settings: Settings, device: str) -> tuple[Forked, Connection]:
 class Running:
     """Where a server is, and ways to ask it."""
 
-    def __init__(self, port: int, pool: Pool) -> None:
-        self.port, self.pool, self.url = port, pool, f"http://127.0.0.1:{port}"
+    def __init__(self, port: int, pool: Pool | None = None, **headers: str) -> None:
+        self.port, self.pool, self.url, self.headers = port, pool, f"http://127.0.0.1:{port}", headers
 
     def ask(self, body: object, path: str = "/v1/images/generations", **headers: str) -> tuple[int, Any, dict[str, str]]:
         """Status, JSON and headers of an answer; `body` is JSON, or bytes as they are, or None for GET."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=WAIT_S)
         sent = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         usual = {"content-type": "application/json"} if body is not None else {}
-        told = {name.replace("_", "-"): value for name, value in headers.items()}
+        told = {name.replace("_", "-"): value for name, value in (self.headers | headers).items()}
         connection.request("GET" if body is None else "POST", path, sent, usual | told)
         answer = connection.getresponse()
         content = answer.read()
@@ -91,13 +92,14 @@ class Running:
         """A connection over which a request was sent, and its answer not read."""
         connection, content = self.open(), json.dumps(body).encode()
         head = f"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(content)}\r\n"
+        head += "".join(f"{name}: {value}\r\n" for name, value in self.headers.items())
         connection.sendall(head.encode() + b"content-type: application/json\r\n\r\n" + content)
         return connection
 
     def metric(self, name: str) -> float:
-        """The value of a metric; 0 for one that was not counted yet."""
-        lines = self.ask(None, "/metrics")[1].decode().splitlines()
-        return next((float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} ")), 0.0)
+        """The value of a metric, the sum of those of several replicas; 0 for one that was not counted yet."""
+        lines = re.sub(r'{replica="\w+"}|replica="\w+",', "", self.ask(None, "/metrics")[1].decode()).splitlines()
+        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(f"{name} "))
 
 
 def until(true: Any, seconds: float = WAIT_S) -> None:
@@ -109,10 +111,10 @@ def until(true: Any, seconds: float = WAIT_S) -> None:
 
 
 @contextmanager
-def running(model: Path, **settings: Any) -> Iterator[Running]:
+def running(model: Path, launch: Launch = forked, **settings: Any) -> Iterator[Running]:
     """A server of a model folder, for as long as the block takes."""
     chosen = Settings(model=str(model), repeats=1, **settings)
-    app, listening, ready = application(chosen, LOOPBACK, forked), bound("127.0.0.1", 0), threading.Event()
+    app, listening, ready = application(chosen, LOOPBACK, launch), bound("127.0.0.1", 0), threading.Event()
     server = Telling(app, configured(app, chosen), ready.set)
     thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
     thread.start()

@@ -6,10 +6,12 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +28,7 @@ from elit.pixels import to_uint8
 from elit.serving.messages import Settings
 from elit.serving.policy import replay
 from elit.serving.server import LOOPBACK, application
-from serving import Running, running, until
+from serving import Running, forked, running, until
 
 HEAD = b"POST /v1/images/generations HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
 LONG = {"prompt": "heart", "n": 4, "steps": 9000, "quality": "high", "deadline_ms": 1e8}
@@ -107,6 +109,11 @@ BAD = [
     ({"prompt": "/etc/passwd"}, 400, "there is no label"),
     ({"prompt": "@/etc/passwd"}, 400, "there is no label"),
     ({"prompt": ""}, 400, "there is no label"),
+    ({"prompt": "x" * 4000}, 400, "there is no label"),
+    ({"prompt": "x" * 4001}, 400, "at most 4000 characters"),
+    (b'{"prompt": "\\ud800"}', 400, "is not JSON"),
+    (b"[" * 60_000, 400, "is not JSON"),
+    (b'{"prompt": "heart", "n": ' + b"9" * 5000 + b"}", 400, "is not JSON"),
     ({"prompt": "heart", "n": 0}, 400, "n is 0"),
     ({"prompt": "heart", "n": 1_000_000}, 400, "at most 16 images"),
     ({"prompt": "heart", "n": True}, 400, "n is True"),
@@ -124,6 +131,9 @@ BAD = [
     ({"prompt": "heart", "steps": 10_001}, 400, "at most 10000"),
     ({"prompt": "heart", "sampler": "ddim"}, 400, "unknown sampler 'ddim'"),
     ({"prompt": "heart", "guidance_scale": 1e9}, 400, "guidance_scale"),
+    (b'{"prompt": "heart", "guidance_interval": [NaN, 1]}', 400, "guidance_interval.0 is nan"),
+    (b'{"prompt": "heart", "guidance_budget": 1e-999}', 400, "guidance_budget is 0"),
+    ({"prompt": "heart", "n": 16, "steps": 10_000, "deadline_ms": 50}, 400, "fewer images or steps"),
     ({"prompt": "heart", "guidance_interval": [0.8, 0.2]}, 400, "not low <= high"),
     ({"prompt": "heart", "autoguidance": True}, 400, "autoguidance"),
     (b"x" * 100_000, 413, "larger than 65,536 bytes"),
@@ -212,6 +222,39 @@ def test_requests_of_a_worker_that_dies_are_run_again_and_then_told(server: Runn
     assert server.ask({"prompt": "heart", "steps": 2})[0] == 200
 
 
+def silent(settings: Settings, device: str) -> tuple[subprocess.Popen[bytes], Connection]:
+    """A worker that never says anything."""
+    ours, theirs = socket.socketpair()
+    process = subprocess.Popen(["sleep", "600"], pass_fds=[theirs.fileno()])
+    theirs.close()
+    return process, Connection(ours.detach())
+
+
+def test_requests_of_workers_that_cannot_begin_any_more_are_told(served_model: Path) -> None:
+    """Those that were tried for the first time too, once nobody is left to try them again."""
+    launches = iter([forked, silent, silent])
+    answers: dict[str, tuple[int, dict]] = {}
+
+    def ask(name: str) -> None:
+        answers[name] = server.ask({"prompt": "heart", "steps": 2})[:2]
+
+    with running(served_model, lambda settings, device: next(launches)(settings, device)) as server:
+        worker, asked = server.pool.workers[0], []
+        os.kill(worker.process.pid, signal.SIGKILL)
+        for restarts, name in ((1, "early"), (2, "late")):
+            until(lambda restarts=restarts: server.pool.restarts == restarts)  # type: ignore[misc]
+            asked.append(threading.Thread(target=ask, args=(name,)))
+            asked[-1].start()
+            until(lambda: len(worker.tickets) == len(asked))
+            os.kill(worker.process.pid, signal.SIGKILL)
+        for thread in asked:
+            thread.join()
+        assert [answers[name][0] for name in ("early", "late")] == [503, 503]
+        assert "died" in answers["early"][1]["error"]["message"]
+        assert "no worker" in answers["late"][1]["error"]["message"]
+        assert server.ask({"prompt": "heart"})[0] == server.ask(None, "/healthz")[0] == 503
+
+
 def test_keys_and_names_are_asked_for_before_anything_else() -> None:
     """No worker is started for this: nothing of it comes so far."""
     app = application(Settings(keys=("a" * 16, "b" * 16)), LOOPBACK)
@@ -260,7 +303,7 @@ def test_sigterm_ends_it_when_what_is_under_way_is_done(served_model: Path) -> N
         assert process.stderr.readline() == "loading the model\n"
         where = re.fullmatch(r"serving at http://127.0.0.1:(\d+)\n", process.stderr.readline())
         assert where is not None
-        server = Running(int(where[1]), None)  # type: ignore[arg-type]
+        server = Running(int(where[1]))
         answers: list[int] = []
         body = {"prompt": "heart", "steps": 60, "deadline_ms": 1e8}
         asked = threading.Thread(target=lambda: answers.append(server.ask(body)[0]))

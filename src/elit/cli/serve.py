@@ -23,6 +23,7 @@ def add_serve(command: Parser) -> None:
         "elit serve",
         "elit serve --model my-model --port 9000 --min-budget 1/4 --deadline-ms 2000",
         "elit serve --host 0.0.0.0 --api-key-file keys.txt",
+        "elit serve --ray --replicas 1:8 --devices cuda:0",
     )
     add_model(command)
     command.add_argument("--min-budget", type=fraction, default="1/16", metavar="BUDGET", help="the lowest that is granted")
@@ -37,6 +38,11 @@ def add_serve(command: Parser) -> None:
     command.add_argument("--api-key-file", type=folder, help="a file of keys, one a line, of which requests must give one")
     command.add_argument("--trace", type=folder, help="a file that every decision of the controller is appended to")
     command.add_argument("--drain", type=whole(1, 3600), default=30, metavar="SECONDS", help="given to requests at the end")
+    command.add_argument("--ray", action="store_true", help="on a cluster of Ray, as replicas of one device each")
+    command.add_argument("--replicas", type=replicas, default="1:4", metavar="LEAST:MOST", help="with --ray; how many")
+    command.add_argument(
+        "--ongoing", type=whole(1, 10_000), default=2, help="with --ray; requests a replica, above which there are more"
+    )
     command.set_defaults(run=run_serve)
 
 
@@ -74,6 +80,18 @@ def milliseconds(text: str) -> float:
     return value
 
 
+@option
+def replicas(text: str) -> tuple[int, int]:
+    """The least and the most replicas, such as 1:4, or a number that is both."""
+    least, colon, most = text.partition(":")
+    if not (least.isdigit() and (most if colon else least).isdigit()):
+        raise UserError(f"{text} is no range of replicas; give one such as 1:4, or 2")
+    found = int(least[:9]), int((most if colon else least)[:9])
+    if not 1 <= found[0] <= found[1]:
+        raise UserError(f"{text} is no range of replicas; give one such as 1:4, or 2")
+    return found
+
+
 def run_serve(options: argparse.Namespace) -> None:
     settings = settings_of(
         options,
@@ -88,7 +106,18 @@ def run_serve(options: argparse.Namespace) -> None:
         trace=options.trace,
         drain_s=float(options.drain),
     )
-    serve(options, settings)
+    if not options.ray:
+        serve(options, settings)
+        return
+    if importlib.util.find_spec("ray") is None:
+        raise UserError("ray is not installed; give pip elit[ray]")
+    if len(settings.devices) > 1:
+        raise UserError(f"with --ray each replica has one device, not {', '.join(settings.devices)}; give --devices cuda:0")
+    if options.trace is not None or options.port == 0:
+        raise UserError("with --ray there is no --trace and no --port 0; leave the one out, and give a port")
+    from elit.serving.cluster import serve_on_cluster
+
+    serve_on_cluster(settings, options.host, options.port, options.replicas, float(options.ongoing))
 
 
 def run_app(options: argparse.Namespace) -> None:

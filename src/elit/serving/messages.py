@@ -120,7 +120,7 @@ class Refused:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A request has made a step: so many of so many; its images so far (n, H, W, 3), where they are asked for."""
+    """A request has made a step: so many of so many; its first image so far (1, H, W, 3), where that is asked for."""
 
     id: int
     step: int

@@ -1,6 +1,9 @@
 """What a server tells Prometheus."""
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from collections.abc import Iterator, Mapping, Sequence
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
+from prometheus_client.registry import Collector
 
 from elit.serving.messages import Done, FromWorker, State
 from elit.serving.pool import Pool
@@ -52,8 +55,8 @@ class Metrics:
             for budget in message.budgets:
                 self.budget.observe(budget)
 
-    def text(self, pool: Pool) -> bytes:
-        """All of it, in Prometheus' own form."""
+    def families(self, pool: Pool) -> list[Metric]:
+        """All of it, in the same order for every server."""
         self.waiting.set(sum(worker.state.waiting for worker in pool.workers))
         self.running.set(sum(worker.state.running for worker in pool.workers))
         self.restarts.set(pool.restarts)
@@ -63,4 +66,32 @@ class Metrics:
             self.rows.labels(name).set(worker.state.rows)
             self.scale.labels(name).set(worker.state.scale)
             self.memory.labels(name).set(worker.state.out_of_memory)
-        return generate_latest(self.registry)
+        return list(self.registry.collect())
+
+
+class Told(Collector):
+    """Families of samples as they are."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self.families = families
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self.families
+
+
+def text(families: Sequence[Metric]) -> bytes:
+    """Families of samples in Prometheus' own form."""
+    registry = CollectorRegistry()
+    registry.register(Told(families))
+    return generate_latest(registry)
+
+
+def joined(replicas: Mapping[str, Sequence[Metric]]) -> list[Metric]:
+    """The families of several servers as one: every sample says in a label `replica` whose it is."""
+    out = []
+    for alike in zip(*replicas.values(), strict=True):
+        whole = Metric(alike[0].name, alike[0].documentation, alike[0].type)
+        for name, family in zip(replicas, alike, strict=True):
+            whole.samples += [one._replace(labels={**one.labels, "replica": name}) for one in family.samples]
+        out.append(whole)
+    return out

@@ -23,6 +23,7 @@ TRIES = 2  # of a request, and of a worker that dies before it is ready
 LOAD_S = 600.0  # that a worker may take to load its model
 END_S = 5.0  # that a worker may take to end
 DRAINED_S = 0.05  # between looks at whether all is done
+UNREAD = 16  # answers of a request that wait to be read: beyond, steps are left out for a client that reads slowly
 
 Answer = Stepped | Done | Refused
 
@@ -141,47 +142,56 @@ class Pool:
         elif isinstance(message, State):
             worker.state = message
         elif (ticket := worker.tickets.get(message.id)) is not None:
-            ticket.answers.put_nowait(message)
             if not isinstance(message, Stepped):
                 del worker.tickets[message.id]
+                ticket.answers.put_nowait(message)
+            elif ticket.answers.qsize() < UNREAD:
+                ticket.answers.put_nowait(message)
         self.noticed(message)
 
     def _lost(self, worker: Worker) -> None:
-        """A worker has died: another takes its place and its requests, those that were not tried too often."""
+        """A worker has died: another takes its place, unless it has failed too often. Its requests that were not tried too
+        often are run again, by whoever is there.
+        """
+        worker.process.kill()  # one whose line was cut has nothing to say, and the others must not wait for it
         worker.process.wait()
         worker.connection.close()
-        tickets, worker.tickets = list(worker.tickets.values()), {}
+        tickets, worker.tickets, worker.facts, worker.state = list(worker.tickets.values()), {}, None, State()
         if not self.draining and worker.failures < TRIES:
             worker.process, worker.connection = self.launch(self.settings, worker.device)
-            worker.facts, worker.state, worker.failures = None, State(), worker.failures + 1
+            worker.failures += 1
             self.restarts += 1
             self._attend(worker)
-        else:
-            worker.facts = None
-            if not self.draining and not any(one.facts is not None for one in self.workers):
-                self.broken = self.broken or f"the worker of {worker.device} died before it was ready, {TRIES} times"
-                self.ready.set()
+        elif not self.draining and not any(one.facts is not None for one in self.workers):
+            self.broken = self.broken or f"the worker of {worker.device} died before it was ready, {TRIES} times"
+            self.ready.set()
         for ticket in tickets:
-            if ticket.tries < TRIES and worker.failures <= TRIES and not self.draining:
-                ticket.tries += 1
-                worker.tickets[ticket.wish.id] = ticket
-                self._send(worker, ticket.wish)
+            ticket.tries += 1
+            if ticket.tries <= TRIES:
+                self._give(ticket)
             else:
-                refused = Refused(ticket.wish.id, 503, "the worker that drew this died; ask again", 1000.0)
-                ticket.answers.put_nowait(refused)
-                self.noticed(refused)
+                self._refuse(ticket, "the worker that drew this died; ask again", 1000.0)
 
     def submit(self, wish: Wish) -> Ticket:
         """Gives a request to the worker with the fewest. What comes of it is in the ticket's answers."""
         ticket = Ticket(wish)
+        self._give(ticket)
+        return ticket
+
+    def _give(self, ticket: Ticket) -> None:
+        """Gives a request to the living worker with the fewest, or refuses it where there is none."""
         living = [worker for worker in self.workers if worker.process.poll() is None]
         if not living or self.draining:
-            ticket.answers.put_nowait(Refused(wish.id, 503, "no worker is there to draw this; ask again later", 5000.0))
-            return ticket
+            self._refuse(ticket, "no worker is there to draw this; ask again later", 5000.0)
+            return
         worker = min(living, key=lambda one: (one.facts is None, len(one.tickets)))
-        worker.tickets[wish.id] = ticket
-        self._send(worker, wish)
-        return ticket
+        worker.tickets[ticket.wish.id] = ticket
+        self._send(worker, ticket.wish)
+
+    def _refuse(self, ticket: Ticket, why: str, retry_ms: float) -> None:
+        refused = Refused(ticket.wish.id, 503, why, retry_ms)
+        ticket.answers.put_nowait(refused)
+        self.noticed(refused)
 
     def cancel(self, number: int) -> None:
         """The one who asked has gone, or has been answered."""
@@ -206,9 +216,7 @@ class Pool:
         why = f"the server is ending, and this was not done within {seconds:g} seconds; ask again"
         for worker in self.workers:
             for number, ticket in list(worker.tickets.items()):
-                refused = Refused(number, 503, why, 1000.0)
-                ticket.answers.put_nowait(refused)
-                self.noticed(refused)
+                self._refuse(ticket, why, 1000.0)
                 self.cancel(number)
 
     async def stop(self) -> None:

@@ -69,6 +69,8 @@ def configured(app: FastAPI, settings: Settings) -> Config:
         timeout_keep_alive=30,
         backlog=BACKLOG,
         lifespan="on",
+        loop="asyncio",  # these two whatever else is installed
+        http="h11",
         ws="none",
     )
 

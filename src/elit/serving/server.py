@@ -10,9 +10,10 @@ import hmac
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +29,7 @@ from elit.errors import UserError
 from elit.imprint import Imprint, Seed, png
 from elit.records import Fraction, Share, parse_json, record
 from elit.serving.messages import Done, Facts, Pixels, Refused, Settings, Stepped, Wish
-from elit.serving.metrics import Metrics
+from elit.serving.metrics import Metrics, text
 from elit.serving.pool import Launch, Pool, Ticket, launched
 
 PAGE = Path(__file__).parent / "page"
@@ -129,11 +130,17 @@ class Server:
         )
 
 
-def application(settings: Settings, hosts: tuple[str, ...] = (), launch: Launch = launched) -> FastAPI:
+def application(
+    settings: Settings,
+    hosts: tuple[str, ...] = (),
+    launch: Launch = launched,
+    measure: Callable[[], Awaitable[bytes]] | None = None,
+) -> FastAPI:
     """The application, whose workers live as long as it does.
 
     hosts: names by which alone it may be asked, for a server on the loopback: pages of other sites cannot reach it under
-    names of their own. Any, if there are none. launch: starts a worker's process.
+    names of their own. Any, if there are none. launch: starts a worker's process. measure: what /metrics answers, where this
+    is one application of several; its own metrics if not given.
     """
     metrics = Metrics()
     server = Server(settings, Pool(settings, metrics.notice, launch), metrics)
@@ -162,7 +169,8 @@ def application(settings: Settings, hosts: tuple[str, ...] = (), launch: Launch 
     @app.get("/metrics")
     async def measured(request: Request) -> Response:
         authorised(request, settings)
-        return Response(metrics.text(server.pool), media_type=CONTENT_TYPE_LATEST)
+        samples = text(metrics.families(server.pool)) if measure is None else await measure()
+        return Response(samples, media_type=CONTENT_TYPE_LATEST)
 
     @app.get("/v1/models")
     async def models(request: Request) -> JSONResponse:
@@ -176,14 +184,15 @@ def application(settings: Settings, hosts: tuple[str, ...] = (), launch: Launch 
         body = parsed(await read_body(request, settings))
         server.check(body)
         ticket = server.pool.submit(server.wish(body, client))
-        if body.stream:
-            first = await ticket.answers.get()
-            if isinstance(first, Refused):
-                raise Mistake(first.status, first.why, first.retry_ms)
-            return StreamingResponse(events(server, ticket, body, first), media_type="text/event-stream")
-        done = await finished(request, server, ticket)
+        cancel = partial(server.pool.cancel, ticket.wish.id)
+        with on_failure(cancel):
+            answer = await heard(request, ticket)
+            if body.stream:
+                return Stream(events(server, ticket, body, answer), cancel)
+            while not isinstance(answer, Done):
+                answer = await heard(request, ticket)
         metrics.answered(200)
-        return JSONResponse(await asyncio.to_thread(images, done, body, known(server)))
+        return JSONResponse(await asyncio.to_thread(images, answer, body, known(server)))
 
     if settings.page:
         add_page(app)
@@ -276,29 +285,49 @@ def parsed(content: bytes) -> Body:
         raise Mistake(400, str(error)) from error
 
 
-async def finished(request: Request, server: Server, ticket: Ticket) -> Done:
-    """What comes of a request, whose client may go meanwhile. Raises Mistake where it is refused."""
+@contextmanager
+def on_failure(undo: Callable[[], None]) -> Iterator[None]:
+    """Undoes what was begun where the block fails, or is cancelled."""
+    try:
+        yield
+    except BaseException:
+        undo()
+        raise
+
+
+async def heard(request: Request, ticket: Ticket) -> Stepped | Done:
+    """What comes next of a request. Raises Mistake where it is refused, and where its client goes meanwhile."""
 
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    watching = asyncio.create_task(gone())
+    watching, coming = asyncio.create_task(gone()), asyncio.create_task(ticket.answers.get())
     try:
-        while True:
-            coming = asyncio.create_task(ticket.answers.get())
-            await asyncio.wait((coming, watching), return_when=asyncio.FIRST_COMPLETED)
-            if not coming.done():
-                coming.cancel()
-                raise Mistake(GONE, "the client has gone")
-            answer = coming.result()
-            if isinstance(answer, Refused):
-                raise Mistake(answer.status, answer.why, answer.retry_ms)
-            if isinstance(answer, Done):
-                return answer
+        await asyncio.wait((coming, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not coming.done():
+            raise Mistake(GONE, "the client has gone")
+        answer = coming.result()
     finally:
         watching.cancel()
-        server.pool.cancel(ticket.wish.id)
+        coming.cancel()
+    if isinstance(answer, Refused):
+        raise Mistake(answer.status, answer.why, answer.retry_ms)
+    return answer
+
+
+class Stream(StreamingResponse):
+    """A stream of events. `ended` is called when it ends, however that is: a client may go before it has begun."""
+
+    def __init__(self, content: AsyncIterator[str], ended: Callable[[], None]) -> None:
+        super().__init__(content, media_type="text/event-stream")
+        self.ended = ended
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.ended()
 
 
 def images(done: Done, body: Body, facts: Facts) -> dict[str, object]:
@@ -326,24 +355,21 @@ async def events(server: Server, ticket: Ticket, body: Body, first: Stepped | Do
     """OpenAI's stream: up to `partial_images` pictures so far, spread over the steps, and then the whole answer."""
     answer: Stepped | Done | Refused = first
     shown = 0
-    try:
-        while isinstance(answer, Stepped):
-            if answer.pixels is not None and answer.step * (body.partial_images or 0) >= (shown + 1) * answer.steps:
-                partial = {"b64_json": preview(answer.pixels), "partial_image_index": shown}
-                yield event("partial_image", {**partial, "step": answer.step, "steps": answer.steps})
-                shown += 1
-            answer = await ticket.answers.get()
-        if isinstance(answer, Refused):
-            server.metrics.answered(answer.status)
-            yield f"event: error\ndata: {bytes(Mistake(answer.status, answer.why).answer().body).decode()}\n\n"
-            return
-        server.metrics.answered(200)
-        whole = await asyncio.to_thread(images, answer, replace(body, response_format="b64_json"), known(server))
-        first_image = whole["data"][0]["b64_json"]  # type: ignore[index]
-        usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-        yield event("completed", {**whole, "b64_json": first_image, "usage": usage})
-    finally:
-        server.pool.cancel(ticket.wish.id)
+    while isinstance(answer, Stepped):
+        if answer.pixels is not None and answer.step * (body.partial_images or 0) >= (shown + 1) * answer.steps:
+            picture = {"b64_json": preview(answer.pixels), "partial_image_index": shown}
+            yield event("partial_image", {**picture, "step": answer.step, "steps": answer.steps})
+            shown += 1
+        answer = await ticket.answers.get()
+    if isinstance(answer, Refused):
+        server.metrics.answered(answer.status)
+        yield f"event: error\ndata: {bytes(Mistake(answer.status, answer.why).answer().body).decode()}\n\n"
+        return
+    server.metrics.answered(200)
+    whole = await asyncio.to_thread(images, answer, replace(body, response_format="b64_json"), known(server))
+    first_image = whole["data"][0]["b64_json"]  # type: ignore[index]
+    usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+    yield event("completed", {**whole, "b64_json": first_image, "usage": usage})
 
 
 def preview(pixels: Pixels) -> str:

@@ -275,7 +275,7 @@ class Worker:
             self.connection.send(self.done(one, self.pixels(x)))
         else:
             steps = one.order.recipe.total_steps
-            self.connection.send(Stepped(one.wish.id, step, steps, self.pixels(x) if one.wish.previews else None))
+            self.connection.send(Stepped(one.wish.id, step, steps, self.pixels(x[:1]) if one.wish.previews else None))
 
     def pixels(self, x: Tensor) -> Pixels:
         """(n, H, W, 3) of states."""
