@@ -10,8 +10,9 @@ do at the full budget. In virtual time (see `elit.serving.simulation`) calls tak
 and arrivals are Poisson's, or bursts of eight; the policy is the server's own code. Beside it stand the fixed budgets; the
 lowest budget with what cannot be in time refused, which is the most that can be in time; the highest fixed budget of which
 95 % are; and for loads up to 1 what can be granted by one who knows all arrivals beforehand, the solution of a linear
-program. A real server gets the same requests over HTTP, from this process; its pictures are kept and compared with a
-reference by `elit evaluate`.
+program. A real server gets the same requests over HTTP, from this process. Its pictures are kept, and as many of each load
+as of that with the fewest are compared with a reference by `elit evaluate`: for a model of the data that come with the
+package their own, unless another is given. Loads that were measured before with the same words are not measured again.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import base64
 import json
 import random
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -32,16 +34,24 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from rich.box import SIMPLE_HEAD
 from scipy.optimize import linprog
 from scipy.sparse import lil_array
 
 import elit
+from elit.card import load_card
 from elit.console import Table, say, show
+from elit.data.emoji_styles_test import NAME as STYLES
+from elit.data.emoji_styles_test import load_styles_test
+from elit.evaluation.exam import known_data
+from elit.files import write_whole
+from elit.hub import find_model
 from elit.labels import labels_in_full
 from elit.serving.engine import measure_costs
 from elit.serving.jobs import Costs, Job
 from elit.serving.policy import Policy, Reserve, decide
 from elit.serving.simulation import Served, poisson, simulate
+from elit.weights import load_model
 from timing import machine
 
 LOADS = (0.5, 1.0, 1.5, 2.0, 4.0)
@@ -55,8 +65,10 @@ POLICIES: dict[str, tuple[Policy, float, float]] = {  # name: policy, lowest and
     "1/16": ("fifo", 1 / 16, 1 / 16),
     "1/16, refusing": ("deadline", 1 / 16, 1 / 16),
 }
+LIVE_POLICIES, LIVE_LOADS = ("elastic", "1", "1/4", "1/16"), (0.5, 2.0)
 GOAL = 0.95
 SOAK_LOAD = 3.0
+FEWEST = 10  # pictures that are worth comparing
 
 
 @dataclass(frozen=True)
@@ -79,7 +91,8 @@ class Outcome:
     p95: float
     p99: float
     images_per_second: float
-    kernel: float | None = None  # distance of the pictures to the reference, KID x 1000, and Fréchet's
+    compared: int = 0  # pictures whose distances to the reference these are: KID x 1000, and Fréchet's
+    kernel: float | None = None
     frechet: float | None = None
 
 
@@ -278,28 +291,86 @@ def _alone(port: int, body: dict[str, object]) -> float:
     return answer.ms
 
 
-def live(seconds: float, out: Path, model: str | None, reference: str | None) -> list[Outcome]:
-    """A real server: the elastic policy, and fixed budgets in order of arrival; their pictures are kept in `out`."""
-    outcomes = []
-    for name in ("elastic", "1", "1/4", "1/16"):
+def live(seconds: float, out: Path, model: str | None) -> list[Outcome]:
+    """A real server: the elastic policy, and fixed budgets in order of arrival; what it drew, and a row for each load, are
+    kept in `out`.
+    """
+    rows = {(name, load): row_file(out, name, load) for name in LIVE_POLICIES for load in LIVE_LOADS}
+    found = {row: kept(file, seconds, model) for row, file in rows.items()}
+    left = [row for row, outcome in found.items() if outcome is None]
+    for name in dict.fromkeys(name for name, _ in left):
         policy, _, highest = POLICIES[name]
         body: dict[str, object] = {"steps": STEPS} | ({} if name == "elastic" else {"budget": highest})
         with server(policy, model) as (_, port):
-            for load in (0.5, 2.0):
+            for load in [load for other, load in left if other == name]:
+                began = time.monotonic()
                 alone, answers = drive(port, load, seconds, body)
-                folder = out / f"{name.replace('/', '-of-')}-at-{load:g}"
-                folder.mkdir(parents=True, exist_ok=True)
-                for i, answer in enumerate(answers):
-                    if answer.picture:
-                        (folder / f"{i:05}.png").write_bytes(answer.picture)
-                outcomes.append(seen(name, load, answers, alone, seconds))
-                if reference is not None:
-                    distances = compared(folder, reference)
-                    kernel = distances.pop("KID x 1000")
-                    outcomes[-1] = replace(outcomes[-1], kernel=kernel, frechet=next(iter(distances.values())))
-                met = outcomes[-1].met
-                say(f"a real server, {name} at {load:g}: {met:.0%} in time of {len(answers)}, alone {alone:.0f} ms")
-    return outcomes
+                keep_pictures(answers, pictures_of(rows[name, load]))
+                found[name, load] = one = seen(name, load, answers, alone, seconds)
+                kept_row = {"machine": machine(), "seconds": seconds, "model": model, "outcome": asdict(one)}
+                write_whole(rows[name, load], json.dumps(kept_row, indent=2))
+                rest = sum(outcome is None for outcome in found.values())  # loads that are left
+                minutes = rest * (time.monotonic() - began) / 60
+                say(
+                    f"a real server, {name} at {load:g}: {one.met:.0%} in time of {len(answers)}, alone {alone:.0f} ms;"
+                    f" {rest} loads and about {minutes:.0f} min left"
+                )
+    return [outcome for outcome in found.values() if outcome is not None]
+
+
+def row_file(out: Path, name: str, load: float) -> Path:
+    return out / f"{name.replace('/', '-of-')}-at-{load:g}.json"
+
+
+def pictures_of(row: Path) -> Path:
+    """The folder of what was drawn under a load."""
+    return row.with_suffix("")
+
+
+def kept(file: Path, seconds: float, model: str | None) -> Outcome | None:
+    """What came of a load in an earlier run on this machine, with the same words."""
+    if not file.is_file():
+        return None
+    row = json.loads(file.read_text())
+    same = (row["machine"], row["seconds"], row["model"]) == (machine(), seconds, model)
+    return Outcome(**row["outcome"]) if same else None
+
+
+def keep_pictures(answers: Sequence[Answer], folder: Path) -> None:
+    """Writes what was drawn, and nothing else, into a folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for i, answer in enumerate(answers):
+        if answer.picture:
+            (folder / f"{i:05}.png").write_bytes(answer.picture)
+
+
+def reference_of(model: str | None) -> str | None:
+    """The reference that comes with the package for a model of its data."""
+    source = find_model(model)
+    data = known_data(load_model(source), load_card(source))
+    if data is None:
+        return None
+    return STYLES if data is load_styles_test() else "emoji"
+
+
+def judged(outcomes: Sequence[Outcome], out: Path, reference: str) -> list[Outcome]:
+    """The outcomes with the distances of what was drawn: of as many pictures of each as of that with the fewest."""
+    files = [sorted(pictures_of(row_file(out, one.policy, one.load)).glob("*.png")) for one in outcomes]
+    count, some, told = min(map(len, files)), out / "compared", []
+    if count < FEWEST:
+        say(f"{count} pictures are too few to be compared with {reference}")
+        return list(outcomes)
+    say(f"comparing {count} pictures of each load with {reference}")
+    for one, drawn in zip(outcomes, files, strict=True):
+        shutil.rmtree(some, ignore_errors=True)
+        some.mkdir()
+        for file in drawn[:count]:
+            shutil.copy(file, some)
+        figures = compared(some, reference)
+        kernel = figures.pop("KID x 1000")
+        told.append(replace(one, compared=count, kernel=kernel, frechet=next(iter(figures.values()))))
+    return told
 
 
 def seen(name: str, load: float, answers: Sequence[Answer], alone: float, seconds: float) -> Outcome:
@@ -387,28 +458,28 @@ def draw(outcomes: Sequence[Outcome], file: Path) -> None:
 
 
 def table(outcomes: Sequence[Outcome]) -> Table:
-    columns = (
-        "n",
-        "in time",
-        "of taken",
-        "refused",
-        "budget",
-        "always full",
-        "p50",
-        "p95",
-        "p99 ms",
-        "/s",
-        "KID",
-        "Fréchet",
-    )
+    """What is told of virtual time."""
+    columns = ("n", "in time", "of taken", "refused", "budget", "always full", "p50", "p95", "p99 ms", "/s")
     out = Table("policy", "load", "arrivals", "devices", *columns)
     for one in outcomes:
         arrivals = "Poisson" if one.burst == 1 else f"{one.burst} at once"
         times = [f"{ms:.0f}" for ms in (one.p50, one.p95, one.p99)]
         shares = [f"{one.met:.1%}", f"{one.met_taken:.1%}", f"{one.refused:.1%}", f"{one.budget:.2f}", f"{one.full:.0%}"]
-        distances = ["" if one.kernel is None else f"{one.kernel:.0f}", "" if one.frechet is None else f"{one.frechet:.0f}"]
-        numbers = [str(one.devices), str(one.requests), *shares, *times, f"{one.images_per_second:.1f}", *distances]
+        numbers = [str(one.devices), str(one.requests), *shares, *times, f"{one.images_per_second:.1f}"]
         out.add_row(one.policy, f"{one.load:g}", arrivals, *numbers)
+    return out
+
+
+def live_table(outcomes: Sequence[Outcome]) -> Table:
+    """What is told of a real server, in 80 columns."""
+    out = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for name in ("policy", "load", "n", "in time", "refused", "budget", "p50/p95/p99 ms", "/s", "KID", "Fréchet"):
+        out.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
+    for one in outcomes:
+        times = "/".join(f"{ms:.0f}" for ms in (one.p50, one.p95, one.p99))
+        distances = ["" if value is None else f"{value:.0f}" for value in (one.kernel, one.frechet)]
+        shares = [f"{one.met:.0%}", f"{one.refused:.0%}", f"{one.budget:.2f}", times, f"{one.images_per_second:.1f}"]
+        out.add_row(one.policy, f"{one.load:g}", str(one.requests), *shares, *distances)
     return out
 
 
@@ -421,13 +492,17 @@ def costs_of(text: str | None) -> Costs:
     return Costs(0.0, tuple(np.linspace(low, high, len(model.levels.counts())).tolist()))
 
 
+def keep(results: dict[str, object], out: Path) -> None:
+    write_whole(out / "results.json", json.dumps(results, indent=2) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=40.0, help="of virtual time for each load; 0: none of it")
     parser.add_argument("--costs", help="milliseconds at the lowest and the full budget, such as 4.4,8.4, not measured now")
     parser.add_argument("--live", type=float, default=0.0, help="seconds of a real server for each load")
     parser.add_argument("--model", help="folder of the model that a real server has; the bundled model if none is given")
-    parser.add_argument("--reference", help="what `elit evaluate` compares the pictures with that a real server made")
+    parser.add_argument("--reference", help="compares the pictures of a real server with this, as elit evaluate does")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of a real server at overload")
     parser.add_argument("--out", type=Path, default=Path("serving"), help="folder for results.json and serving.png")
     options = parser.parse_args()
@@ -445,14 +520,18 @@ def main() -> None:
         best = {load: in_hindsight(costs, load, options.seconds) for load in (0.5, 1.0)}
         show(f"the mean budget that one grants who knows all arrivals, by load: {best}")
         results |= {"virtual": [asdict(one) for one in [*outcomes, *fixed]], "in_hindsight": best}
+        keep(results, options.out)
     if options.live:
-        real = live(options.live, options.out, options.model, options.reference)
-        show(table(real))
+        real, reference = live(options.live, options.out, options.model), options.reference or reference_of(options.model)
+        real = real if reference is None else judged(real, options.out, reference)
+        show(live_table(real))
         results["live"] = [asdict(one) for one in real]
+        keep(results, options.out)
     if options.soak:
+        say(f"overload for {options.soak / 60:.1f} min")
         results["soak"] = soak(options.soak, options.model)
-        show(json.dumps(results["soak"]))
-    (options.out / "results.json").write_text(json.dumps(results, indent=2) + "\n")
+        show(json.dumps(results["soak"], indent=2))
+    keep(results, options.out)
 
 
 if __name__ == "__main__":

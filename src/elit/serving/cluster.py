@@ -7,7 +7,6 @@ serves what it has been given is its own controller's affair, as on one machine.
 import logging
 import os
 import re
-import secrets
 import signal
 import socket
 import threading
@@ -24,7 +23,7 @@ from elit.console import say
 from elit.errors import UserError
 from elit.serving.messages import Settings
 from elit.serving.metrics import joined, text
-from elit.serving.running import ANSWERED_S, bound
+from elit.serving.running import ANSWERED_S
 from elit.serving.server import LOOPBACK, Server, application
 
 NAME = "elit"
@@ -88,18 +87,15 @@ def deployment(settings: Settings, hosts: tuple[str, ...], replicas: tuple[int, 
 
 
 def serve_on_cluster(settings: Settings, host: str, port: int, replicas: tuple[int, int], ongoing: float) -> None:
-    """Serves on the cluster that RAY_ADDRESS names, or else on one of this machine alone, until SIGTERM or Ctrl-C: then
-    what is under way is finished, for at most `settings.drain_s` seconds.
+    """Serves on the cluster that RAY_ADDRESS names, or else on the one that this machine belongs to, until SIGTERM or
+    Ctrl-C: then what is under way is finished, for at most `settings.drain_s` seconds.
 
-    Raises UserError for an address that cannot be had, and where no cluster answers or no replica can begin.
+    Raises UserError where no cluster answers, and where no replica can begin.
     """
-    address = os.environ.get("RAY_ADDRESS")
-    if address is None:
-        bound(host, port).close()
     before = [(sign, signal.getsignal(sign)) for sign in SIGNALS]
     try:
         raise_at_signals()
-        join_cluster(address)
+        join_cluster(os.environ.get("RAY_ADDRESS", "auto"))
         raise_at_signals()  # Ray has put its own in their place
         say("starting replicas")
         handle = started(deployment(settings, LOOPBACK if host in LOOPBACK else (), replicas, ongoing), host, port)
@@ -108,11 +104,8 @@ def serve_on_cluster(settings: Settings, host: str, port: int, replicas: tuple[i
     except Ended:
         pass
     finally:
-        if address is not None and ray.is_initialized():  # a cluster that stays
-            serve.delete(NAME)
-            if not serve.status().applications:
-                serve.shutdown()
-        ray.shutdown()
+        if ray.is_initialized():
+            leave_cluster()
         for sign, handler in before:
             signal.signal(sign, handler)
 
@@ -137,22 +130,26 @@ def raise_at_signals() -> None:
         signal.signal(sign, raised)
 
 
-def join_cluster(address: str | None) -> None:
-    """Joins the cluster at an address, or begins one of this machine alone. Raises UserError where none answers."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is told to anybody
-    if address is None:
-        os.environ.setdefault("RAY_worker_niceness", "0")  # replicas are what the machine is for
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # or whoever reaches Ray's ports may run what they like
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+def join_cluster(address: str) -> None:
+    """Joins the cluster at an address. Raises UserError where none answers."""
+    host, _, port = address.rpartition(":")
     try:
-        host, _, port = (address or "").rpartition(":")
         if port.isdecimal():  # Ray itself would try for minutes
             socket.create_connection((host.rpartition("/")[2].strip("[]"), int(port)), ANSWERS_S).close()
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.CRITICAL, include_dashboard=False)
+        ray.init(address, log_to_driver=False, logging_level=logging.CRITICAL)
     except Exception as error:  # Ray's own are of this type
         why = str(error).partition("\n")[0]
-        where = "could be begun here" if address is None else f"answers at RAY_ADDRESS, {address}"
-        raise UserError(f"no cluster of Ray {where} ({why}); give the address of another as RAY_ADDRESS") from error
+        raise UserError(
+            f"no cluster of Ray answers at {address} ({why}); begin one with ray start --head, or name one in RAY_ADDRESS"
+        ) from error
+
+
+def leave_cluster() -> None:
+    """Takes the application from the cluster, and Ray Serve with it where that holds no other."""
+    serve.delete(NAME)
+    if not serve.status().applications:
+        serve.shutdown()
+    ray.shutdown()
 
 
 def started(app: serve.Application, host: str, port: int) -> DeploymentHandle:
