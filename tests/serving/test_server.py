@@ -322,7 +322,7 @@ def test_what_is_not_done_when_the_time_to_drain_is_over_is_answered(served_mode
     answers: dict[bool, tuple[int, object]] = {}
     bodies = {
         False: {**LONG, "deadline_ms": 2e8},
-        True: {**LONG, "stream": True, "partial_images": 1},
+        True: {**LONG, "stream": True, "partial_images": 9000},
     }  # the stream is first
 
     def ask(stream: bool) -> None:

@@ -49,7 +49,7 @@ class Settings:
 class Wish:
     """A request, as a worker is told of it: what its body said, and who asks since when (milliseconds).
 
-    alone, attention: as `engine.Order` has them. previews: whether its state is told after every step.
+    alone, attention: as `engine.Order` has them. previews: how many times its first image so far is told, at most.
     """
 
     id: int
@@ -70,7 +70,7 @@ class Wish:
     autoguidance: bool
     alone: bool
     attention: bool
-    previews: bool
+    previews: int
 
 
 @dataclass(frozen=True)
@@ -120,12 +120,12 @@ class Refused:
 
 @dataclass(frozen=True)
 class Stepped:
-    """A request has made a step: so many of so many; its first image so far (1, H, W, 3), where that is asked for."""
+    """A request has made so many steps of so many, and its first image so far is this, (1, H, W, 3)."""
 
     id: int
     step: int
     steps: int
-    pixels: Pixels | None
+    pixels: Pixels
 
 
 @dataclass(frozen=True)

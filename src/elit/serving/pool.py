@@ -23,7 +23,7 @@ TRIES = 2  # of a request, and of a worker that dies before it is ready
 LOAD_S = 600.0  # that a worker may take to load its model
 END_S = 5.0  # that a worker may take to end
 DRAINED_S = 0.05  # between looks at whether all is done
-UNREAD = 16  # answers of a request that wait to be read: beyond, steps are left out for a client that reads slowly
+UNREAD = 16  # previews that wait to be sent: a client that reads more slowly misses some
 
 Answer = Stepped | Done | Refused
 

@@ -126,7 +126,7 @@ class Server:
             autoguidance=body.autoguidance,
             alone=body.alone,
             attention=body.attention,
-            previews=bool(body.stream and body.partial_images),
+            previews=body.partial_images or 0 if body.stream else 0,
         )
 
 
@@ -189,8 +189,7 @@ def application(
             answer = await heard(request, ticket)
             if body.stream:
                 return Stream(events(server, ticket, body, answer), cancel)
-            while not isinstance(answer, Done):
-                answer = await heard(request, ticket)
+        assert isinstance(answer, Done)  # others tell of no previews
         metrics.answered(200)
         return JSONResponse(await asyncio.to_thread(images, answer, body, known(server)))
 
@@ -225,7 +224,7 @@ class Guarded:
             return
         asked = dict(scope["headers"]).get(b"host", b"").decode("latin1")
         name = asked.rpartition(":")[0] if asked.rpartition(":")[2].isdigit() else asked
-        if self.hosts and name.strip("[]") not in self.hosts:
+        if self.hosts and name.strip("[]").lower() not in self.hosts:
             mistake = Mistake(421, f"this server answers to {', '.join(self.hosts)}, not to {asked[:80]!r}")
             await mistake.answer()(scope, receive, send)
             return
@@ -352,14 +351,13 @@ def file(pixels: Pixels, imprint: Imprint, index: int) -> bytes:
 
 
 async def events(server: Server, ticket: Ticket, body: Body, first: Stepped | Done) -> AsyncIterator[str]:
-    """OpenAI's stream: up to `partial_images` pictures so far, spread over the steps, and then the whole answer."""
+    """OpenAI's stream: the pictures so far that the worker tells of, and then the whole answer."""
     answer: Stepped | Done | Refused = first
     shown = 0
     while isinstance(answer, Stepped):
-        if answer.pixels is not None and answer.step * (body.partial_images or 0) >= (shown + 1) * answer.steps:
-            picture = {"b64_json": preview(answer.pixels), "partial_image_index": shown}
-            yield event("partial_image", {**picture, "step": answer.step, "steps": answer.steps})
-            shown += 1
+        picture = {"b64_json": preview(answer.pixels), "partial_image_index": shown}
+        yield event("partial_image", {**picture, "step": answer.step, "steps": answer.steps})
+        shown += 1
         answer = await ticket.answers.get()
     if isinstance(answer, Refused):
         server.metrics.answered(answer.status)

@@ -54,7 +54,7 @@ def work(connection: Connection, settings: Settings, device: str) -> None:
 
 @dataclass
 class Served:
-    """A request here. work_ms: of the calls it took part in. began: when the first did. gflops: so far."""
+    """A request here. work_ms: of the calls it took part in. began: when the first did. gflops: so far; shown: previews."""
 
     wish: Wish
     job: Job
@@ -64,6 +64,7 @@ class Served:
     work_ms: float = 0.0
     began: float | None = None
     gflops: float = 0.0
+    shown: int = 0
 
 
 @dataclass
@@ -167,9 +168,7 @@ class Worker:
         order = Order(recipe, tuple(indices[i % len(indices)] for i in range(wish.n)), wish.alone, wish.attention)
         running = self.engine.join(wish.id, order)
         job = self.job(wish, order, running)
-        full = replace(job, highest=len(self.levels) - 1)
-        full_ms = full.work(self.costs, full.highest) + self.costs.scale * self.costs.call * full.asks
-        alone = job.work(self.costs, job.lowest)
+        full_ms, alone = (job.alone(self.costs, level) for level in (len(self.levels) - 1, job.lowest))
         if wish.deadline_ms is not None and wish.deadline_ms < alone:
             raise UserError(
                 f"deadline_ms is {wish.deadline_ms:g}; this takes {alone:.0f} ms at its lowest budget, on its own: give it"
@@ -204,7 +203,7 @@ class Worker:
             lowest=self.number(lowest),
             highest=self.number(1.0 if fixed is None else fixed),
         )
-        alone = job.work(self.costs, job.highest) + self.costs.scale * self.costs.call * job.asks
+        alone = job.alone(self.costs, job.highest)
         usual = DEADLINE * alone if self.settings.deadline_ms is None else self.settings.deadline_ms
         return replace(job, due=wish.received + (usual if wish.deadline_ms is None else wish.deadline_ms))
 
@@ -270,12 +269,13 @@ class Worker:
         one.job = replace(one.job, asks=one.running.asks_left, guided=one.running.guided_left, running=True)
 
     def tell(self, one: Served, step: int, x: Tensor, ended: bool) -> None:
-        """Sends the server a step of a request, or its images."""
+        """Sends the server what a request has come to: its images, or a preview, which are spread over the steps."""
+        steps = one.order.recipe.total_steps
         if ended:
             self.connection.send(self.done(one, self.pixels(x)))
-        else:
-            steps = one.order.recipe.total_steps
-            self.connection.send(Stepped(one.wish.id, step, steps, self.pixels(x[:1]) if one.wish.previews else None))
+        elif step * one.wish.previews >= (one.shown + 1) * steps:
+            one.shown += 1
+            self.connection.send(Stepped(one.wish.id, step, steps, self.pixels(x[:1])))
 
     def pixels(self, x: Tensor) -> Pixels:
         """(n, H, W, 3) of states."""
