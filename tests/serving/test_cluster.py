@@ -24,6 +24,7 @@ from elit.pixels import to_uint8
 from elit.serving.running import bound
 from serving import Running, until
 
+pytestmark = pytest.mark.timeout(300)  # a cluster has a dozen processes, which take their time where little else is free
 KEY = "k" * 16
 LONG = {"prompt": "heart", "n": 16, "steps": 9000, "deadline_ms": 1e8}
 
@@ -73,7 +74,7 @@ def cluster(environment: dict[str, str], served_model: Path, tmp_path_factory: p
         server = Running(port, authorization=f"Bearer {KEY}")
         yield server
         with ThreadPoolExecutor(1) as pool:
-            asked = pool.submit(server.ask, {"prompt": "heart", "steps": 100, "deadline_ms": 1e8})
+            asked = pool.submit(server.ask, {"prompt": "heart", "steps": 600, "deadline_ms": 1e8})
             until(lambda: server.metric("elit_running_requests") == 1)
             process.send_signal(signal.SIGTERM)
             assert asked.result()[0] == 200
@@ -132,6 +133,7 @@ def test_what_is_too_much_is_refused_and_who_vanishes_leaves(cluster: Running) -
 def test_what_cannot_be_served_on_a_cluster_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     for words, said in [
         (["--replicas", "0"], "0 is no range of replicas"),
@@ -144,4 +146,4 @@ def test_what_cannot_be_served_on_a_cluster_is_a_sentence(
         assert said in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "ray", None)
     assert main(["serve", "--ray"]) == 2 and "give pip elit[ray]" in capsys.readouterr().err
-    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGTERM) is before
