@@ -150,8 +150,8 @@ def test_codecs_that_do_not_fit(
 
 def test_the_bundled_model_by_name() -> None:
     """No argument is the bundled model, whose classes have names."""
-    out = ElitPipeline.from_pretrained()("heart", budget=1 / 16, steps=2)
-    assert out.images[0].size == (32, 32)
+    out = ElitPipeline.from_pretrained()("heart/noto", budget=1 / 16, steps=2)
+    assert out.images[0].size == (64, 64)
 
 
 def test_hub_ids_without_a_network_say_so(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,5 +10,5 @@ REFERENCE = Path(__file__).parent / "reference"  # see docs/data.md; a model fol
 
 
 def load_bundled(device: str = "cpu") -> ElasticModel:
-    """The bundled emoji model: 99 classes of 32 x 32 RGB pictures, sixteen budgets."""
+    """The bundled model: emoji of 96 subgroups in seven styles, 64 x 64 RGB pixels, sixteen budgets."""
     return load_model(FOLDER, device)

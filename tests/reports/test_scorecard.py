@@ -123,15 +123,21 @@ def test_the_twins_recipes_take_equal_training_flops() -> None:
 
 
 def test_provenance_is_the_runs_where_there_is_one(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    folder = model_folder(tmp_path / "checkpoints/step_00000005", DENSE)
-    model = load_model(folder)
-    alone = {"weights": fingerprint(model), "parameters": sum(p.numel() for p in model.parameters())}
-    assert provenance(model, folder) == alone
-    (folder / "training.json").write_text('{"step": 5}')
-    (tmp_path / "config.json").write_text('{"batch_size": 7}')
-    pflops = 3 * 5 * 7 * elit.count_flops(model) / 1e15
-    assert provenance(model, folder) == {**alone, "steps": 5, "batch_size": 7, "training_pflops": pytest.approx(pflops)}
+    """With what the checkpoint took that a run began from; and nothing where that one is not there any more."""
+    folders = {}
+    for name, step, run in (("first", 3, {"batch_size": 2, "init_from": None}), ("then", 5, {"batch_size": 7})):
+        (tmp_path / name / "checkpoints").mkdir(parents=True)
+        folders[name] = model_folder(tmp_path / name / f"checkpoints/step_{step:08}", DENSE)
+        alone = provenance(load_model(folders[name]), folders[name])
+        assert set(alone) == {"weights", "parameters"}
+        (folders[name] / "training.json").write_text(json.dumps({"step": step}))
+        (tmp_path / name / "config.json").write_text(json.dumps({"init_from": str(folders["first"]), **run}))
+    model = load_model(folders["then"])
+    pflops = 3 * (5 * 7 + 3 * 2) * elit.count_flops(model) / 1e15
+    told = {**alone, "steps": 5 + 3, "training_pflops": pytest.approx(pflops)}
+    assert alone["weights"] == fingerprint(model) and provenance(model, folders["then"]) == told
+    (folders["first"] / "training.json").unlink()
+    assert provenance(model, folders["then"]) == alone
 
 
 def prepared(folder: Path, images: torch.Tensor) -> PreparedData:

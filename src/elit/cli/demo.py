@@ -10,7 +10,7 @@ def add_demo(command: Parser) -> None:
         "Samples the bundled model at each of its sixteen budgets from the same noise, measures what each costs here, and"
         " writes pictures, figures and a page that shows them side by side. Takes about a minute on two cores.",
         "elit demo",
-        "elit demo --labels country-flag,heart,zodiac --seed 3 --out demo-mine",
+        "elit demo --labels heart/noto,time/twemoji --seed 3 --out demo-mine",
     )
     command.add_argument("--out", type=folder, default="demo", help="folder for budgets.png, tradeoff.png and results.json")
     command.add_argument("--model", type=place, help="another model of the emoji, such as a checkpoint of elit train")

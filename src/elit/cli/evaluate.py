@@ -26,7 +26,7 @@ def add_evaluate(command: Parser) -> None:
         " kernel distance, inception score, precision, recall and copies. Prints a table and writes it to a folder."
         " With the word stats it writes the statistics of images instead, to be a reference later. Under torchrun the"
         " processes share the work, and the figures are the same.",
-        "elit evaluate bundled --reference emoji --budgets 1/16,1 --count 200",
+        "elit evaluate bundled --reference emoji-styles --budgets 1/16,1 --count 200",
         "elit evaluate my-samples --reference my-pictures --size 32 --metrics fd,kid",
         "elit evaluate stats my-pictures --size 32 --out my-statistics.npz",
     )

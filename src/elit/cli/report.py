@@ -41,7 +41,7 @@ def add_report(command: Parser) -> None:
     kinds = command.add_subparsers(dest="kind", metavar="KIND", required=True)
     command.describe(
         "Writes pictures, figures and one page on what a model does. What takes long goes on where it was stopped.",
-        "elit report budgets --labels heart,zodiac",
+        "elit report budgets --labels heart/noto,keycap/twemoji",
         "elit report guidance --model my-model --scales 1,2,4",
         "elit report results evaluations/results.jsonl",
         takes="KIND",
@@ -91,7 +91,7 @@ def add_kind(
     kind = kinds.add_parser(name, help=text)
     kind.describe(
         f"Shows {text}, on a page with pictures and tables.",
-        f"elit report {name} --labels heart,zodiac",
+        f"elit report {name} --labels heart/noto,keycap/twemoji",
         f"elit report {name} --model my-model",
     )
     kind.add_argument("--model", type=place, help="a model or run folder, or a hub id; the bundled model if none is given")

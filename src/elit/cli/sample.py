@@ -71,7 +71,7 @@ def add_sample(command: Parser) -> None:
     command.describe(
         "Makes images in any number, at any budget. Image i depends on the model, the settings, the seed and i alone, so"
         " the same command goes on where it was stopped, and makes the same images under torchrun.",
-        "elit sample --labels heart,time --count 24 --budget 1/4",
+        "elit sample --labels heart/noto,time/twemoji --count 24 --budget 1/4",
         'elit sample --model my-model --guidance.scale 2 --budget "1/4@t>0.5,1"',
         "torchrun --nproc-per-node 8 -m elit sample --model my-model --count 50000",
     )

@@ -116,14 +116,26 @@ def measured_alike(dense: DenseTwin, quality: Quality) -> bool:
 
 
 def provenance(model: ElasticModel, folder: Path) -> Provenance:
-    """Which weights these are and, of a checkpoint of `elit train`, what its training took."""
+    """Which weights these are and, of a dense checkpoint of `elit train`, what its training took."""
     out: Provenance = {"weights": fingerprint(model), "parameters": sum(p.numel() for p in model.parameters())}
-    state, config = folder / "training.json", folder.parent.parent / "config.json"
-    if state.is_file() and config.is_file():
-        steps = json.loads(state.read_text(encoding="utf8"))["step"]
-        batch = json.loads(config.read_text(encoding="utf8"))["batch_size"]
-        out |= {"steps": steps, "batch_size": batch, "training_pflops": 3 * steps * batch * count_flops(model) / 1e15}
+    if (spent := training_of(folder)) is not None:
+        steps, pictures = spent
+        out |= {"steps": steps, "training_pflops": 3 * pictures * count_flops(model) / 1e15}
     return out
+
+
+def training_of(folder: Path) -> tuple[int, int] | None:
+    """The steps of a checkpoint and the pictures in their batches, those of the checkpoints that it began from included.
+
+    None for a folder that is no checkpoint, or began from one that is not there any more.
+    """
+    state, config = folder / "training.json", folder.parent.parent / "config.json"
+    if not (state.is_file() and config.is_file()):
+        return None
+    steps = json.loads(state.read_text(encoding="utf8"))["step"]
+    run = json.loads(config.read_text(encoding="utf8"))
+    before = (0, 0) if run.get("init_from") is None else training_of(Path(run["init_from"]))
+    return None if before is None else (before[0] + steps, before[1] + steps * run["batch_size"])
 
 
 def latency_rows(model: ElasticModel, budgets: Sequence[float]) -> list[dict[str, float]]:

@@ -37,18 +37,18 @@ DEMO_LABELS = (
 
 
 STYLED_LABELS = (
-    "animal-mammal/noto",
-    "face-affection/twemoji",
-    "transport-ground/fluent",
-    "clothing/fluent-flat",
-    "time/emojione",
-    "sky & weather/noto",
-    "food-asian/fluent-3d",
-    "heart/fluent",
-    "place-building/twemoji",
-    "keycap/noto-v1",
-    "person-role/fluent",
-    "sport/noto",
+    "face-concerned/fluent-3d",
+    "face-tongue/noto",
+    "cat-face/twemoji",
+    "heart/twemoji",
+    "keycap/fluent",
+    "alphanum/emojione",
+    "time/noto",
+    "arrow/noto",
+    "plant-flower/noto-v1",
+    "animal-mammal/twemoji",
+    "transport-ground/fluent-flat",
+    "person-role/emojione",
 )
 
 
