@@ -472,7 +472,7 @@ def table(outcomes: Sequence[Outcome]) -> Table:
 
 def live_table(outcomes: Sequence[Outcome]) -> Table:
     """What is told of a real server, in 80 columns."""
-    out = Table(box=SIMPLE_HEAD, pad_edge=False)
+    out = Table(box=SIMPLE_HEAD, padding=0)
     for name in ("policy", "load", "n", "in time", "refused", "budget", "p50/p95/p99 ms", "/s", "KID", "Fréchet"):
         out.add_column(name, justify="left" if name == "policy" else "right", no_wrap=True)
     for one in outcomes:
