@@ -31,15 +31,20 @@ from timing import machine
 CHANGES, REQUESTS = 10, 100
 WATCH = """() => {
   window.first = null; window.last = null;
+  for (const watcher of window.watchers ?? []) watcher.disconnect();  // those of the change before, which began earlier
   const began = performance.now(), low = document.querySelector('#low img'), figure = document.querySelector('#full');
-  new MutationObserver(() => { window.first ??= performance.now() - began; }).observe(low, { attributeFilter: ['src'] });
+  window.watchers = [
+    new MutationObserver(() => { window.first ??= performance.now() - began; }),
+    new MutationObserver(() => {
+      if (document.body.dataset.drawing === 'no') window.last ??= performance.now() - began;
+    }),
+  ];
+  window.watchers[0].observe(low, { attributeFilter: ['src'] });
   const slider = document.querySelector('#budget');
   slider.value = (Number(slider.value) + 1) % (Number(slider.max) + 1);
   document.body.dataset.drawing = 'asked';
   slider.dispatchEvent(new Event('input', { bubbles: true }));
-  new MutationObserver(() => {
-    if (document.body.dataset.drawing === 'no') window.last ??= performance.now() - began;
-  }).observe(document.body, { attributeFilter: ['data-drawing'] });
+  window.watchers[1].observe(document.body, { attributeFilter: ['data-drawing'] });
 }"""
 
 

@@ -29,6 +29,7 @@ from elit.imprint import read_imprint
 from elit.pixels import to_uint8
 from elit.serving.messages import Settings
 from elit.serving.policy import replay
+from elit.serving.running import bound
 from elit.serving.server import LOOPBACK, application
 from serving import Running, forked, running, until
 
@@ -365,3 +366,11 @@ def test_nothing_of_torch_is_loaded_by_the_server_itself() -> None:
     code = "import sys, elit.serving.running; print([n for n in ('torch', 'diffusers', 'matplotlib') if n in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
     assert torch is not None
+
+
+def test_answers_are_sent_at_once() -> None:
+    """asyncio turns Nagle's algorithm off for sockets that are named TCP alone, and with it two-part answers take 40 ms."""
+    with bound("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        taken, _ = listening.accept()
+        with taken:
+            assert taken.proto == socket.IPPROTO_TCP

@@ -48,7 +48,8 @@ class Telling(uvicorn.Server):
 def bound(host: str, port: int) -> socket.socket:
     """A socket that listens at an address; port 0 is any free one. Raises UserError where it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
+    # Named TCP, asyncio sends answers at once; else their second part waits for a client's delayed word of the first, 40 ms
+    listening = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
