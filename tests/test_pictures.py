@@ -72,10 +72,11 @@ def test_tall_sheets_have_their_names_above_too() -> None:
         ("transport-ground", ["transport-", "ground"]),
         ("a few short words", ["a few short", "words"]),
         ("two\nlines", ["two", "lines"]),
+        ("animal-mammal/twemoji", ["animal-", "mammal/", "twemoji"]),
         ("", []),
     ],
 )
-def test_long_names_are_broken_at_spaces_and_hyphens(name: str, lines: list[str]) -> None:
+def test_long_names_are_broken_at_spaces_hyphens_and_slashes(name: str, lines: list[str]) -> None:
     assert wrapped(name, font(15), CELL) == lines
 
 

@@ -1,6 +1,7 @@
 """Images for people: captioned sheets of samples and single pictures, as PNG files."""
 
 import importlib.util
+import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -122,7 +123,7 @@ def wrapped(name: str, letters: ImageFont.FreeTypeFont, width: float) -> list[st
 def _wrapped(name: str, letters: ImageFont.FreeTypeFont, width: float) -> list[str]:
     """The lines of a name that is one line."""
     lines: list[str] = []
-    for piece in name.replace("-", "-\0").replace(" ", " \0").split("\0"):
+    for piece in re.split(r"(?<=[-/ ])", name):
         if lines and letters.getlength((lines[-1] + piece).rstrip()) <= width:
             lines[-1] += piece
             continue
