@@ -131,12 +131,12 @@ def test_provenance_is_the_runs_where_there_is_one(tmp_path: Path) -> None:
         alone = provenance(load_model(folders[name]), folders[name])
         assert set(alone) == {"weights", "parameters"}
         (folders[name] / "training.json").write_text(json.dumps({"step": step}))
-        (tmp_path / name / "config.json").write_text(json.dumps({"init_from": str(folders["first"]), **run}))
+        (tmp_path / name / "config.json").write_text(json.dumps({"init_from": str(tmp_path / "first"), **run}))
     model = load_model(folders["then"])
     pflops = 3 * (5 * 7 + 3 * 2) * elit.count_flops(model) / 1e15
     told = {**alone, "steps": 5 + 3, "training_pflops": pytest.approx(pflops)}
     assert alone["weights"] == fingerprint(model) and provenance(model, folders["then"]) == told
-    (folders["first"] / "training.json").unlink()
+    shutil.rmtree(tmp_path / "first")
     assert provenance(model, folders["then"]) == alone
 
 

@@ -29,7 +29,7 @@ from elit.recipe import Recipe
 from elit.reports.budgets import budget_rows, measure_latency
 from elit.reports.drawing import Panel
 from elit.reports.scores import FIGURES, figure_text, numbers, quality_panels
-from elit.weights import fingerprint, load_model, read_tensors, save_tensors
+from elit.weights import fingerprint, load_model, model_in, read_tensors, save_tensors
 
 BEGIN, END = "<!-- table:begin -->", "<!-- table:end -->"
 COPY = 1 / 3  # a sample this much nearer to one real picture than to the next is called a copy (Yoon et al., 2023)
@@ -127,14 +127,17 @@ def provenance(model: ElasticModel, folder: Path) -> Provenance:
 def training_of(folder: Path) -> tuple[int, int] | None:
     """The steps of a checkpoint and the pictures in their batches, those of the checkpoints that it began from included.
 
-    None for a folder that is no checkpoint, or began from one that is not there any more.
+    A run may have begun from another run's folder. None for a folder that is no checkpoint, or began from one that is gone.
     """
     state, config = folder / "training.json", folder.parent.parent / "config.json"
     if not (state.is_file() and config.is_file()):
         return None
     steps = json.loads(state.read_text(encoding="utf8"))["step"]
     run = json.loads(config.read_text(encoding="utf8"))
-    before = (0, 0) if run.get("init_from") is None else training_of(Path(run["init_from"]))
+    try:
+        before = (0, 0) if run.get("init_from") is None else training_of(model_in(Path(run["init_from"])))
+    except UserError:  # it is not there any more
+        return None
     return None if before is None else (before[0] + steps, before[1] + steps * run["batch_size"])
 
 
