@@ -16,20 +16,20 @@ SCALES = {
         samples=256,
         sampler_steps=24,
     ),
-    # all claims within minutes of one core: too little training to decide much
+    # all claims within about an hour of one core
     "small": Scale(
-        width=64,
-        depth=4,
-        heads=2,
-        patch=8,
-        batch=8,
-        steps=300,
+        width=96,
+        depth=6,
+        heads=3,
+        patch=4,
+        batch=16,
+        steps=400,
         seeds=3,
-        pictures=48,
-        samples=48,
-        sampler_steps=8,
+        pictures=96,
+        samples=96,
+        sampler_steps=12,
     ),
-    # a third of that: how everything works, and not what is true
+    # minutes of one core: how everything works, and not what is true
     "glance": Scale(
         width=64,
         depth=4,

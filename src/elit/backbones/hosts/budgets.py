@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from diffusers.hooks.hooks import BaseState, CacheContext, ModelHook, StateManager
 from torch import Tensor, nn
-from torch.fx.experimental.sym_node import DynamicInt
 
 from elit.backbones.hosts.core import Call, HostCore
 from elit.backbones.hosts.table import PAGE, Told, check_call
@@ -22,6 +21,11 @@ from elit.elastic.grid import Grid
 from elit.elastic.levels import Budget, Level, PerSample
 from elit.elastic.schedule import OverTime
 from elit.errors import UserError
+
+try:  # a number that a graph takes as an input
+    from torch.fx.experimental.sym_node import DynamicInt
+except ImportError:  # before torch 2.10: graphs are made anew for other levels
+    DynamicInt = int  # type: ignore[misc, assignment]
 
 CORE = "elit"  # a transformer's attribute
 KEEPING = ("PyramidAttentionBroadcastConfig", "FasterCacheConfig", "TaylorSeerCacheConfig")  # of attention outputs
