@@ -7,8 +7,9 @@ import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from autoencoders import KINDS, make_autoencoder, save_autoencoder
+from elit.autoencoders import KLCodec, load_autoencoder
 from elit.card import Card, load_card, save_card
-from elit.codec import KLCodec, Latents, PixelCodec, Pixels, load_autoencoder, load_codec, moments_to_latents
+from elit.codec import Latents, PixelCodec, Pixels, load_codec, moments_to_latents
 
 IMAGES = torch.rand(3, 3, 8, 12, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
@@ -77,10 +78,23 @@ def test_names_tell_codecs_apart(tmp_path: Path) -> None:
     assert load_autoencoder(str(save_autoencoder(tmp_path / "a", "sd"))).name == sd.name
 
 
-def test_normalisation_by_channel_is_refused() -> None:
-    """No scale and shift alone describe it."""
-    with pytest.raises(ValueError, match="normalises each channel"):
-        KLCodec(make_autoencoder("sd", latents_mean=[0.0] * 4, latents_std=[1.0] * 4))
+def test_channels_that_are_normalised_one_by_one_are_as_pipelines_have_them() -> None:
+    """(z - mean) scaling_factor / deviation, and back; what fits together by halves is refused."""
+    means, deviations = [0.5, -1.0, 0.0, 2.0], [1.0, 0.5, 2.0, 4.0]
+    autoencoder = make_autoencoder("sd", latents_mean=means, latents_std=deviations)
+    codec = KLCodec(autoencoder)
+    mean, std = (torch.tensor(values).view(1, 4, 1, 1) for values in (means, deviations))
+    x = torch.randn(2, 4, 3, 3, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        torch.testing.assert_close(codec.decode(x), autoencoder.decode(x * std / 0.18215 + mean).sample)
+    z = moments_to_latents(x, torch.zeros(2, 4, 3, 3), "samples", codec.scale, codec.shift)
+    torch.testing.assert_close(z, (x - mean) * 0.18215 / std)
+    swapped = KLCodec(make_autoencoder("sd", latents_mean=means[::-1], latents_std=deviations))
+    assert len({codec.name, swapped.name, KLCodec(make_autoencoder("sd")).name}) == 3
+    with pytest.raises(ValueError, match="latents_mean and latents_std come together"):
+        KLCodec(make_autoencoder("sd", latents_mean=means))
+    with pytest.raises(ValueError, match="are not of its 4 channels"):
+        KLCodec(make_autoencoder("sd", latents_mean=means[:3], latents_std=deviations[:3]))
 
 
 def test_a_vae_within_a_repository_is_found_in_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

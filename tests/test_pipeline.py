@@ -9,8 +9,9 @@ from PIL import Image
 from rich.progress import Progress
 
 from elit import DiT, ElitPipeline, Guidance, Schedule, count_flops, load_model, sample
+from elit.autoencoders import KLCodec
 from elit.card import Card, SamplingDefaults
-from elit.codec import KLCodec, PixelCodec, load_codec
+from elit.codec import PixelCodec, load_codec
 from elit.pictures import to_image
 
 CARD = Card(SamplingDefaults(steps=3, guidance_scale=1.5), label_names=tuple("abcdefg"))

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from elit import DiT, create_model, load_model, load_published
+from elit.autoencoders import STABLE_DIFFUSION_SCALE
 from elit.card import Card, SamplingDefaults, load_card, save_card
 from elit.cli import main
-from elit.codec import STABLE_DIFFUSION_SCALE, Latents
+from elit.codec import Latents
 from elit.published import FILES, LICENCE, published_names, read_published, wanted_tensors
 from elit.weights import config_to_dict
 from published_weights import DATA, SHAPES, args_of, drawn_inputs, drawn_state, light_state, save_checkpoint, with_positions

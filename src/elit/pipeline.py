@@ -61,7 +61,7 @@ class ElitPipeline:
     def from_pretrained(cls, name: str | Path | None = None, codec: str | None = None) -> "ElitPipeline":
         """The pipeline of a model folder or hub id; None: the bundled model.
 
-        codec: for latent models, an AutoencoderKL by folder or hub id ("ema", "mse"); it may be given later, as `.codec`.
+        codec: for latent models, an autoencoder by folder or hub id ("ema", "mse"); it may be given later, as `.codec`.
         Raises UserError for what cannot be found, fetched or read.
         """
         folder = find_model(name)
@@ -69,7 +69,8 @@ class ElitPipeline:
         channels, card = model.samples.channels, load_card(folder)
         fits = (folder, fingerprint(model)) if (folder / CACHE_FILE).is_file() else None
         later = codec is None and not makes_pixels(card.encoding, channels)
-        pipe = cls(model, card, None if later else load_codec(codec, channels, torch.device("cpu"), card.encoding))
+        made = (channels, torch.device("cpu"), card.encoding, model.samples.extent.frames)
+        pipe = cls(model, card, None if later else load_codec(codec, *made))
         pipe._calibrated = fits
         return pipe
 

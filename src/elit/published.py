@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from elit.autoencoders import STABLE_DIFFUSION_SCALE
 from elit.backbones.config import DiTConfig
 from elit.backbones.layers import sincos_table
 from elit.backbones.table import PATCHES, SIZES, preset_config
 from elit.card import Card, SamplingDefaults, save_card
-from elit.codec import STABLE_DIFFUSION_SCALE, Latents
+from elit.codec import Latents
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.flow import FlowPath

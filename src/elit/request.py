@@ -107,7 +107,7 @@ class Request:
         recipe = self.budgeted(recipe, card, model, source, weights)
         if recipe.cache is not None and is_main():
             say(told(recipe, source, model))
-        codec = load_codec(self.codec, model.samples.channels, device, card.encoding)
+        codec = load_codec(self.codec, model.samples.channels, device, card.encoding, model.samples.extent.frames)
         with process_group():
             if self.wishes.tile is None:
                 recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, self.out, form))

@@ -18,8 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from autoencoders import KINDS, make_autoencoder, save_autoencoder
+from elit.autoencoders import KLCodec
 from elit.cli import main
-from elit.codec import KLCodec
 from elit.data.dataset import DataInfo, PreparedData, read_info
 from elit.data.latents import Encoding, parts_of, poor, prepare_latents, probe_tile
 from elit.data.shards import Preparation

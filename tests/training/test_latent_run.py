@@ -11,8 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from autoencoders import make_autoencoder, save_autoencoder
+from elit.autoencoders import KLCodec
 from elit.cli import main
-from elit.codec import KLCodec, PixelCodec
+from elit.codec import PixelCodec
 from elit.data.dataset import PreparedData
 from elit.data.images import LabelledImages
 from elit.data.opening import decoder_of, open_data

@@ -176,7 +176,7 @@ def model_samples(options: argparse.Namespace, folder: Path) -> "list[Sampled]":
     device = local_device(options.device)
     model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
     card = load_card(folder)
-    codec = load_codec(options.codec, model.samples.channels, device, card.encoding)
+    codec = load_codec(options.codec, model.samples.channels, device, card.encoding, model.samples.extent.frames)
     recipe = wishes_of(options).over(card.recipe)
     if options.cache is not None:
         recipe = cached(recipe, options.cache, folder, fingerprint(load_model(folder)))

@@ -75,6 +75,8 @@ def add_report(command: Parser) -> None:
         kind.add_argument(
             "--count", type=samples, default=128, help="samples that quality is measured on; 0 to leave it out"
         )
+        kind.add_argument("--codec", type=place, help="for latent models: an autoencoder by folder or hub id, or ema or mse")
+    attention.set_defaults(codec=None)
     for kind, seeds in ((guidance, 1), (schedule, 2)):
         kind.add_argument(
             "--seeds",
@@ -112,7 +114,8 @@ def run_report(options: argparse.Namespace) -> None:
 
     check_folder(options.out)
     source = find_model(options.model)
-    subject = load_subject(source, options.labels, options.seed, options.steps, options.model or "bundled")
+    name = options.model or "bundled"
+    subject = load_subject(source, options.labels, options.seed, options.steps, name, options.codec)
     if subject.model.samples.of_clips and options.kind != "budgets":
         raise UserError(
             f"elit report {options.kind} is of pictures, and the model makes clips; elit report budgets shows them"

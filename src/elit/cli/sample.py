@@ -153,7 +153,7 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
         help="leave out the blocks while the velocity changes by less, such as 0.1; see elit calibrate-cache",
     )
     parser.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise, and of labels that are drawn")
-    parser.add_argument("--codec", type=place, help="for latent models: an AutoencoderKL by folder or hub id, or ema or mse")
+    parser.add_argument("--codec", type=place, help="for latent models: an autoencoder by folder or hub id, or ema or mse")
     parser.add_argument(
         "--tile", type=whole(1, 4096), help="images in one call of the model; changes last bits (8, or all if fewer)"
     )

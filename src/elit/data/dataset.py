@@ -11,8 +11,9 @@ Columns: label (int64 with names, null where there is none), key (the picture's 
 (int64, an index into `DataInfo.buckets`), and either
 
 image    a PNG (`datasets.Image`), of a clip with its frames one below another, or
-latent   float16, row-major (stored channels, h, w), flat: `List(float16, length)`, without a length where there are
-         buckets; with `mirror` also mirrored, the same of the picture mirrored left to right; and for each named feature
+latent   float16, row-major (stored channels, h, w), of a clip (stored channels, frames, h, w), flat:
+         `List(float16, length)`, without a length where there are buckets; with `mirror` also mirrored, the same of the
+         picture mirrored left to right; and for each named feature
          feature.NAME, float16 (rows, columns, width) of its tokens, flat, with `mirror` also mirrored.feature.NAME.
 """
 
@@ -32,6 +33,7 @@ from annotated_types import Ge, Le
 from PIL import Image
 from torch import Tensor
 
+from elit.autoencoders import Factor
 from elit.codec import DataEncoding, Latents, Pixels, Values, moments_to_latents
 from elit.data.loader import NewGenerators, Stored, column_of, counts_of
 from elit.errors import UserError
@@ -59,9 +61,9 @@ class DataInfo:
     latent cells; None where `buckets` lists the sizes there are.
     channels: of one model input; latents of "moments" (mean, log-variance) and "mean-std" (mean, standard deviation)
     store twice as many, "samples" as many. A model input is scale (z - shift) with z = mean + standard deviation x noise;
-    codec: the AutoencoderKL that z belongs to; psnr: in dB, of decode(encode(x)) over some pictures, if it was measured.
-    features: {name: (rows, columns, width)} of a vision encoder's tokens. frames: of a clip. Raises UserError where these do
-    not fit together.
+    scale, shift: one number, or one for each channel. codec: the autoencoder that z belongs to; psnr: in dB, of
+    decode(encode(x)) over some pictures, if it was measured. features: {name: (rows, columns, width)} of a vision encoder's
+    tokens. frames: of a clip, or of its latents; 1 of pictures. Raises UserError where these do not fit together.
     """
 
     kind: Literal["images", "latents", "clips"]
@@ -74,8 +76,8 @@ class DataInfo:
     source: str = ""
     crop: str = ""
     values: Literal["moments", "mean-std", "samples"] | None = None
-    scale: float = 1.0
-    shift: float = 0.0
+    scale: Factor = 1.0
+    shift: Factor = 0.0
     codec: str = ""
     psnr: float | None = None
     mirror: bool = False
@@ -83,8 +85,10 @@ class DataInfo:
     frames: Annotated[int, Ge(1), Le(4096)] = 1
 
     def __post_init__(self) -> None:
-        if (self.kind == "clips") == (self.frames == 1):
+        if self.frames == 1 if self.kind == "clips" else self.frames > 1 and self.kind == "images":
             raise UserError("its kind and frames do not fit together")
+        if not {len(factor) for factor in (self.scale, self.shift) if isinstance(factor, tuple)} <= {self.channels}:
+            raise UserError(f"its scale and shift are not of its {self.channels} channels")
         if (self.size is None) == (not self.buckets) or (self.kind == "latents") == (self.values is None):
             raise UserError("its kind, size, buckets and values do not fit together")
 
@@ -101,17 +105,17 @@ class DataInfo:
     def shape(self, bucket: int = 0) -> tuple[int, ...]:
         """(channels, height, width) of one model input, (channels, frames, height, width) of a clip."""
         height, width = self.buckets[bucket] if self.size is None else self.size
-        return (self.channels, height, width) if self.kind != "clips" else (self.channels, self.frames, height, width)
+        return (self.channels, height, width) if self.frames == 1 else (self.channels, self.frames, height, width)
 
-    def pixels(self, picture: Tensor) -> Tensor:
-        """The model input, in [-1, 1], of a stored picture (3, H, W) uint8."""
-        return to_float(picture) if self.kind != "clips" else to_float(picture).unflatten(1, (self.frames, -1))
+    def in_frames(self, picture: Tensor) -> Tensor:
+        """A stored picture (3, H, W) as it is, and of a clip, whose frames lie one below another, (3, T, H, W)."""
+        return picture if self.kind != "clips" else picture.unflatten(1, (self.frames, -1))
 
     def columns(self) -> "datasets.Features":
         """The columns of the table, as `datasets` types."""
         from datasets import ClassLabel, Features, Image, List, Value
 
-        length = -1 if self.size is None else self.stored_channels * self.size[0] * self.size[1]
+        length = -1 if self.size is None else self.stored_channels * self.frames * self.size[0] * self.size[1]
         label = ClassLabel(names=list(self.label_names)) if self.label_names else Value("int64")
         columns: dict[str, object] = {"label": label, "key": Value("string")}
         if self.size is None:
@@ -133,7 +137,7 @@ class DataInfo:
     def to_json(self) -> str:
         """The text of elit-data.json."""
         values = {"format": FORMAT, **dataclasses.asdict(self)}
-        if self.kind != "clips":  # as it was before there were clips
+        if self.frames == 1:  # as it was before there were clips
             del values["frames"]
         return json.dumps(values, indent=2) + "\n"
 
@@ -239,7 +243,7 @@ class PreparedData:
         self._fetch("latent" if self.info.kind == "latents" else "image", rows)
         if self.info.kind != "latents":
             for row, into in zip(rows.tolist(), x, strict=True):
-                into.copy_(self.info.pixels(self.image(row)))
+                into.copy_(to_float(self.info.in_frames(self.image(row))))
             return x, labels
         for i, (row, generator) in enumerate(zip(rows.tolist(), generators, strict=True)):
             x[i] = self._latent(row, generator, shape)
@@ -309,7 +313,7 @@ class PreparedData:
 
 def check_alignable(info: DataInfo) -> None:
     """Raises UserError for clips, which no vision encoder here looks at."""
-    if info.kind == "clips":
+    if info.frames > 1:
         raise UserError("alignment looks at pictures, and the data are clips; set alignment.enabled false")
 
 
@@ -328,16 +332,16 @@ def takes_mirrored(info: DataInfo, generator: torch.Generator) -> bool:
 
 
 def latent_input(
-    stored: np.ndarray, shape: tuple[int, ...], values: Values, scale: float, shift: float, generator: torch.Generator
+    stored: np.ndarray, shape: tuple[int, ...], values: Values, scale: Factor, shift: Factor, generator: torch.Generator
 ) -> Tensor:
-    """(C, h, w) the model input of one stored latent, its noise drawn from the generator.
+    """(C, h, w), or of a clip (C, t, h, w), the model input of one stored latent, its noise drawn from the generator.
 
     One row at a time, so that no bit depends on its batch; torch starts no threads for so few numbers. Raises UserError
     where it is of another shape.
     """
     channels = shape[0] if values == "samples" else 2 * shape[0]
-    if stored.size != channels * shape[1] * shape[2]:
-        raise UserError(f"a stored latent is not {channels} x {shape[1]} x {shape[2]}; prepare the data again")
+    if stored.size != channels * math.prod(shape[1:]):
+        raise UserError(f"a stored latent is not {' x '.join(map(str, (channels, *shape[1:])))}; prepare the data again")
     moments = torch.from_numpy(np.array(stored)).float().view(1, channels, *shape[1:])
     noise = torch.zeros(1, *shape) if values == "samples" else torch.randn((1, *shape), generator=generator)
     return moments_to_latents(moments, noise, values, scale, shift)[0]

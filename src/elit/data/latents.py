@@ -1,4 +1,4 @@
-"""Latents of prepared pictures: what `elit prepare latents` writes, and whose codec decodes them.
+"""Latents of prepared pictures and clips: what `elit prepare latents` writes, and whose codec decodes them.
 
 The codec and the encoders always run on the same tiles of pictures, since sums differ in the last bit with the batch's size.
 So the bytes are the same for any number of processes, and after any interruption, on the same kind of device.
@@ -19,7 +19,8 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from elit.codec import KLCodec, moments_to_latents
+from elit.autoencoders import KLCodec
+from elit.codec import check_sort, moments_to_latents
 from elit.console import progress_bar, say
 from elit.data.dataset import SETTINGS_FILE, DataInfo, PreparedData
 from elit.data.shards import Preparation
@@ -42,14 +43,17 @@ Columns = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Encoding:
-    """What is made of a picture: the codec's moments, on request of the mirrored picture too, and features by encoders."""
+    """What is made of a picture: the codec's moments, on request of the mirrored picture too, and features by encoders.
+
+    Of a clip it is the moments alone.
+    """
 
     codec: KLCodec
     encoders: tuple[VisionEncoder, ...] = ()
     mirror: bool = False
 
     def columns(self, images_BCHW: Tensor) -> Columns:
-        """The stored columns of uint8 images (B, 3, H, W), float32 (B, ...), on the CPU."""
+        """The stored columns of uint8 images (B, 3, H, W), or clips (B, 3, T, H, W), float32 (B, ...), on the CPU."""
         out = {}
         for name, feature, images in (
             ("latent", "feature", images_BCHW),
@@ -60,16 +64,22 @@ class Encoding:
         return out
 
     def info(self, source: DataInfo, psnr: float | None = None) -> DataInfo:
-        """What the prepared folder holds. Raises UserError for pictures that the codec or the encoders cannot take."""
-        if source.kind != "images":
+        """What the prepared folder holds. Raises UserError for what the codec or the encoders cannot take."""
+        if source.kind == "latents":
             raise UserError(
-                f"the source holds {source.kind}, and pictures become latents; give a folder that elit prepare images wrote"
+                "the source holds latents, and pictures become latents, or clips; give a folder that elit prepare images or"
+                " elit prepare clips wrote"
             )
+        clips = source.kind == "clips"
+        check_sort(self.codec, clips, "the source holds")
+        if clips and self.encoders:
+            raise UserError("features are of pictures, and the source holds clips; leave --features out")
         if wrong := [
             size for size in source.buckets or (source.size or (1, 1),) if any(side % self.codec.side for side in size)
         ]:
+            what = "clips" if clips else "pictures"
             raise UserError(
-                f"the pictures are {wrong[0][0]} x {wrong[0][1]}, and the codec needs sides that are multiples of"
+                f"the {what} are {wrong[0][0]} x {wrong[0][1]}, and the codec needs sides that are multiples of"
                 f" {self.codec.side}; prepare them in such a size"
             )
         if self.encoders and source.size is None:
@@ -82,6 +92,7 @@ class Encoding:
             kind="latents",
             size=source.size and (source.size[0] // self.codec.side, source.size[1] // self.codec.side),
             channels=self.codec.channels,
+            frames=self.codec.latent_frames(source.frames) if clips else 1,
             buckets=tuple((height // self.codec.side, width // self.codec.side) for height, width in source.buckets),
             values="moments",
             scale=self.codec.scale,
@@ -118,9 +129,9 @@ class Encoding:
 def prepare_latents(source: PreparedData, encoding: Encoding, out: Path, tile: int | Literal["auto"] = "auto") -> DataInfo:
     """Writes the latents of all pictures into `out`, or what is missing there; every process of a torchrun calls it.
 
-    tile: pictures in one call of the codec. "auto": the one that was recorded there, or else it is probed and recorded.
-    Raises UserError for a folder of other settings or pictures that the codec cannot take, and where float16 cannot hold
-    what the codec makes; what is finished is kept.
+    tile: pictures or clips in one call of the codec. "auto": the one that was recorded there, or else it is probed and
+    recorded. Raises UserError for a folder of other settings or of what the codec cannot take, and where float16 cannot
+    hold what the codec makes; what is finished is kept.
     """
     if tile != "auto" and tile < 1:
         raise UserError(f"a tile holds at least 1 picture, not {tile}")
@@ -156,15 +167,15 @@ def settled_tile(source: PreparedData, encoding: Encoding, out: Path) -> int:
         return checked(read_json(out / SETTINGS_FILE, dict[str, object]).get("tile"), Count, SETTINGS_FILE)
     except UserError:  # not begun, or another's: Preparation says so
         tile = probe_tile(encoding.columns, largest_image(source))
-        text = f"a tile of {tile} pictures is the fastest that fits; --tile {tile} repeats these bytes elsewhere"
+        text = f"a tile of {tile} is the fastest that fits; --tile {tile} repeats these bytes elsewhere"
         say(text)
         return tile
 
 
 def largest_image(source: PreparedData) -> Tensor:
-    """(3, H, W): a picture of the size that takes the most memory."""
+    """(3, H, W): a picture of the size that takes the most memory; (3, T, H, W) of clips."""
     if source.info.size is not None:
-        return source.image(0)
+        return source.info.in_frames(source.image(0))
     areas = torch.tensor([height * width for height, width in source.info.buckets])
     return source.image(int(areas[source.buckets].argmax()))
 
@@ -176,7 +187,7 @@ def probe_tile(encode: Callable[[Tensor], Any], image_CHW: Tensor, clock: Callab
     """
     best, best_rate, tile = 0, 0.0, 1
     while tile <= LARGEST_TILE:
-        images = image_CHW.expand(tile, -1, -1, -1)
+        images = image_CHW.expand(tile, *image_CHW.shape)
         try:
             encode(images)  # the first call of a size also chooses kernels
             start = clock()
@@ -208,7 +219,7 @@ def write_parts(
     checked = set(spread(CHECKED, len(source)))
     with progress_bar() as bar, ThreadPoolExecutor(READERS) as pool:
         total = sum(len(parts[part]) for part in mine)
-        task = bar.add_task("encoding", total=total, unit="images", visible=is_main())
+        task = bar.add_task("encoding", total=total, unit=source.info.kind, visible=is_main())
         for part in mine:
             made, psnr = [], []
             for rows, images in tiles_of(source, parts[part], folder.settings["tile"], pool):
@@ -243,7 +254,7 @@ def tiles_of(source: PreparedData, rows: range, tile: int, pool: ThreadPoolExecu
     ahead = read(tiles[0])
     for i, chosen in enumerate(tiles):
         waiting, ahead = ahead, read(tiles[i + 1]) if i + 1 < len(tiles) else []
-        yield chosen, torch.stack([future.result() for future in waiting])
+        yield chosen, torch.stack([source.info.in_frames(future.result()) for future in waiting])
 
 
 def to_float16(columns: Columns, rows: Sequence[int], source: PreparedData) -> dict[str, np.ndarray[Any, Any]]:

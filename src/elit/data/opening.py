@@ -102,4 +102,5 @@ def decoder_of(data: Data, codec: str | None, device: torch.device) -> Codec | N
     """
     if not isinstance(data.encoding, Latents):
         return PixelCodec()
-    return None if codec is None else load_codec(codec, data.shape[0], device, data.encoding)
+    channels, *frames, _, _ = data.shape
+    return None if codec is None else load_codec(codec, channels, device, data.encoding, *frames)

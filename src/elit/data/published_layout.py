@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elit.codec import STABLE_DIFFUSION_SCALE as SCALE
+from elit.autoencoders import STABLE_DIFFUSION_SCALE as SCALE
 from elit.codec import DataEncoding, Latents
 from elit.data.arrays import read_npy
 from elit.data.crops import decode

@@ -25,7 +25,7 @@ from elit.data.loader import NewGenerators
 from elit.data.sources import FolderSource
 from elit.distributed import rank, world_size
 from elit.errors import UserError
-from elit.pixels import to_uint8
+from elit.pixels import to_float, to_uint8
 from elit.seeding import generator_for
 
 BUFFER = 4096  # rows that the next one is drawn from
@@ -92,7 +92,8 @@ class StreamedData:
 
     def _input(self, row: pa.Table, generator: torch.Generator) -> Tensor:
         if self.info.kind != "latents":
-            return self.info.pixels(stored_picture(row["image"][0].as_py()["bytes"], f"{row['key'][0]} of {self.url}"))
+            picture = stored_picture(row["image"][0].as_py()["bytes"], f"{row['key'][0]} of {self.url}")
+            return to_float(self.info.in_frames(picture))
         name = "mirrored" if takes_mirrored(self.info, generator) else "latent"
         stored = row[name].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         assert self.info.values is not None

@@ -315,10 +315,10 @@ def open_images(
     path = Path(name).expanduser()
     if is_prepared(path):
         data = PreparedData(path)
+        if data.info.frames > 1:
+            raise UserError(f"{name} holds clips, and pictures are evaluated; give a folder of pictures")
         if isinstance(data.encoding, Latents):
             raise UserError(f"{name} holds latents; give the folder of the pictures that they were made of")
-        if data.info.kind == "clips":
-            raise UserError(f"{name} holds clips, and pictures are evaluated; give a folder of pictures")
         return PreparedImages(name, data, _rows(count, len(data), name), square)
     if path.is_dir():
         passed = PassedOver()

@@ -106,7 +106,7 @@ def report_schedule(
         found, quality = measured(Judge(count, subject.exam), model, recipes, seeds, work)
         rows = [replace(row, scores=scores) for row, scores in zip(rows, found, strict=True)]
     sentence = verdict(rows, len(seeds))
-    shown = [Row(row.name.replace(" while", "\nwhile"), some) for row, some in zip(rows, images, strict=True)]
+    shown = [Row(row.name.replace(" while", "\nwhile"), some) for row, some in zip(rows, subject.shown(images), strict=True)]
     caption = "The images of every row of the table; every column starts from the same noise."
     parts: list[Part] = [
         subject.describe(),

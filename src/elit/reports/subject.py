@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from elit.card import Card, load_card
-from elit.codec import makes_pixels
+from elit.codec import Codec, load_codec, makes_pixels
 from elit.data.images import LabelledImages
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
@@ -54,7 +54,10 @@ STYLED_LABELS = (
 
 @dataclass(frozen=True)
 class Subject:
-    """A model and its card, the data it was made for where that is known, and labels by number and by name."""
+    """A model and its card, the data it was made for where that is known, and labels by number and by name.
+
+    codec: decodes a model of latents, whose first channels are shown where none is given.
+    """
 
     name: str
     model: ElasticModel
@@ -63,6 +66,7 @@ class Subject:
     labels: list[int]
     label_names: list[str]
     seed: int
+    codec: Codec | None = None
 
     @property
     def exam(self) -> Exam | None:
@@ -95,12 +99,16 @@ class Subject:
         out = []
         if self.data is None:
             out.append("The model's data are not known here, so there are no real pictures and no measured quality.")
-        if not makes_pixels(self.card.encoding, self.model.samples.channels):
+        if self.codec is None and not makes_pixels(self.card.encoding, self.model.samples.channels):
             out.append(
                 f"The model makes latents of {self.model.samples.channels} channels and not RGB. Its first three are shown,"
-                " on one scale; to see pictures, decode them with the codec that made its training data."
+                " on one scale; to see pictures, give --codec, the codec that made its training data."
             )
         return out
+
+    def shown(self, samples: Sequence[Tensor]) -> list[Tensor]:
+        """What the model made, as pictures or clips where that is known."""
+        return [x if self.codec is None else self.codec.decode(x).cpu() for x in samples]
 
     def real_examples(self, count: int) -> Tensor:
         """(count, L, 3, H, W) real pictures of each label, spread over those there are; white where there are none."""
@@ -114,14 +122,19 @@ class Subject:
 
 
 def load_subject(
-    folder: Path, labels: str | None = None, seed: int = 0, steps: int | None = None, name: str | None = None
+    folder: Path,
+    labels: str | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    name: str | None = None,
+    codec: str | None = None,
 ) -> Subject:
     """The subject of a model folder.
 
     labels: as `elit.labels.parse_labels` takes a list of them, such as "heart,3,10-12"; a dozen if None. steps: instead of
-    the card's. name: what the report calls the model; the folder's own name if None.
+    the card's. name: what the report calls the model; the folder's own name if None. codec: as `load_codec` finds it.
 
-    Raises UserError for a folder that is no model's, or a label that it does not have.
+    Raises UserError for a folder that is no model's, a label that it does not have, or a codec that does not fit.
     """
     model, card = load_model(folder), load_card(folder)
     if steps is not None:
@@ -131,7 +144,9 @@ def load_subject(
     known = card.label_names
     chosen = chosen_labels(model, known, labels, demo_labels(data))
     names = [known[i] if i < len(known) else str(i) for i in chosen]
-    return Subject(name or folder.name or str(folder), model, card, data, chosen, names, seed)
+    made = (model.samples.channels, torch.device("cpu"), card.encoding, model.samples.extent.frames)
+    decoder = None if codec is None else load_codec(codec, *made)
+    return Subject(name or folder.name or str(folder), model, card, data, chosen, names, seed, decoder)
 
 
 def demo_labels(data: LabelledImages | None) -> tuple[str, ...]:

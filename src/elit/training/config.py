@@ -31,7 +31,7 @@ class DataConfig:
     per class; or "moving-emoji", the embedded clips, of some kinds of emoji as in "moving-emoji/heart,time".
     size: pixels of a side, of emoji and of pictures in class folders; prepared data have their own size.
     workers: 1 reads batches ahead in a thread, more in as many processes, 0 reads none ahead.
-    codec: what decodes latents for previews and distances: the folder or hub id of an AutoencoderKL, or ema or mse.
+    codec: what decodes latents for previews and distances: the folder or hub id of an autoencoder, or ema or mse.
     """
 
     source: Text = "emoji"
