@@ -272,7 +272,9 @@ def test_a_codec_of_clips_does_not_take_pictures_and_a_run_says_what_it_misses(
     assert main(words) == 2
     assert "AutoencoderKLWan, is of clips, and the source holds pictures" in " ".join(capsys.readouterr().err.split())
     assert main(["prepare", "latents", str(data), f"--codec={codec}", f"--out={tmp_path / 'out'}"]) == 2
-    assert "the source holds latents, and pictures become latents, or clips; give" in " ".join(capsys.readouterr().err.split())
+    assert "the source holds latents, and pictures become latents, or clips; give" in " ".join(
+        capsys.readouterr().err.split()
+    )
     for more, said in (
         ("--model.frames=4", "set model.frames 3"),
         ("--evaluate.every=2", "evaluate.every measures pictures, and the data are clips"),
