@@ -16,14 +16,24 @@ from annotated_types import Ge, Le
 
 from elit.backbones.hosts.elasticize import HostConfig, elasticize_as
 from elit.backbones.hosts.model import HostModel, form_of
+from elit.codec import DataEncoding
 from elit.errors import UserError
 from elit.files import found, write_whole
 from elit.hub import is_hub_id
 from elit.lora import Lora, add_lora
+from elit.outlines import without_memory
 from elit.records import Positive, Whole, read_json, record
-from elit.weights import CONFIG_FILE, WEIGHTS_FILE, check_finite, check_fit, model_in, read_tensors
+from elit.weights import (
+    CONFIG_FILE,
+    TRANSFORMER_FILE,
+    WEIGHTS_FILE,
+    check_finite,
+    check_fit,
+    digest_of,
+    model_in,
+    read_tensors,
+)
 
-TRANSFORMER_FILE = "transformer.json"
 ENDS = 2**20  # bytes of either end of a file of weights that it is known by
 
 Side = Annotated[int, Ge(1), Le(2**14)]
@@ -34,7 +44,8 @@ class HostCheckpoint:
     """What a checkpoint's config.json holds.
 
     transformer: the folder or hub id that the run started from. weights: a digest of what was there. height, width: of the
-    pictures, in values. shift: of the times.
+    pictures, in values. shift: of the times. prompts: what it was told of them: a folder that `elit prepare prompts` wrote,
+    or "emoji". encoding: of the pictures. guidance_scale: to sample it with, 1 where it was always told a prompt.
     """
 
     transformer: str
@@ -46,6 +57,9 @@ class HostCheckpoint:
     shift: Positive = 1.0
     steps: Whole = 0
     kind: str = "transformer of diffusers"
+    prompts: str | None = None
+    encoding: DataEncoding | None = None
+    guidance_scale: float | None = None
 
 
 @dataclass(frozen=True)
@@ -199,3 +213,22 @@ def load_host_model(place: str | Path) -> HostModel:
     """That transformer as a model of this library, which `elit.sample` takes with `Prompts` in place of labels."""
     transformer, kept = read_checkpoint(place)
     return HostModel(transformer, (kept.height, kept.width)).eval()
+
+
+def host_outline(model: HostModel, kept: HostCheckpoint) -> HostModel:
+    """The same model without memory, to count FLOPs with: some transformers have tables that a count would lose them."""
+    with without_memory():
+        transformer = type(model.transformer).from_config(model.config)
+        if kept.elastic is not None:
+            elasticize_as(transformer, kept.elastic)
+        if kept.lora.rank:
+            add_lora(transformer, kept.lora)
+    return HostModel(transformer, (kept.height, kept.width), model.tokens).eval()
+
+
+def host_fingerprint(model: HostModel, kept: HostCheckpoint) -> str:
+    """A hash of what the model is made of and of its weights, so that nothing made with it is taken for another's."""
+    made_of = {key: value for key, value in model.config.items() if key[0] != "_"}
+    elastic = None if kept.elastic is None else asdict(kept.elastic)
+    told = json.dumps([model.name, made_of, elastic, digest_of(model.transformer)], sort_keys=True, default=str)
+    return hashlib.sha256(told.encode()).hexdigest()[:12]

@@ -22,7 +22,8 @@ Seed = Annotated[int, Ge(0), Le(2**63 - 1)]
 class Imprint:
     """All that decides the pixels of one of the images of a request.
 
-    model: the fingerprint of the model. labels: of all images of the request; index: of this one. levels: latents per
+    model: the fingerprint of the model. labels: of all images of the request; index: of this one. prompts: of all images
+    too, where the model is told texts and no labels. levels: latents per
     group at every time that the sampler asked for, in order. alone: whether no other request shared its calls of the
     model; the bytes of one that shared them may differ in last bits. The rest is as in `elit.sample`.
     """
@@ -42,13 +43,17 @@ class Imprint:
     dtype: str = "float32"
     alone: bool = False
     shift: Shift = 1.0
+    prompts: tuple[str, ...] = ()
 
 
 def png(image: Image.Image, imprint: Imprint) -> bytes:
     """A PNG file of a picture, with its imprint in its text."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", "elit")
-    info.add_text(KEY, json.dumps(asdict(imprint), sort_keys=True))
+    told = asdict(imprint)
+    if not imprint.prompts:  # as in pictures of before there were any
+        del told["prompts"]
+    info.add_text(KEY, json.dumps(told, sort_keys=True))
     out = io.BytesIO()
     image.save(out, format="PNG", pnginfo=info)
     return out.getvalue()

@@ -152,6 +152,8 @@ def repeat(picture: Path, out: Path, model: str | None, codec: str | None, devic
     that name is there.
     """
     imprint, source = read_imprint(picture), find_model(model)
+    if imprint.prompts:
+        raise UserError(f"{picture} was drawn of a prompt, which elit sample does not take; ask elit serve for it again")
     card, where = load_card(source), local_device(device)
     network = load_model(source, str(where)).to(getattr(torch, imprint.dtype, torch.float32))
     if fingerprint(network) != imprint.model:

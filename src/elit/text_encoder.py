@@ -18,21 +18,31 @@ from elit.errors import UserError
 from elit.weights import digest_of
 
 MOST_TOKENS = 4096
-PIPELINES = ("StableDiffusion3Pipeline", "FluxPipeline", "QwenImagePipeline")  # whose encode_prompt is known
+TOKENIZERS = {  # of the pipelines whose encode_prompt is known: the one whose tokens are counted
+    "StableDiffusion3Pipeline": "tokenizer_3",
+    "FluxPipeline": "tokenizer_2",
+    "QwenImagePipeline": "tokenizer",
+}
 
 
 class Encoder(Protocol):
     """What makes embeddings of texts.
 
-    name: the folder or hub id. width: D of a token. pooled: P of a whole text, 0 where none is made.
+    name: the folder or hub id. width: D of a token. pooled: P of a whole text, 0 where none is made. most: tokens of a text
+    that it reads. beside: tokens of `encode` beyond those that are asked for.
     """
 
     name: str
     width: int
     pooled: int
+    most: int
+    beside: int
 
     def digest(self) -> str:
         """Of the weights."""
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, none of them cut off."""
 
     def length(self, tokens: int) -> int:
         """T of `encode`, 0 where one stands for the whole text. Raises UserError for more tokens than it reads."""
@@ -43,6 +53,8 @@ class Encoder(Protocol):
 
 class TextEncoder:
     """A text model of transformers, whose pooled text is the mean of its tokens."""
+
+    beside = 0
 
     def __init__(self, model: Any, tokenizer: Any, name: str) -> None:
         model = getattr(model, "text_model", model)  # CLIP and its kin have a vision tower too
@@ -59,6 +71,9 @@ class TextEncoder:
 
     def digest(self) -> str:
         return digest_of(self.model)
+
+    def count(self, text: str) -> int:
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
 
     def length(self, tokens: int) -> int:
         if tokens > self.most:
@@ -93,6 +108,8 @@ class TextEncoder:
 class PipelineEncoder:
     """The text encoders of a pipeline of diffusers, whose transformer is to be trained."""
 
+    most = MOST_TOKENS
+
     def __init__(self, pipe: Any, name: str) -> None:
         self.pipe, self.name = pipe, name
         one = self.encode([""], 16)
@@ -109,6 +126,11 @@ class PipelineEncoder:
             if isinstance(part, torch.nn.Module):
                 found.update(f"{name} {digest_of(part)}".encode())
         return found.hexdigest()[:12]
+
+    def count(self, text: str) -> int:
+        """By the tokenizer of the encoder whose tokens are kept; others have room for the beginning alone, as always."""
+        tokenizer = getattr(self.pipe, TOKENIZERS[self.kind]) or self.pipe.tokenizer
+        return len(tokenizer(text, verbose=False)["input_ids"])
 
     def length(self, tokens: int) -> int:
         if not tokens:
@@ -168,8 +190,8 @@ def _of_pipeline(name: str, device: torch.device | str) -> PipelineEncoder:
         why = " ".join(str(error).split())[:200]
         raise UserError(f"no pipeline could be loaded from {name} ({why}); fetch or write it again") from error
     kind = type(pipe).__name__
-    if kind not in PIPELINES:
-        raise UserError(f"{name} is a {kind}, whose prompts are not known here; those that are: {', '.join(PIPELINES)}")
+    if kind not in TOKENIZERS:
+        raise UserError(f"{name} is a {kind}, whose prompts are not known here; those that are: {', '.join(TOKENIZERS)}")
     if pipe.text_encoder is None:
         raise UserError(f"{name} holds no text encoder; give the one that its prompts were prepared with")
     return PipelineEncoder(pipe.to(device), name)

@@ -26,6 +26,7 @@ from elit.words import one_line, shown
 
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, README_FILE = "config.json", "model.safetensors", "card.json", "README.md"
 CACHE_FILE = "cache.json"
+TRANSFORMER_FILE = "transformer.json"  # beside the weights of a transformer of diffusers
 OURS = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, README_FILE, CACHE_FILE)  # all that a model folder may hold
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FLOATS_TEXT = "float32, float16, bfloat16 or float64"

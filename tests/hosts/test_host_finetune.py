@@ -19,6 +19,7 @@ import elit
 from elit import UserError
 from elit.backbones.hosts.model import FORMS, HostModel, pack, unpack
 from elit.cli import main
+from elit.codec import Pixels
 from elit.condition import Prompts, Text
 from elit.data.opening import load_images, open_data
 from elit.data.prompts import open_prompts, prepare_prompts, with_prompts
@@ -36,6 +37,8 @@ from elit.host_models import (
 from elit.lora import Lora, add_lora
 from elit.pixels import to_float
 from elit.sampling import image_noise
+from elit.serving.messages import Settings
+from elit.serving.opened import opened
 from elit.text_encoder import load_text_encoder
 from elit.training.batch import draw_batch
 from elit.training.host_config import HostTrainConfig, load_host_config
@@ -246,6 +249,11 @@ def test_loras_leave_the_transformer_as_it_is(world: Path, tmp_path: Path) -> No
     with torch.no_grad():
         assert (trained(x, t, told) - dense(x, t, told)).abs().max() > 1e-3
     assert kept["transformer.transformer_blocks.0.attn.to_q.lora_B.elit.weight"].abs().max() > 0
+    served = opened(Settings(model=str(tmp_path / "run")), "cpu")  # by its own prompts, pixels and guidance
+    assert (
+        served.words.names == tuple(TEXTS) and served.card.encoding == Pixels() and served.card.sampling.guidance_scale == 3
+    )
+    assert served.flops[4] > served.flops[1] > 0
 
 
 # Runs

@@ -60,10 +60,20 @@ def add_app(command: Parser) -> None:
 def add_model(command: Parser) -> None:
     """What both take."""
     command.add_argument(
-        "--model", type=place, help="a model or run folder, or a hub id; the bundled model if none is given"
+        "--model",
+        type=place,
+        help="a model or run folder, of elit finetune too, or a hub id; the bundled model if none is given",
     )
     command.add_argument(
         "--codec", type=place, help="for latent models: an AutoencoderKL by folder or hub id, or ema or mse"
+    )
+    command.add_argument(
+        "--prompts", type=place, help="for a run of elit finetune: a folder of prompts instead of its own, or emoji"
+    )
+    command.add_argument(
+        "--encoder",
+        type=place,
+        help="for such a run: the text encoder of its prompts, by folder or hub id; then any text will do",
     )
     command.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights and the work")
     command.add_argument("--devices", default="auto", help="such as cpu or cuda:0,cuda:1; auto is every GPU, or the CPU")
@@ -138,7 +148,8 @@ def settings_of(options: argparse.Namespace, **others: object) -> "Settings":
     from elit.serving.messages import Settings
 
     devices = devices_of(options.devices)
-    return Settings(model=options.model, codec=options.codec, dtype=options.dtype, devices=devices, **others)  # type: ignore[arg-type]
+    words = {"prompts": options.prompts, "encoder": options.encoder}
+    return Settings(model=options.model, codec=options.codec, dtype=options.dtype, devices=devices, **words, **others)  # type: ignore[arg-type]
 
 
 def devices_of(text: str) -> tuple[str, ...]:

@@ -165,6 +165,28 @@ def _write_part(file: Path, texts: Sequence[str], encoder: Encoder, tokens: int)
     save_tensors(tensors, file)
 
 
+def embedded(text: str, encoder: Encoder, info: PromptInfo) -> Text:
+    """A text (T, D) as a folder of embeddings would hold it, in half precision, for a model that is told those of `info`.
+
+    Raises UserError for a text of more tokens than are kept, which a folder would cut off.
+    """
+    tokens = info.tokens - encoder.beside if info.tokens else 0
+    room, count = tokens or encoder.most, encoder.count(text)
+    if count > room:
+        raise UserError(f"the prompt has {count:,} tokens, and this model is told {room:,} at most; shorten it")
+    found = encoder.encode([text], tokens)
+    return found.each(lambda one: one[0] if one.dtype == torch.bool else one[0].half().float())
+
+
+def check_encoder(encoder: Encoder, table: "PromptTable") -> None:
+    """Raises UserError for another encoder than the embeddings of a folder are of."""
+    if encoder.digest() != table.info.weights:
+        raise UserError(
+            f"the prompts of {table.folder} are embeddings by {table.info.encoder}, and {encoder.name} is another encoder or"
+            " has other weights; give that one"
+        )
+
+
 @dataclass(frozen=True)
 class PromptTable:
     """The embeddings of a folder. Prompt i is that of line i; the number `len(table)` stands for no prompt."""

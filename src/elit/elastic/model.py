@@ -129,7 +129,7 @@ class ElasticModel(nn.Module):
         )
         return self.fixed(level=k) if isinstance(k, int) else self.fixed(budget=k)
 
-    def example(self, batch: int = 1, device: torch.device | str | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def example(self, batch: int = 1, device: torch.device | str | None = None) -> tuple[Tensor, Tensor, Any]:
         """(x, t, y) that the model takes, all zeros: for counting, timing and tracing."""
         device = next(self.parameters()).device if device is None else device
         x = torch.zeros(batch, *self.input.shape, device=device)

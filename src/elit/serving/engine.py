@@ -8,6 +8,7 @@ within the float tolerance that another batch makes; those of a request that is 
 Shapes: R rows of a call, n images of a request.
 """
 
+import functools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elit.condition import Labels
+from elit.backbones.config import DiTConfig
+from elit.condition import Condition, Labels
 from elit.cost import time_forward
 from elit.elastic.grouping import ungroup
 from elit.elastic.model import ElasticModel
@@ -34,13 +36,13 @@ LOOKED_AT = 0.5  # the time at which Read's attention is shown
 
 @dataclass(frozen=True)
 class Order:
-    """What is to be drawn: the recipe, whose budget is not looked at, and a label for each image.
+    """What is to be drawn: the recipe, whose budget is not looked at, and a label for each image, or what else it is told.
 
     alone: no call is shared with others. attention: Read's weights are noted at the step nearest to `LOOKED_AT`.
     """
 
     recipe: Recipe
-    labels: tuple[int, ...]
+    labels: tuple[int, ...] | Condition
     alone: bool = False
     attention: bool = False
 
@@ -50,7 +52,7 @@ class Rows(NamedTuple):
 
     x: Tensor  # (R, C, H, W) float32
     t: Tensor  # (R,)
-    y: Tensor  # (R,)
+    told: Condition  # of R
     levels: list[int]  # of R, latents per group
 
 
@@ -58,11 +60,13 @@ class Rows(NamedTuple):
 class Running:
     """A request under way.
 
-    asks_left, guided_left: calls that it still makes, and how many of them have a weak row. granted: the level at every
-    time that was asked for, in order. seen: (tokens,) Read's attention to each token of each image, once it was noted.
+    told: of the images, on the device. asks_left, guided_left: calls that it still makes, and how many of them have a weak
+    row. granted: the level at every time that was asked for, in order. seen: (tokens,) Read's attention to each token of
+    each image, once it was noted.
     """
 
     order: Order
+    told: Condition
     course: Course
     ask: Ask
     times: list[float]
@@ -102,20 +106,24 @@ class Engine:
         self.device = next(model.parameters()).device
 
     def join(self, number: int, order: Order) -> Running:
-        """Takes a request in. Raises UserError for labels, samplers and steps that cannot be."""
+        """Takes a request in. Raises UserError for labels, samplers and steps that cannot be, and for attention of a model
+        that does not tell it.
+        """
         recipe = order.recipe
         if self.model.stages > 1 or not isinstance(recipe.steps, int):
             raise UserError("models of several stages are not served yet; sample them with elit sample")
         check_steps(recipe.sampler, recipe.steps)
-        whole_labels(list(order.labels), self.model.null_class)
+        if order.attention and not isinstance(self.model.config, DiTConfig):
+            raise UserError("Read's attention is told by models of this library alone; leave attention out")
+        told = self.told(order).to(self.device)
         if recipe.guidance.weak_budget is not None and self.model.core is None:
             raise UserError("a weak budget was asked of a dense model, which has one budget; leave it out")
         course = start(
-            self.model, len(order.labels), recipe.sampler, recipe.steps, recipe.seed, path=recipe.path, shift=recipe.shift
+            self.model, len(told), recipe.sampler, recipe.steps, recipe.seed, path=recipe.path, shift=recipe.shift
         )
         ask = course.send(None)
         assert isinstance(ask, Ask)
-        self.running[number] = Running(order, course, ask, recipe.asked(recipe.parts(self.model)[0][1]))
+        self.running[number] = Running(order, told, course, ask, recipe.asked(recipe.parts(self.model)[0][1]))
         return self.running[number]
 
     def leave(self, number: int) -> None:
@@ -160,15 +168,15 @@ class Engine:
 
     def alone_velocity(self, one: Running) -> Tensor:
         """The velocity as `elit.sample` computes it."""
-        (x, t), labels, guidance = one.ask, self.labels(one), one.order.recipe.guidance
+        (x, t), told, guidance = one.ask, one.told, one.order.recipe.guidance
         budget = one.granted[t] / self.model.latents
         if one.looks and self.model.core is not None and self.model.latents > 1:
             with captured_reads(self.model.core) as found:
-                bind(self.model, labels, budget)(x, t)
+                bind(self.model, told, budget)(x, t)
             weights_BGKS = torch.stack(found).mean(0).float()
             grid, window = self.model.config.grid, self.model.core.window
             one.seen = ungroup(weights_BGKS.sum(2)[..., None], grid, window)[..., 0].cpu()
-        return guided_velocity(self.model, labels, budget, guidance)(x, t)
+        return guided_velocity(self.model, told, budget, guidance)(x, t)
 
     def shared_velocities(self, those: Sequence[Running]) -> list[Tensor]:
         """The velocities of many, each (n, C, H, W), of one call with all their rows; weak rows come last."""
@@ -184,27 +192,29 @@ class Engine:
             for one, v, active in zip(those, strong, guided, strict=True)
         ]
 
-    def labels(self, one: Running) -> Labels:
-        return Labels(torch.tensor(one.order.labels, device=self.device), self.model.null_class)
+    def told(self, order: Order) -> Condition:
+        """What the model is told of each image. Raises UserError for labels that it has not."""
+        if isinstance(order.labels, Condition):
+            return order.labels
+        return Labels(whole_labels(list(order.labels), self.model.null_class), self.model.null_class)
 
     def rows(self, one: Running, weak: bool) -> Rows:
         """The strong or the weak rows of a request's next call."""
-        (x, t), labels, guidance = one.ask, self.labels(one), one.order.recipe.guidance
+        (x, t), told, guidance = one.ask, one.told, one.order.recipe.guidance
         level = one.granted[t]
         if weak:
-            told = weak_condition(self.model, labels, guidance.weak_label)
-            assert isinstance(told, Labels)
-            labels = told
+            told = weak_condition(self.model, told, guidance.weak_label)
             level = level if guidance.weak_budget is None else self.model.levels.of(guidance.weak_budget)
         times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
-        return Rows(x.float(), times, labels.y, [level] * len(x))
+        return Rows(x.float(), times, told, [level] * len(x))
 
     def call(self, parts: Sequence[Rows]) -> Tensor:
         """The model's answers to all rows, in calls of at most `most_rows`, of which rows of one level come together.
 
         Where memory runs out, calls are made smaller, for good.
         """
-        x, t, y = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[:3])
+        x, t = (torch.cat(columns) for columns in list(zip(*parts, strict=True))[:2])
+        told = functools.reduce(lambda one, other: one.joined(other), [part.told for part in parts])
         levels = [level for part in parts for level in part.levels]
         order = sorted(range(len(levels)), key=levels.__getitem__)
         answers: list[Tensor] = []
@@ -213,8 +223,8 @@ class Engine:
             budgets = [levels[i] / self.model.latents for i in chosen]
             rows = torch.tensor(chosen, device=x.device)
             try:
-                condition = Labels(y[rows], self.model.null_class)
-                answers.append(self.model(x[rows], t[rows], condition, budgets if self.model.core else None).float())
+                budget = budgets if self.model.core else None
+                answers.append(self.model(x[rows], t[rows], told.rows(rows), budget).float())
             except (MemoryError, RuntimeError) as error:
                 if not is_memory(error) or len(chosen) == 1:
                     raise

@@ -17,16 +17,20 @@ Pixels = NDArray[np.uint8]
 class Settings:
     """How a server is set up.
 
-    model, codec, dtype: as `elit sample` takes them. devices: one worker each. min_budget: no request is lowered below it.
-    deadline_ms: of requests that name none; None: three times what they take alone. max_...: of one request. queue: requests
-    that wait on a device. rows: of one call of the model. policy: "fifo" serves in order of arrival with fixed budgets.
-    trace: file that every decision is appended to. keys: API keys, of which one must be given, if there are any. page:
-    whether the page is served. read_s: seconds that a body may take. drain_s: seconds that requests under way are given when
-    the server is to end. repeats: how often each cost is measured at the start.
+    model, codec, dtype: as `elit sample` takes them; the model may be a run of `elit finetune` too. prompts: a folder of
+    embeddings for such a model, instead of its own. encoder: what makes embeddings of other texts. devices: one worker each.
+    min_budget: no request is lowered below it. deadline_ms: of requests that name none; None: three times what they take
+    alone. max_...: of one request. queue: requests that wait on a device. rows: of one call of the model. policy: "fifo"
+    serves in order of arrival with fixed budgets. trace: file that every decision is appended to. keys: API keys, of which
+    one must be given, if there are any. page: whether the page is served. read_s: seconds that a body may take. drain_s:
+    seconds that requests under way are given when the server is to end. repeats: how often each cost is measured at the
+    start.
     """
 
     model: str | None = None
     codec: str | None = None
+    prompts: str | None = None
+    encoder: str | None = None
     dtype: Literal["fp32", "fp16", "bf16"] = "fp32"
     devices: tuple[str, ...] = ("cpu",)
     min_budget: float = 1 / 16
@@ -82,9 +86,9 @@ class Cancel:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a worker knows of its model once it is loaded: names, in order of their numbers, and those of each factor of a
-    label, where labels have several; sides of its pictures in pixels; levels, and GFLOPs of one forward of one image at
-    each; what the model's card says is best; and where it runs.
+    """What a worker knows of its model once it is loaded: names, in order of their numbers, or prompts that it knows, and
+    names of each factor of a label, where labels have several; sides of its pictures in pixels; levels, and GFLOPs of one
+    forward of one image at each; what the model's card says is best; and where it runs.
     """
 
     label_names: tuple[str, ...]

@@ -11,26 +11,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from elit.card import Card, load_card
-from elit.codec import Codec, load_codec
-from elit.cost import flops_by_level
-from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.guidance import Guidance
-from elit.hub import find_model
 from elit.imprint import Imprint
-from elit.labels import factor_names, label_indices
 from elit.pixels import to_uint8
 from elit.recipe import Recipe
 from elit.serving.engine import Engine, Order, Running, is_memory, measure_costs, now_ms
 from elit.serving.jobs import Costs, Job
 from elit.serving.messages import Broken, Cancel, Done, Facts, Pixels, Refused, Settings, State, Stepped, ToWorker, Wish
+from elit.serving.opened import Opened, Told, opened
 from elit.serving.policy import Reserve, admit, decide, lent, trace_line
-from elit.weights import fingerprint, load_model
 
 QUALITIES = {"low": 1 / 4, "medium": 1 / 2, "high": 1.0}  # the budgets that they name; auto is decided at every step
 DEADLINE = 3.0  # times what a request takes alone at its highest budget, where it names no deadline
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def work(connection: Connection, settings: Settings, device: str) -> None:
@@ -54,9 +47,12 @@ def work(connection: Connection, settings: Settings, device: str) -> None:
 
 @dataclass
 class Served:
-    """A request here. work_ms: of the calls it took part in. began: when the first did. gflops: so far; shown: previews."""
+    """A request here. told: what its images are of. work_ms: of the calls it took part in. began: when the first did.
+    gflops: so far; shown: previews.
+    """
 
     wish: Wish
+    told: Told
     job: Job
     order: Order
     running: Running
@@ -79,30 +75,22 @@ class Worker:
     reserve: Reserve = field(default_factory=Reserve)
 
     def __post_init__(self) -> None:
-        source = find_model(self.settings.model)
-        self.card: Card = load_card(source)
-        self.model: ElasticModel = load_model(source, self.device).to(DTYPES[self.settings.dtype])
-        if self.model.stages > 1:
-            raise UserError("models of several stages are not served yet; sample them with elit sample")
-        if self.model.samples.of_clips:
-            raise UserError("models of clips are not served; sample them with elit sample")
-        device = torch.device(self.device)
-        self.codec: Codec = load_codec(self.settings.codec, self.model.input.channels, device, self.card.encoding)
+        self.opened: Opened = opened(self.settings, self.device)
+        self.model, self.card, self.codec = self.opened.model, self.opened.card, self.opened.codec
         self.engine = Engine(self.model, self.settings.rows)
-        self.fingerprint = fingerprint(self.model)
         self.costs: Costs = measure_costs(self.model, self.settings.rows, self.settings.repeats)
         self.levels = tuple(self.model.levels.counts())
-        self.flops = flops_by_level(self.model)
+        self.flops = self.opened.flops
         with torch.no_grad():
-            x = torch.zeros(1, *self.model.input.shape, device=device)
+            x = torch.zeros(1, *self.model.input.shape, device=torch.device(self.device))
             self.height, self.width = self.codec.decode(x).shape[-2:]
 
     def facts(self) -> Facts:
         """What the server is told at first."""
         sampling, milliseconds = self.card.sampling, [self.costs.ms([i]) for i in range(len(self.levels))]
         return Facts(
-            self.card.label_names,
-            tuple(map(tuple, factor_names(self.card.label_names))),
+            self.opened.words.names,
+            self.opened.factors,
             self.model.null_class,
             self.width,
             self.height,
@@ -161,11 +149,8 @@ class Worker:
         sizes = (f"{self.width}x{self.height}", "auto")
         if wish.size not in sizes:
             raise UserError(f"size is {wish.size[:40]!r}; this model makes pictures of {sizes[0]}")
-        names, classes = self.card.label_names, self.model.null_class
-        parts = [wish.prompt.strip()] if wish.prompt.strip() in names else [part.strip() for part in wish.prompt.split(",")]
-        indices = label_indices(parts, classes, names)
-        recipe = self.recipe(wish)
-        order = Order(recipe, tuple(indices[i % len(indices)] for i in range(wish.n)), wish.alone, wish.attention)
+        told = self.opened.words.told(wish.prompt, wish.n)
+        order = Order(self.recipe(wish), told.condition, wish.alone, wish.attention)
         running = self.engine.join(wish.id, order)
         job = self.job(wish, order, running)
         full_ms, alone = (job.alone(self.costs, level) for level in (len(self.levels) - 1, job.lowest))
@@ -174,7 +159,7 @@ class Worker:
                 f"deadline_ms is {wish.deadline_ms:g}; this takes {alone:.0f} ms at its lowest budget, on its own: give it"
                 " more time, or ask for fewer images or steps"
             )
-        return Served(wish, job, order, running, full_ms)
+        return Served(wish, told, job, order, running, full_ms)
 
     def recipe(self, wish: Wish) -> Recipe:
         """How to sample, with the card's defaults for what is not said."""
@@ -287,8 +272,9 @@ class Worker:
         recipe, granted = one.order.recipe, tuple(one.running.granted.values())
         guidance = recipe.guidance
         imprint = Imprint(
-            model=self.fingerprint,
-            labels=one.order.labels,
+            model=self.opened.fingerprint,
+            labels=one.told.labels,
+            prompts=one.told.prompts,
             index=0,
             seed=wish.seed,
             sampler=recipe.sampler,

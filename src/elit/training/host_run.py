@@ -131,6 +131,9 @@ class HostJob:
             height=data.shape[1],
             width=data.shape[2],
             shift=config.flow.shift,
+            prompts=whole_path(config.prompts.source),
+            encoding=data.encoding,
+            guidance_scale=SCALE if config.prompts.dropout else 1.0,
         )
         plain = {"_class_name": model.name} | {key: value for key, value in model.config.items() if key[0] != "_"}
         describe = partial(describe_checkpoint, kept=kept, transformer=plain)

@@ -4,17 +4,17 @@ A row per host that can be trained says how a batch is given to it. Those of flo
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elit.backbones.hosts.budgets import CORE, at_level
+from elit.backbones.hosts.budgets import CORE, at_level, budget
 from elit.backbones.hosts.core import HostCore
 from elit.backbones.hosts.table import host_named
-from elit.condition import Condition, Prompts
+from elit.condition import Condition, Prompts, Text
 from elit.elastic.grid import Extent
 from elit.elastic.interface import ReadLayer, WriteLayer
 from elit.elastic.levels import Level
@@ -134,16 +134,16 @@ def check_embeddings(name: str, takes: tuple[int, int | None], width: int, poole
 class HostModel(ElasticModel):
     """A transformer of diffusers, dense or elastic, that predicts the velocity of pictures (B, C, H, W).
 
-    size: height and width of the pictures that it is trained on, in values. Raises UserError for a host that cannot be
-    trained, and for pictures that it does not take.
+    size: height and width of the pictures that it is trained on, in values. tokens: of a text, where the model is counted
+    and timed. Raises UserError for a host that cannot be trained, and for pictures that it does not take.
     """
 
     null_class = 0  # it is told prompts, and no labels
     label_sizes = ()
 
-    def __init__(self, transformer: Any, size: tuple[int, int]) -> None:
+    def __init__(self, transformer: Any, size: tuple[int, int], tokens: int = 1) -> None:
         super().__init__()
-        self.name = type(transformer).__name__
+        self.name, self.tokens = type(transformer).__name__, tokens
         self.form, self.config = form_of(self.name), transformer.config
         self.transformer = transformer
         channels, patch = self.form.channels(self.config), self.form.patch(self.config)
@@ -177,10 +177,27 @@ class HostModel(ElasticModel):
         assert isinstance(condition, Prompts)
         if around is not None:
             raise UserError("a step cache is for models of this library; for transformers diffusers has its own")
-        told = self.form.arguments(x, t, condition, self.config)
-        with nullcontext() if self.core is None else at_level(self.core, level):
+        dtype = next(self.parameters()).dtype
+        text = condition.text.each(lambda one: one if one.dtype == torch.bool else one.to(dtype))
+        told = self.form.arguments(x.to(dtype), t, Prompts(text, condition.nothing), self.config)
+        with nullcontext() if self.core is None else self._at(self.core, level, x):
             made: Tensor = self.transformer(**told, return_dict=False)[0]
         return unpack(made, *x.shape[2:]) if self.form.packed else made
+
+    def _at(self, core: HostCore, level: Level, x: Tensor) -> AbstractContextManager[None]:
+        """Within it, the transformer runs at a level. Where x has no values, the grid cannot be read off its places."""
+        if not x.is_meta or not isinstance(level, int):
+            return at_level(core, level)
+        rows, columns = (side // self.input.patch for side in x.shape[2:])
+        return budget(self.transformer, level / self.latents, grid=(rows, columns))
+
+    def example(self, batch: int = 1, device: torch.device | str | None = None) -> tuple[Tensor, Tensor, Prompts]:
+        """Pictures, times and texts of `tokens` tokens each, all zeros."""
+        x, t, _ = super().example(batch, device)
+        width, pooled = self.form.widths(self.config)
+        mask = torch.ones(batch, self.tokens, dtype=torch.bool, device=x.device)
+        text = Text(x.new_zeros(batch, self.tokens, width), mask, x.new_zeros(batch, pooled or 0))
+        return x, t, Prompts(text, text.each(lambda one: one[0]))
 
     def blocks_of_host(self) -> list[nn.Module]:
         """The transformer's own blocks, first to last."""
