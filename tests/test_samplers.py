@@ -124,6 +124,16 @@ def test_times_at_which_the_sde_asks_the_model(steps: int) -> None:
     assert reached == pytest.approx([*grid[1:], 0.0])
 
 
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_shifted_times_of_the_sde_end_with_the_same_step_without_noise(shift: float) -> None:
+    """From 1 to 0.04 and 0; undoing the shift by its formula leaves even steps before."""
+    times = sde_times(6, shift)
+    assert times[0] == 1 and times[-2:] == pytest.approx([0.04, 0.0], abs=1e-12)
+    even = [t / (shift - (shift - 1) * t) for t in times[:-1]]
+    steps = [before - after for before, after in pairwise(even)]
+    assert steps == pytest.approx([steps[0]] * 5, abs=1e-12)
+
+
 def literal_euler_maruyama(path: FlowPath, x: Tensor, steps: int, sde_noise: Tensor) -> Tensor:
     """x <- x + (v - w s / 2) dt + sqrt(w |dt|) noise with w = 2t; s is (r v - x) / (sigma^2 - r sigma' sigma)."""
     times = [1 - 0.96 * k / (steps - 1) for k in range(steps)]

@@ -60,6 +60,15 @@ def test_any_ball_counts_and_not_that_of_the_nearest_alone() -> None:
     assert precision_recall(reference, samples, 1)[0] == 0.5  # 3.0 reaches to 0.1, and so to 1.0
 
 
+def test_a_point_on_the_edge_of_a_ball_is_inside() -> None:
+    """So copies count: of a reference whose pictures come twice, balls reach no farther than their own points."""
+    reference = torch.tensor([[0.0], [0.0], [4.0], [4.0], [9.0], [9.0]])
+    assert precision_recall(reference, torch.tensor([[4.0], [9.0], [5.0]]), 1) == (
+        pytest.approx(2 / 3),
+        pytest.approx(2 / 3),
+    )
+
+
 @pytest.mark.parametrize("block", [7, 2048])
 def test_density_and_coverage_by_their_definitions(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "BLOCK", block)

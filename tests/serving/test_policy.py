@@ -217,6 +217,8 @@ def test_costs_follow_what_steps_take() -> None:
         costs = costs.corrected(predicted, 2 * 2 * COSTS.row[3])
     assert costs.scale == pytest.approx(2, rel=0.02)
     assert COSTS.corrected(1.0, 1e99).scale == 16 and COSTS.corrected(0.0, 5.0) == COSTS
+    outlier = COSTS.corrected(1.0, 1e99).spread  # moved by 0.05 of the way to 0.5, and no farther
+    assert outlier == pytest.approx(COSTS.spread + 0.05 * (0.5 - COSTS.spread))
     steady = wild = COSTS
     for k in range(200):
         steady, wild = steady.corrected(10.0, 10.0), wild.corrected(10.0, 10.0 * (1.5 if k % 2 else 1 / 1.5))

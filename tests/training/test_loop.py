@@ -162,6 +162,17 @@ def test_a_step_is_adamw_on_clipped_gradients(make_config: Make, device: torch.d
     assert state.step == 3
 
 
+def test_parts_of_a_batch_count_by_their_samples(make_config: Make, device: torch.device) -> None:
+    """Seven samples in parts of two and one: the loss, the gradient and its summands are those of the whole."""
+    taken = []
+    for parts in (1, 4):
+        config = make_config(batch_size=7, accumulate=parts)
+        taken.append(train_step(config, make_state(config, device), draw_batch(config, load_data(config), 0), device))
+    whole, cut = taken
+    for found, wanted in ((cut.loss, whole.loss), (cut.norm, whole.norm), (cut.summands["flow"], whole.summands["flow"])):
+        assert found.item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
 @pytest.mark.parametrize("decay", [0.9, 0.9999])
 def test_ema_is_that_of_a_float64_loop(make_config: Make, decay: float, device: torch.device) -> None:
     """ema <- d ema + (1 - d) weights after every step, where d is the lower of the decay and (1 + k) / (10 + k)."""
