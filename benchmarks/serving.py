@@ -3,6 +3,7 @@
     python benchmarks/serving.py                        # in virtual time, from costs that are measured now
     python benchmarks/serving.py --costs 5.2,16.8       # from a cost of the lowest and of the full budget
     python benchmarks/serving.py --live 60              # also a real server over HTTP, so many seconds for each load
+    python benchmarks/serving.py --seconds 0 --requests 200   # what a real server adds to a request beside its calls
     python benchmarks/serving.py --soak 600             # also a real server, overloaded for so many seconds
 
 Requests are due after three times what one takes alone at the full budget. Load is told as a multiple of what one device can
@@ -52,7 +53,7 @@ from elit.serving.jobs import Costs, Job
 from elit.serving.policy import Policy, Reserve, decide
 from elit.serving.simulation import Served, poisson, simulate
 from elit.weights import load_model
-from timing import machine
+from timing import machine, processor_s, quartiles
 
 LOADS = (0.5, 1.0, 1.5, 2.0, 4.0)
 DEVICES = (1, 4, 16, 64, 256)
@@ -69,6 +70,7 @@ LIVE_POLICIES, LIVE_LOADS = ("elastic", "1", "1/4", "1/16"), (0.5, 2.0)
 GOAL = 0.95
 SOAK_LOAD = 3.0
 FEWEST = 10  # pictures that are worth comparing
+WARM_UP = 10  # requests that are not counted
 
 
 @dataclass(frozen=True)
@@ -265,6 +267,35 @@ def prompts(port: int) -> list[str]:
     facts = told(port, "/v1/models")[1]["data"][0]["elit"]  # type: ignore[index]
     names = facts["label_names"]
     return [names[i] for i in labels_in_full(names)] or names or [str(i) for i in range(facts["classes"])]
+
+
+def overheads(port: int, count: int) -> tuple[list[float], list[float], list[float]]:
+    """Milliseconds of requests of one step beside their calls of the model, and of that inside the worker, before and after
+    these; and of the calls. The requests come one after another over one connection; the first ten are not counted.
+    """
+    connection = HTTPConnection("127.0.0.1", port)
+    body = json.dumps({"prompt": "0", "steps": 1, "seed": 1, "quality": "high", "guidance_scale": 1, "deadline_ms": 1e8})
+    whole, inside, calls = [], [], []
+    for _ in range(count + WARM_UP):
+        began = time.perf_counter()
+        connection.request("POST", "/v1/images/generations", body, {"content-type": "application/json"})
+        told = json.loads(connection.getresponse().read())["elit"]
+        whole.append(1000 * (time.perf_counter() - began) - told["compute_ms"])
+        inside.append(told["queue_ms"] + told["drawing_ms"] - told["compute_ms"])
+        calls.append(told["compute_ms"])
+    return whole[WARM_UP:], inside[WARM_UP:], calls[WARM_UP:]
+
+
+def requests(count: int, model: str | None) -> dict[str, object]:
+    """What a real server adds to so many requests, and what they have of the processor, that of their calls included."""
+    with server("deadline", model) as (process, port):
+        overheads(port, 0)
+        before = processor_s(process.pid)
+        whole, inside, calls = overheads(port, count)
+        used = 1000 * (processor_s(process.pid) - before) / (count + WARM_UP)
+    show(f"a request beside its calls: {quartiles(whole)}, in the worker {quartiles(inside)}; {count} requests")
+    show(f"of the processor a request has {used:.1f} ms; its calls take {statistics.median(calls):.1f} ms, at the median")
+    return {"whole": whole, "inside": inside, "calls": calls, "processor_ms": used}
 
 
 def drive(port: int, load: float, seconds: float, body: dict[str, object], seed: int = 0) -> tuple[float, list[Answer]]:
@@ -503,6 +534,7 @@ def main() -> None:
     parser.add_argument("--live", type=float, default=0.0, help="seconds of a real server for each load")
     parser.add_argument("--model", help="folder of the model that a real server has; the bundled model if none is given")
     parser.add_argument("--reference", help="compares the pictures of a real server with this, as elit evaluate does")
+    parser.add_argument("--requests", type=int, default=0, help="to a real server, one after another: what it adds to each")
     parser.add_argument("--soak", type=float, default=0.0, help="seconds of a real server at overload")
     parser.add_argument("--out", type=Path, default=Path("serving"), help="folder for results.json and serving.png")
     options = parser.parse_args()
@@ -520,6 +552,9 @@ def main() -> None:
         best = {load: in_hindsight(costs, load, options.seconds) for load in (0.5, 1.0)}
         show(f"the mean budget that one grants who knows all arrivals, by load: {best}")
         results |= {"virtual": [asdict(one) for one in [*outcomes, *fixed]], "in_hindsight": best}
+        keep(results, options.out)
+    if options.requests:
+        results["requests"] = requests(options.requests, options.model)
         keep(results, options.out)
     if options.live:
         real, reference = live(options.live, options.out, options.model), options.reference or reference_of(options.model)

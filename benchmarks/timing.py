@@ -1,5 +1,6 @@
 """What the benchmarks share: the machine in one line, interleaved timing, and medians with their spread."""
 
+import os
 import statistics
 import sys
 import time
@@ -109,3 +110,16 @@ def peak_mib() -> float:
     """The most memory that this process held, MiB (Linux). Not getrusage, whose peak a child has from its parent."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) / 1024
+
+
+def processor_s(pid: int) -> float:
+    """Seconds of the processor that a process has had, and its children."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return own + sum(processor_s(int(child)) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+
+def quartiles(times: list[float]) -> str:
+    """Milliseconds as people read them: the median, and the quartiles."""
+    low, middle, high = statistics.quantiles(times, n=4)
+    return f"{middle:.1f} ms ({low:.1f} to {high:.1f})"

@@ -27,6 +27,7 @@ from elit.serving.running import ANSWERED_S
 from elit.serving.server import LOOPBACK, Server, application
 
 NAME = "elit"
+REPLICA = "x-elit-replica"  # the header of an answer that names who gave it
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 HELD = 100_000  # requests that a replica may hold: refusing is its controller's affair, and waiting elsewhere helps nobody
 ANSWERS_S = 5.0  # that a cluster may take to answer
@@ -41,7 +42,8 @@ class Replica:
     """The application in one of the cluster's processes, and what the others ask of it."""
 
     def __init__(self, settings: Settings, hosts: tuple[str, ...]) -> None:
-        self.application = application(settings, hosts, measure=measured)
+        name = serve.get_replica_context().replica_id.unique_id
+        self.application = application(settings, hosts, measure=measured, headers={REPLICA: name})
         self.server: Server = self.application.state.server
 
     def __serve_build_asgi_app__(self) -> FastAPI:

@@ -102,6 +102,7 @@ class Engine:
 
     def __init__(self, model: ElasticModel, most_rows: int) -> None:
         self.model, self.most_rows, self.out_of_memory = model.eval(), most_rows, 0
+        self.levels, self.elastic = model.levels, model.core is not None  # kept, for to find them walks the blocks
         self.running: dict[int, Running] = {}
         self.device = next(model.parameters()).device
 
@@ -116,7 +117,7 @@ class Engine:
         if order.attention and not isinstance(self.model.config, DiTConfig):
             raise UserError("Read's attention is told by models of this library alone; leave attention out")
         told = self.told(order).to(self.device)
-        if recipe.guidance.weak_budget is not None and self.model.core is None:
+        if recipe.guidance.weak_budget is not None and not self.elastic:
             raise UserError("a weak budget was asked of a dense model, which has one budget; leave it out")
         course = start(
             self.model, len(told), recipe.sampler, recipe.steps, recipe.seed, path=recipe.path, shift=recipe.shift
@@ -169,7 +170,7 @@ class Engine:
     def alone_velocity(self, one: Running) -> Tensor:
         """The velocity as `elit.sample` computes it."""
         (x, t), told, guidance = one.ask, one.told, one.order.recipe.guidance
-        budget = one.granted[t] / self.model.latents
+        budget = one.granted[t] / self.levels.latents
         if one.looks and self.model.core is not None and self.model.latents > 1:
             with captured_reads(self.model.core) as found:
                 bind(self.model, told, budget)(x, t)
@@ -204,7 +205,7 @@ class Engine:
         level = one.granted[t]
         if weak:
             told = weak_condition(self.model, told, guidance.weak_label)
-            level = level if guidance.weak_budget is None else self.model.levels.of(guidance.weak_budget)
+            level = level if guidance.weak_budget is None else self.levels.of(guidance.weak_budget)
         times = torch.full((len(x),), t, dtype=torch.float32, device=x.device)
         return Rows(x.float(), times, told, [level] * len(x))
 
@@ -220,10 +221,10 @@ class Engine:
         answers: list[Tensor] = []
         while (first := sum(map(len, answers))) < len(order):
             chosen = order[first : first + self.most_rows]
-            budgets = [levels[i] / self.model.latents for i in chosen]
+            budgets = [levels[i] / self.levels.latents for i in chosen]
             rows = torch.tensor(chosen, device=x.device)
             try:
-                budget = budgets if self.model.core else None
+                budget = budgets if self.elastic else None
                 answers.append(self.model(x[rows], t[rows], told.rows(rows), budget).float())
             except (MemoryError, RuntimeError) as error:
                 if not is_memory(error) or len(chosen) == 1:

@@ -173,5 +173,5 @@ class State:
     budgets: tuple[float, ...] = field(default=())
 
 
-ToWorker = Wish | Cancel | None  # None: end
+ToWorker = Wish | Cancel | None  # None: end; a worker may send several of its own as one tuple, which wakes the server once
 FromWorker = Facts | Broken | Refused | Stepped | Done | State

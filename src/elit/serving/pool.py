@@ -56,10 +56,10 @@ def launched(settings: Settings, device: str) -> tuple[Process, Connection]:
 
 @dataclass
 class Ticket:
-    """A request under way: what comes of it arrives in `answers`."""
+    """A request under way: what comes of it arrives in `answers`, None where who asked has gone."""
 
     wish: Wish
-    answers: asyncio.Queue[Answer] = field(default_factory=asyncio.Queue)
+    answers: asyncio.Queue[Answer | None] = field(default_factory=asyncio.Queue)
     tries: int = 1
 
 
@@ -116,23 +116,29 @@ class Pool:
         """Hands on what a worker says, until it is silent for good."""
         while True:
             try:
-                message: FromWorker | None = connection.recv()
+                said = connection.recv()
             except (EOFError, OSError):
-                message = None
+                said = None
+            messages: tuple[FromWorker | None, ...] = said if isinstance(said, tuple) else (said,)
             try:
-                self.loop.call_soon_threadsafe(self._hear, worker, connection, message)
+                self.loop.call_soon_threadsafe(self._hear, worker, connection, messages)
             except RuntimeError:  # the loop has ended
                 return
-            if message is None:
+            if said is None:
                 return
 
-    def _hear(self, worker: Worker, connection: Connection, message: FromWorker | None) -> None:
+    def _hear(self, worker: Worker, connection: Connection, messages: tuple[FromWorker | None, ...]) -> None:
         """What a worker said; None where its line was cut."""
         if connection is not worker.connection:
             return  # of a process that another has replaced
-        if message is None:
-            self._lost(worker)
-            return
+        for message in messages:
+            if message is None:
+                self._lost(worker)
+            else:
+                self._heed(worker, message)
+
+    def _heed(self, worker: Worker, message: FromWorker) -> None:
+        """Notes a message, and hands it to who waits for it."""
         if isinstance(message, Facts):
             worker.facts, worker.failures = message, 0
             self.ready.set()

@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen
@@ -40,6 +41,7 @@ HEADERS = {
     "referrer-policy": "no-referrer",
 }
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+AT_ONCE = 2**15  # bytes of pictures that are written at once, in about a millisecond
 GONE = 499  # who asked has gone: no answer is read
 
 
@@ -135,12 +137,13 @@ def application(
     hosts: tuple[str, ...] = (),
     launch: Launch = launched,
     measure: Callable[[], Awaitable[bytes]] | None = None,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> FastAPI:
     """The application, whose workers live as long as it does.
 
     hosts: names by which alone it may be asked, for a server on the loopback: pages of other sites cannot reach it under
     names of their own. Any, if there are none. launch: starts a worker's process. measure: what /metrics answers, where this
-    is one application of several; its own metrics if not given.
+    is one application of several; its own metrics if not given. headers: of all answers, beside the usual ones.
     """
     metrics = Metrics()
     server = Server(settings, Pool(settings, metrics.notice, launch), metrics)
@@ -154,7 +157,7 @@ def application(
 
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.server = server
-    app.add_middleware(Guarded, hosts=hosts)
+    app.add_middleware(Guarded, hosts=hosts, headers={**HEADERS, **headers})
 
     @app.exception_handler(Mistake)
     async def told(request: Request, mistake: Mistake) -> JSONResponse:
@@ -191,7 +194,7 @@ def application(
                 return Stream(events(server, ticket, body, answer), cancel)
         assert isinstance(answer, Done)  # others tell of no previews
         metrics.answered(200)
-        return JSONResponse(await asyncio.to_thread(images, answer, body, known(server)))
+        return JSONResponse(await written(answer, body, known(server)))
 
     if settings.page:
         add_page(app)
@@ -215,8 +218,9 @@ def add_page(app: FastAPI) -> None:
 class Guarded:
     """Answers with headers that keep other sites out, and only those who ask for one of the names of this host."""
 
-    def __init__(self, app: ASGIApp, hosts: tuple[str, ...]) -> None:
+    def __init__(self, app: ASGIApp, hosts: tuple[str, ...], headers: Mapping[str, str]) -> None:
         self.app, self.hosts = app, hosts
+        self.headers = [(name.encode(), value.encode()) for name, value in headers.items()]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -231,7 +235,7 @@ class Guarded:
 
         async def sending(message: object) -> None:
             if isinstance(message, dict) and message["type"] == "http.response.start":
-                message["headers"] += [(k.encode(), v.encode()) for k, v in HEADERS.items()]
+                message["headers"] += self.headers
             await send(message)  # type: ignore[arg-type]
 
         await self.app(scope, receive, sending)
@@ -300,16 +304,15 @@ async def heard(request: Request, ticket: Ticket) -> Stepped | Done:
     async def gone() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
+        ticket.answers.put_nowait(None)
 
-    watching, coming = asyncio.create_task(gone()), asyncio.create_task(ticket.answers.get())
+    watching = asyncio.create_task(gone())
     try:
-        await asyncio.wait((coming, watching), return_when=asyncio.FIRST_COMPLETED)
-        if not coming.done():
-            raise Mistake(GONE, "the client has gone")
-        answer = coming.result()
+        answer = await ticket.answers.get()
     finally:
         watching.cancel()
-        coming.cancel()
+    if answer is None:
+        raise Mistake(GONE, "the client has gone")
     if isinstance(answer, Refused):
         raise Mistake(answer.status, answer.why, answer.retry_ms)
     return answer
@@ -327,6 +330,15 @@ class Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             self.ended()
+
+
+async def written(done: Done, body: Body, facts: Facts) -> dict[str, object]:
+    """The answer, whose pictures are written in a thread of their own where they are many or large: else to hand them over
+    takes as long as to write them.
+    """
+    if done.pixels.nbytes <= AT_ONCE:
+        return images(done, body, facts)
+    return await asyncio.to_thread(images, done, body, facts)
 
 
 def images(done: Done, body: Body, facts: Facts) -> dict[str, object]:
@@ -352,19 +364,21 @@ def file(pixels: Pixels, imprint: Imprint, index: int) -> bytes:
 
 async def events(server: Server, ticket: Ticket, body: Body, first: Stepped | Done) -> AsyncIterator[str]:
     """OpenAI's stream: the pictures so far that the worker tells of, and then the whole answer."""
-    answer: Stepped | Done | Refused = first
+    answer: Stepped | Done | Refused | None = first
     shown = 0
     while isinstance(answer, Stepped):
         picture = {"b64_json": preview(answer.pixels), "partial_image_index": shown}
         yield event("partial_image", {**picture, "step": answer.step, "steps": answer.steps})
         shown += 1
         answer = await ticket.answers.get()
+    if answer is None:
+        return
     if isinstance(answer, Refused):
         server.metrics.answered(answer.status)
         yield f"event: error\ndata: {bytes(Mistake(answer.status, answer.why).answer().body).decode()}\n\n"
         return
     server.metrics.answered(200)
-    whole = await asyncio.to_thread(images, answer, replace(body, response_format="b64_json"), known(server))
+    whole = await written(answer, replace(body, response_format="b64_json"), known(server))
     first_image = whole["data"][0]["b64_json"]  # type: ignore[index]
     usage = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
     yield event("completed", {**whole, "b64_json": first_image, "usage": usage})

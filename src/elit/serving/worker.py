@@ -94,7 +94,7 @@ class Worker:
             self.model.null_class,
             self.width,
             self.height,
-            self.model.latents,
+            self.engine.levels.latents,
             self.levels,
             tuple(self.flops[level] / 1e9 for level in self.levels),
             tuple(milliseconds),
@@ -136,7 +136,6 @@ class Worker:
         self.served[wish.id] = served
         if not answer.taken:
             self.refuse_busy(wish.id, answer.retry_ms)
-        self.connection.send(self.state())
 
     def refuse_busy(self, number: int, retry_ms: float) -> None:
         why = "too many requests are here for this one to be done in time, even at the lowest budget; ask again later"
@@ -194,7 +193,7 @@ class Worker:
 
     def number(self, budget: float) -> int:
         """The number of a budget's level, 0 for the lowest."""
-        return self.levels.index(self.model.levels.of(budget))
+        return self.levels.index(self.engine.levels.of(budget))
 
     def turn(self) -> None:
         """Makes one call of the model, with those whose turn it is, and tells what has come of it."""
@@ -224,13 +223,17 @@ class Worker:
         self.costs = self.costs.corrected(self.costs.ms(rows), took)
         for number in levels:
             self.served[number].work_ms += took
+        last: Stepped | Done | None = None
         for number, progress in made.items():
-            self.tell(self.served[number], progress.step, progress.x, progress.ended)
+            if last is not None:
+                self.connection.send(last)
+            last = self.outcome(self.served[number], progress.step, progress.x, progress.ended)
         for number in levels:
             self.after(number)
         self.reserve = self.reserve.lending(extra, not self.served)
-        budgets = tuple(self.levels[level] / self.model.latents for level in levels.values())
-        self.connection.send(replace(self.state(), budgets=budgets, decision_ms=decided - started))
+        budgets = tuple(self.levels[level] / self.engine.levels.latents for level in levels.values())
+        state = replace(self.state(), budgets=budgets, decision_ms=decided - started)
+        self.connection.send(state if last is None else (last, state))
 
     def begin(self, number: int, levels: dict[int, int], now: float) -> list[int]:
         """Notes what a request's next call costs, and returns the levels of its rows."""
@@ -253,14 +256,15 @@ class Worker:
         one = self.served[number]
         one.job = replace(one.job, asks=one.running.asks_left, guided=one.running.guided_left, running=True)
 
-    def tell(self, one: Served, step: int, x: Tensor, ended: bool) -> None:
-        """Sends the server what a request has come to: its images, or a preview, which are spread over the steps."""
+    def outcome(self, one: Served, step: int, x: Tensor, ended: bool) -> Stepped | Done | None:
+        """What a request has come to: its images, or a preview, which are spread over the steps, or nothing to tell of."""
         steps = one.order.recipe.total_steps
         if ended:
-            self.connection.send(self.done(one, self.pixels(x)))
-        elif step * one.wish.previews >= (one.shown + 1) * steps:
+            return self.done(one, self.pixels(x))
+        if step * one.wish.previews >= (one.shown + 1) * steps:
             one.shown += 1
-            self.connection.send(Stepped(one.wish.id, step, steps, self.pixels(x[:1])))
+            return Stepped(one.wish.id, step, steps, self.pixels(x[:1]))
+        return None
 
     def pixels(self, x: Tensor) -> Pixels:
         """(n, H, W, 3) of states."""
@@ -290,7 +294,7 @@ class Worker:
             alone=wish.alone,
         )
         calls = recipe.asked(recipe.parts(self.model)[0][1])
-        weak = None if guidance.weak_budget is None else self.model.levels.of(guidance.weak_budget)
+        weak = None if guidance.weak_budget is None else self.engine.levels.of(guidance.weak_budget)
         full = self.flops[self.levels[-1]] * len(calls)
         full += sum(self.flops[weak or self.levels[-1]] for t in calls if guidance.active(t))
         began = now if one.began is None else one.began
@@ -298,7 +302,7 @@ class Worker:
             id=wish.id,
             pixels=pixels,
             imprint=imprint,
-            budgets=tuple(level / self.model.latents for level in granted),
+            budgets=tuple(level / self.engine.levels.latents for level in granted),
             gflops=one.gflops,
             full_gflops=full * wish.n / 1e9,
             queue_ms=began - wish.received,
