@@ -17,7 +17,7 @@ from pictures import textured, write_pictures
 from PIL import Image
 
 from elit.data.crops import crop_adm
-from elit.data.dataset import PreparedData
+from elit.data.dataset import INFO_FILE, PreparedData
 from elit.data.prepare import ImageSettings, prepare_images, write_folder
 from elit.data.publish import publish
 from elit.data.shards import Preparation
@@ -159,6 +159,34 @@ def test_a_kill_while_parts_are_joined_loses_nothing(photos: Path, tmp_path: Pat
     assert allowed > 3
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
     assert PreparedData(tmp_path / "cut").info.count == 75
+
+
+def test_a_kill_at_the_very_end_asks_for_no_picture_again(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts are gone and only the last description is missing: no part is made a second time."""
+    import elit.data.shards as shards
+
+    settings = ImageSettings(str(photos), 16)
+    prepare_images(settings, tmp_path / "whole", workers=1)
+
+    class CutError(Exception):
+        pass
+
+    original = shards.write_whole
+
+    def write(file: Path, text: str) -> None:
+        if file.name == INFO_FILE:
+            raise CutError
+        original(file, text)
+
+    with monkeypatch.context() as patch, pytest.raises(CutError):
+        patch.setattr(shards, "write_whole", write)
+        prepare_images(settings, tmp_path / "cut", workers=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("elit.data.prepare._Worker.write", lambda *_: pytest.fail("a part is made again"))
+        prepare_images(settings, tmp_path / "cut", workers=1)
+    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
 
 
 def test_bad_pictures_are_left_out_and_listed(photos: Path, tmp_path: Path) -> None:

@@ -66,7 +66,8 @@ def test_a_mixture_runs_a_share_at_two_levels_of_the_step(make_dit: Callable[...
         assert [place for place, level in enumerate(levels) if level != 14] == [3, 7, 11, 15]
         assert 2 <= below[0] <= 7 and 8 <= below[1] <= 13 and below[2:] == below[:2]
         seen |= set(below)
-        parts = [step_budget(config, model, 3, step, t[:8], range(first, first + 8)) for first in (0, 8)]
+        shares = [range(first, last) for first, last in ((0, 3), (3, 8), (8, 12), (12, 16))]
+        parts = [step_budget(config, model, 3, step, t[: len(share)], share) for share in shares]
         assert torch.equal(torch.cat(parts), whole)  # type: ignore[arg-type]
     assert seen == set(range(2, 14))
     assert schedule_levels(config, model) == tuple(range(2, 15))
