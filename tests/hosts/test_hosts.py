@@ -10,8 +10,9 @@ from torch import Tensor
 
 import elit
 from elit import Schedule, UserError
+from elit.backbones.hosts.budgets import core_of
 from elit.elastic.anchors import anchor_order
-from elit.elastic.grid import Window
+from elit.elastic.grid import Grid, Window
 from tiny_hosts import SIZES, TEXT, TINY, Arguments, inputs, out
 
 FLUX, WAN, SD3 = TINY["FluxTransformer2DModel"], TINY["WanTransformer3DModel"], TINY["SD3Transformer2DModel"]
@@ -126,6 +127,23 @@ def test_other_anchors_run(anchor):
             low = out(elastic, arguments)
     assert torch.isfinite(full).all() and (full - dense).abs().max() > 1e-3
     assert torch.equal(low, full) == (anchor == "none")
+
+
+@pytest.mark.parametrize("anchor", ["sharp", "pyramid", "cells"])
+def test_latents_of_windows_cut_short_stand_within_them(anchor):
+    """On 5 x 5 tokens windows of 4 x 4 are cut to one column, one row and one token: the middles of cells may lie beyond."""
+    core = core_of(SD3.elastic(window=4, anchor=anchor))
+    width, grid = core.read.queries.shape[1], Grid(5, 5)
+    parts = core.read_in(torch.zeros(1, 25, width), torch.zeros(1, width), grid, 16)
+    stands = core.tokens_under(parts, grid).split([part.latents_BGJC.shape[1] * part.seats.kept for part in parts])
+    assert len(parts) == 4 and all(len(part.latents_BGJC[0]) == 1 for part in parts)
+    for part, numbers in zip(parts, stands, strict=True):
+        (top, left), window = part.region.corner[1:], part.region.window
+        rows, columns = numbers // 5 - top, numbers % 5 - left
+        assert rows.min() >= 0 and rows.max() < window.height and columns.min() >= 0 and columns.max() < window.width
+        middles = core.places[part.seats.latents]
+        seen = middles[:, 1] < window.height
+        assert torch.equal(rows[seen], middles[seen, 1])
 
 
 @pytest.mark.parametrize("tiny", [WAN, FLUX, SD3], ids=["Wan", "Flux", "SD3"])
