@@ -21,16 +21,19 @@ from elit.evaluation.heldout import TIMES, Loss, heldout_loss
 from elit.host_models import load_host_model
 from elit.pictures import save_png, sheet
 
-LEVELS = (1, 2, 4)  # latents of a group that are measured, beside all
+LEVELS = (1, 2, 4, 8)  # latents of a group that are measured, beside all
 PROMPTS = (
     "red apple",
-    "red heart",
+    "heavy black heart",
     "orange book",
-    "full moon symbol",
-    "blue car",
-    "lemon",
-    "four leaf clover",
-    "soccer ball",
+    "automobile",
+    "blue heart",
+    "grinning face",
+    "strawberry",
+    "clock face three oclock",
+    "pig face",
+    "frog face",
+    "fire",
 )
 
 

@@ -11,11 +11,13 @@ from peft import LoraConfig
 
 import elit
 from elit import UserError
+from elit.backbones.hosts import budgets
 from elit.backbones.hosts.table import HOSTS
 from tiny_hosts import TINY, inputs, out
 
 FLUX, QWEN, WAN = TINY["FluxTransformer2DModel"], TINY["QwenImageTransformer2DModel"], TINY["WanTransformer3DModel"]
 BUDGETS = (1.0, 0.5, 0.25, 0.75)
+whole_graphs = pytest.mark.skipif(not budgets.WHOLE_GRAPHS, reason="graphs of a whole transformer need torch 2.13")
 
 
 class Graphs:
@@ -43,6 +45,7 @@ def shallow(name: str, **layers: int) -> Any:
     return getattr(diffusers, name)(**(config | layers)).eval()
 
 
+@whole_graphs
 def test_one_graph_of_the_whole_transformer_serves_all_budgets_and_passes():
     """fullgraph; at most one graph more for all budgets than for one, and passes told by cache_context share it."""
     wan, arguments = shallow("WanTransformer3DModel", num_layers=3), inputs(WAN)
@@ -61,6 +64,7 @@ def test_one_graph_of_the_whole_transformer_serves_all_budgets_and_passes():
     assert counts[0] == 1 and graphs.count <= 2
 
 
+@whole_graphs
 @pytest.mark.parametrize("name", ["SD3", "Flux", "QwenImage", "LTXVideo"])
 def test_a_host_is_one_graph(name):
     """fullgraph, below the full budget, with what the eager transformer makes; Flux is told its grid."""
@@ -75,6 +79,7 @@ def test_a_host_is_one_graph(name):
     assert graphs.count == 1
 
 
+@whole_graphs
 def test_a_graph_of_the_whole_transformer_follows_a_schedule():
     """Its time is read outside of the graph, which serves every level; and after it the full budget is back."""
     wan, arguments = shallow("WanTransformer3DModel", num_layers=3), inputs(WAN, batch=1)
@@ -229,6 +234,7 @@ def test_context_parallelism_is_refused():
         out(elastic, inputs(FLUX))
 
 
+@whole_graphs
 def test_what_a_graph_cannot_read_is_told():
     """Flux's grid, and the time that a schedule asks for."""
     flux = torch.compile(FLUX.elastic(), fullgraph=True, backend="eager")
@@ -238,6 +244,14 @@ def test_what_a_graph_cannot_read_is_told():
     wan.compile(fullgraph=True, backend="eager")  # in place: nothing is left outside of the graph
     schedule = elit.Schedule(((0.5, 0.25),), 1.0)
     with torch.no_grad(), pytest.raises(Exception, match="compile_repeated_blocks"), elit.budget(wan, schedule):
+        out(wan, inputs(WAN))
+
+
+def test_graphs_of_a_whole_transformer_are_refused_where_they_would_miss_the_budget(monkeypatch):
+    """As torch before 2.13 does, which takes the first budget that it sees for all."""
+    monkeypatch.setattr(budgets, "WHOLE_GRAPHS", False)
+    wan = torch.compile(WAN.elastic(), fullgraph=True, backend="eager")
+    with torch.no_grad(), pytest.raises(Exception, match=r"needs torch 2\.13.*compile_repeated_blocks"), elit.budget(wan, 0.5):
         out(wan, inputs(WAN))
 
 

@@ -24,10 +24,11 @@ from elit.errors import UserError
 
 try:  # a number that a graph takes as an input
     from torch.fx.experimental.sym_node import DynamicInt
-except ImportError:  # before torch 2.10: graphs are made anew for other levels
+except ImportError:  # before torch 2.10
     DynamicInt = int  # type: ignore[misc, assignment]
 
 CORE = "elit"  # a transformer's attribute
+WHOLE_GRAPHS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)  # older ones miss what a thread keeps
 KEEPING = ("PyramidAttentionBroadcastConfig", "FasterCacheConfig", "TaylorSeerCacheConfig")  # of attention outputs
 
 
@@ -86,7 +87,7 @@ class BudgetHook(ModelHook):
 
     def new_forward(self, module: Any, *args: Any, **kwargs: Any) -> Any:
         """The transformer's forward, of which its core is told."""
-        told = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        told = {**dict(zip(self.names[: len(args)], args, strict=True)), **kwargs}
         self.core.calls.now = self.call(module, told)
         try:
             return self.fn_ref.original_forward(*args, **kwargs)  # type: ignore[misc]  # set when it is registered
@@ -97,6 +98,11 @@ class BudgetHook(ModelHook):
         """What this forward tells the core. Raises UserError for what an elastic host cannot do."""
         check_call(self.core.host, told)
         compiling = torch.compiler.is_compiling()
+        if compiling and not WHOLE_GRAPHS:
+            raise UserError(
+                f"a graph of the whole transformer needs torch 2.13, and this is {torch.__version__}; compile blocks with"
+                " compile_repeated_blocks()"
+            )
         asked = self.standing.asked if compiling else (_asked.get() or {}).get(id(self.core))
         if module._parallel_config is not None and module._parallel_config.context_parallel_config is not None:
             raise UserError(f"context parallelism cuts the tokens before the latent core reads them; see {PAGE}")
@@ -163,7 +169,7 @@ class BudgetHook(ModelHook):
     def read_time(self, compiled: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Notes the level that a schedule asks for now, ahead of a compiled transformer's forward, whose graph reads it."""
         if isinstance(wanted := self.wanted(), OverTime):
-            told = {**dict(zip(self.names, args, strict=False)), **kwargs}
+            told = {**dict(zip(self.names[: len(args)], args, strict=True)), **kwargs}
             self.standing.level = DynamicInt(self.core.levels.of(wanted.at(self.time(told))))
 
     def reset_state(self, module: nn.Module) -> nn.Module:
