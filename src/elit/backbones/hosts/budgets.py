@@ -28,7 +28,7 @@ except ImportError:  # before torch 2.10
     DynamicInt = int  # type: ignore[misc, assignment]
 
 CORE = "elit"  # a transformer's attribute
-WHOLE_GRAPHS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)  # older ones miss what a thread keeps
+WHOLE_GRAPHS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 12)  # older ones miss what a thread keeps
 KEEPING = ("PyramidAttentionBroadcastConfig", "FasterCacheConfig", "TaylorSeerCacheConfig")  # of attention outputs
 
 
@@ -100,7 +100,7 @@ class BudgetHook(ModelHook):
         compiling = torch.compiler.is_compiling()
         if compiling and not WHOLE_GRAPHS:
             raise UserError(
-                f"a graph of the whole transformer needs torch 2.13, and this is {torch.__version__}; compile blocks with"
+                f"a graph of the whole transformer needs torch 2.12, and this is {torch.__version__}; compile blocks with"
                 " compile_repeated_blocks()"
             )
         asked = self.standing.asked if compiling else (_asked.get() or {}).get(id(self.core))
