@@ -230,9 +230,9 @@ def _time_read(core: HostCore, transformer: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def at_level(core: HostCore, level: Level) -> Iterator[None]:
-    """Within it, forwards of a core's transformer run at a level, or at one per sample."""
-    with _asking(core, Asked(level / core.levels.latents if isinstance(level, int) else level)):
+def at_level(core: HostCore, level: Level, grid: Grid) -> Iterator[None]:
+    """Within it, forwards of a core's transformer run at a level, or at one per sample, on tokens of a grid."""
+    with _asking(core, Asked(level / core.levels.latents if isinstance(level, int) else level, grid=grid)):
         yield
 
 

@@ -4,18 +4,18 @@ A row per host that can be trained says how a batch is given to it. Those of flo
 """
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from elit.backbones.hosts.budgets import CORE, at_level, budget
+from elit.backbones.hosts.budgets import CORE, at_level
 from elit.backbones.hosts.core import HostCore
 from elit.backbones.hosts.table import host_named
 from elit.condition import Condition, Prompts, Text
-from elit.elastic.grid import Extent
+from elit.elastic.grid import Extent, Grid
 from elit.elastic.interface import ReadLayer, WriteLayer
 from elit.elastic.levels import Level
 from elit.elastic.model import Around, ElasticModel, Input
@@ -180,16 +180,10 @@ class HostModel(ElasticModel):
         dtype = next(self.parameters()).dtype
         text = condition.text.each(lambda one: one if one.dtype == torch.bool else one.to(dtype))
         told = self.form.arguments(x.to(dtype), t, Prompts(text, condition.nothing), self.config)
-        with nullcontext() if self.core is None else self._at(self.core, level, x):
+        grid = Grid(*(side // self.input.patch for side in x.shape[2:]))
+        with nullcontext() if self.core is None else at_level(self.core, level, grid):
             made: Tensor = self.transformer(**told, return_dict=False)[0]
         return unpack(made, *x.shape[2:]) if self.form.packed else made
-
-    def _at(self, core: HostCore, level: Level, x: Tensor) -> AbstractContextManager[None]:
-        """Within it, the transformer runs at a level. Where x has no values, the grid cannot be read off its places."""
-        if not x.is_meta or not isinstance(level, int):
-            return at_level(core, level)
-        rows, columns = (side // self.input.patch for side in x.shape[2:])
-        return budget(self.transformer, level / self.latents, grid=(rows, columns))
 
     def example(self, batch: int = 1, device: torch.device | str | None = None) -> tuple[Tensor, Tensor, Prompts]:
         """Pictures, times and texts of `tokens` tokens each, all zeros."""
