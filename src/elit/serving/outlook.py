@@ -14,11 +14,12 @@ from typing import NamedTuple
 from elit.serving.jobs import Costs, Job
 
 WORTH = 0.05  # of a call's time, its own cost: below, more rows in it save nothing
+GRACE = 5  # times what it was given, or takes alone: after so long, what is late is due again
 
 
 class Load(NamedTuple):
     """A job in numbers: what it adds to a call at its lowest level, and how much more at its highest; the calls it takes;
-    its rows; the time left, infinite where it does not count; and the number of its client's weight.
+    its rows; the time left, infinite where it does not count; the number of its client's weight; and whether it is late.
     """
 
     low: float
@@ -27,6 +28,7 @@ class Load(NamedTuple):
     rows: int
     left: float
     kind: int
+    late: bool = False
 
 
 class End(NamedTuple):
@@ -50,7 +52,8 @@ def client_weights(jobs: Sequence[Job]) -> tuple[list[float], list[int]]:
 def load(job: Job, now: float, costs: Costs, kind: int = 0) -> Load:
     """A job in numbers. Where guidance holds for some of its calls, each counts as their mean.
 
-    It is late in any case, and does not count, where not even its lowest level, alone, is likely to be in time.
+    It is late in any case where not even its lowest level, alone, is likely to be in time. Then it is due again, `GRACE` times
+    as long after as it was given at first: so it makes others wait as little as it can, and does not wait for ever.
     """
     row, asks, scaled = costs.row, job.asks or 1, costs.scale * job.samples
     if job.guided == 0:
@@ -62,9 +65,11 @@ def load(job: Job, now: float, costs: Costs, kind: int = 0) -> Load:
         low = scaled * (row[job.lowest] + row[job.weak] * job.guided / asks)
         more = scaled * (row[job.highest] - row[job.lowest])
     left, alone = job.due - now, asks * (costs.scale * costs.call + low)
-    if 3 * alone > left and costs.with_margin(alone, asks) > left:  # a margin is less than twice the work itself
-        left = math.inf
-    return Load(low, more, asks, job.samples * 2 if job.guided else job.samples, left, kind)
+    rows = job.samples * 2 if job.guided else job.samples
+    if 3 * alone <= left or (need := costs.with_margin(alone, asks)) <= left:  # a margin is less than twice the work itself
+        return Load(low, more, asks, rows, left, kind)
+    again = GRACE * max(job.due - job.arrived, need)
+    return Load(low, more, asks, rows, left + again * math.ceil((need - left) / again), kind, late=True)
 
 
 def outlook(loads: Sequence[Load], kinds: int, costs: Costs, most_rows: int) -> tuple[int, list[End]]:

@@ -4,7 +4,8 @@ A request is due at a time. Work is done in the order in which it is due, which 
 What comes of all requests at their lowest levels is known (`elit.serving.outlook`); the time that this leaves before each is
 due is spent on higher levels, evenly over all calls until then and evenly among clients. The request that leaves the least
 decides (so are speeds found by Yao, Demers and Shenker, 1995). All is decided anew at every step, so a request may be
-lowered and raised again while it runs. A request is taken if all can be in time with it at the lowest levels.
+lowered and raised again while it runs. A request is taken if all can be in time with it at the lowest levels. One that is
+late all the same is due again some time later.
 
 Some time is kept for requests that have yet to come: as much as makes refusals rare, learnt from refusals.
 """
@@ -124,12 +125,12 @@ def decide(
 def due_order(now: float, jobs: Sequence[Job], costs: Costs) -> tuple[list[Job], list[Load], list[float]]:
     """Jobs in the order in which they are served, the same in numbers, and the weights of clients.
 
-    First what is due first; what is late in any case comes last, so that it makes nothing else late.
+    First what is due first, of which what is late in any case is due again later.
     """
     weights, kinds = client_weights(jobs)
     loads = [load(job, now, costs, kind) for job, kind in zip(jobs, kinds, strict=True)]
-    rows = sorted((one.left == NEVER, job.due, job.arrived, job.id, job, one) for job, one in zip(jobs, loads, strict=True))
-    return [row[4] for row in rows], [row[5] for row in rows], weights
+    rows = sorted((one.left, job.arrived, job.id, job, one) for job, one in zip(jobs, loads, strict=True))
+    return [row[3] for row in rows], [row[4] for row in rows], weights
 
 
 def _share(loads: Sequence[Load], ends: Sequence[End], weights: Sequence[float], costs: Costs, reserve: Reserve) -> float:
@@ -158,7 +159,7 @@ def lent(jobs: Sequence[Job], levels: Sequence[int], costs: Costs) -> float:
 def lateness(now: float, jobs: Sequence[Job], costs: Costs, most_rows: int) -> float:
     """By how many milliseconds all jobs together are late at their lowest levels; 0 for none.
 
-    What is late on its own counts for nothing.
+    What is late in any case counts as it is due again.
     """
     _, loads, weights = due_order(now, jobs, costs)
     _, ends = outlook(loads, len(weights), costs, most_rows)
@@ -178,7 +179,7 @@ def admit(
     here = list(jobs)
     evicted: list[int] = []
     before = lateness(now, here, costs, most_rows) if policy == "deadline" else 0.0
-    hopeless = policy == "deadline" and bool(jobs) and load(new, now, costs).left == NEVER
+    hopeless = policy == "deadline" and bool(jobs) and load(new, now, costs).late
 
     def later() -> float:
         return lateness(now, [*here, new], costs, most_rows) - before if policy == "deadline" else 0.0
