@@ -52,8 +52,8 @@ def client_weights(jobs: Sequence[Job]) -> tuple[list[float], list[int]]:
 def load(job: Job, now: float, costs: Costs, kind: int = 0) -> Load:
     """A job in numbers. Where guidance holds for some of its calls, each counts as their mean.
 
-    It is late in any case where not even its lowest level, alone, is likely to be in time. Then it is due again, `GRACE` times
-    as long after as it was given at first: so it makes others wait as little as it can, and does not wait for ever.
+    It is late in any case where not even its lowest level, alone, is likely to be in time. Then it is due again, `GRACE`
+    times as long after as it was given at first: it makes others wait as little as it can, and does not wait for ever.
     """
     row, asks, scaled = costs.row, job.asks or 1, costs.scale * job.samples
     if job.guided == 0:
