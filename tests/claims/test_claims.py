@@ -219,7 +219,7 @@ def test_a_folder_of_other_settings_is_refused(
 ) -> None:
     before = measured(padded)
     assert main(["claims", "run", "zero-padding", "--scale", "small", "--data", str(data), "--out", str(padded)]) == 2
-    assert "holds claims of width 16, not 64; give another --out" in " ".join(capsys.readouterr().err.split())
+    assert "holds claims of width 16, not 96; give another --out" in " ".join(capsys.readouterr().err.split())
     assert main(["claims", "run", "zero-padding", "--scale", "tiny", "--out", str(padded)]) == 2
     assert "not emoji; give another --out" in " ".join(capsys.readouterr().err.split())
     other = tmp_path / "work"
