@@ -200,6 +200,14 @@ def test_refusals_that_lower_budgets_would_have_spared_teach_to_keep_time() -> N
     assert admit(0.0, [one], job(9, 10.0), COSTS, 8, 64).late_ms == math.inf
 
 
+def test_requests_that_may_take_for_ever_leave_the_reserve_to_the_others() -> None:
+    """Three of them first, and what comes after is served as without them."""
+    assert Reserve().after(Admission(True), job(0, 1e8), COSTS) == Reserve()
+    jobs = [replace(one, id=one.id + 3, arrived=one.arrived + 1000, due=one.due + 1000) for one in load_of(2.0)]
+    with_them, without = (simulate([*few, *jobs], COSTS, 8)[len(few) :] for few in ([job(i, 1e8) for i in range(3)], []))
+    assert abs(budget(with_them) - budget(without)) < 0.05 and abs(met(with_them) - met(without)) < 0.05
+
+
 def test_calls_are_shared_where_that_saves_time() -> None:
     jobs = [job(i, 1e6) for i in range(32)]
     assert len(decide(0.0, jobs, COSTS, 8).turns) == 1  # rows cost all there is: whoever shares waits for nothing

@@ -24,7 +24,7 @@ from elit.serving.outlook import End, Load, client_weights, even_share, load, ou
 
 Policy = Literal["deadline", "fifo"]
 REFUSED = 0.02  # of requests, that may be refused before budgets fall to take more
-FOLLOWED = 0.05  # of a request's time until it is due, told of later ones
+FOLLOWED = 0.05  # of a refused request's time until it was due, told of later ones
 LINE_BYTES = 2**22  # of a trace
 NEVER = float("inf")
 
@@ -42,13 +42,15 @@ class Reserve:
 
     def after(self, answer: "Admission", job: Job, costs: Costs) -> "Reserve":
         """The reserve after a request was taken or refused: it grows until lower budgets would have spared no more than
-        `REFUSED` of all requests their refusal. What nothing would have spared it says nothing.
+        `REFUSED` of all requests their refusal. What nothing would have spared it says nothing, and no more does what those who
+        were taken had been given, which may be for ever.
         """
-        given = job.due - job.arrived
-        left = self.left + FOLLOWED * (given - self.left) if self.left else given
-        grown = -REFUSED if answer.taken else 1 - REFUSED
+        grown, left = -REFUSED if answer.taken else 1 - REFUSED, self.left
         if answer.evicted or answer.late_ms > self.lent:
             grown = 0.0
+        elif not answer.taken:
+            given = job.due - job.arrived
+            left = left + FOLLOWED * (given - left) if left else given
         ms = self.ms + grown * job.alone(costs, job.lowest)
         return replace(self, ms=min(max(ms, 0.0), left), left=left)
 
