@@ -42,8 +42,8 @@ class Reserve:
 
     def after(self, answer: "Admission", job: Job, costs: Costs) -> "Reserve":
         """The reserve after a request was taken or refused: it grows until lower budgets would have spared no more than
-        `REFUSED` of all requests their refusal. What nothing would have spared it says nothing, and no more does what those who
-        were taken had been given, which may be for ever.
+        `REFUSED` of all requests their refusal. What nothing would have spared it says nothing, and nor does the time that
+        those were given who were taken: it may be for ever.
         """
         grown, left = -REFUSED if answer.taken else 1 - REFUSED, self.left
         if answer.evicted or answer.late_ms > self.lent:
