@@ -2,7 +2,7 @@
 
 import io
 import json
-from dataclasses import asdict
+import zlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -50,12 +50,12 @@ def png(image: Image.Image, imprint: Imprint) -> bytes:
     """A PNG file of a picture, with its imprint in its text."""
     info = PngImagePlugin.PngInfo()
     info.add_text("Software", "elit")
-    told = asdict(imprint)
+    told = {**vars(imprint)}
     if not imprint.prompts:  # as in pictures of before there were any
         del told["prompts"]
     info.add_text(KEY, json.dumps(told, sort_keys=True))
     out = io.BytesIO()
-    image.save(out, format="PNG", pnginfo=info)
+    image.save(out, format="PNG", pnginfo=info, compress_type=zlib.Z_RLE)  # as small as the default, and sooner done
     return out.getvalue()
 
 

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPResponse
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -161,6 +162,21 @@ def test_a_body_of_100_mb_is_not_read(server: Running) -> None:
             if b"chunked" in head:
                 connection.sendall(b"20000\r\n" + b"x" * 0x20000 + b"\r\n")
             assert connection.recv(4096).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize("begun", [b"GET /", HEAD, HEAD + b"transfer-encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n"])
+def test_a_head_without_end_is_not_read(server: Running, begun: bytes) -> None:
+    """Whether it is the path, the headers, or headers after the body."""
+    with server.open() as connection:
+        connection.sendall(begun)
+        sent, answer = 0, b""
+        with suppress(ConnectionError):
+            while sent < 2**22 and not select.select([connection], [], [], 0)[0]:
+                connection.sendall(b"x" * 8000)
+                sent += 8000
+            answer = connection.recv(4096)
+        assert sent < 2**22 and answer[:12] in (b"HTTP/1.1 400", b"")
+    assert server.ask(None, "/healthz")[0] == 200
 
 
 def test_slow_bodies_and_bodies_of_other_types_are_refused(server: Running) -> None:

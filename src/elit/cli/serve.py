@@ -142,7 +142,9 @@ def serve(options: argparse.Namespace, settings: "Settings") -> None:
 
 def settings_of(options: argparse.Namespace, **others: object) -> "Settings":
     """The settings of a server. Raises UserError where what it needs is not installed."""
-    missing = [name for name in ("fastapi", "uvicorn", "prometheus_client") if importlib.util.find_spec(name) is None]
+    missing = [
+        name for name in ("starlette", "uvicorn", "httptools", "prometheus_client") if importlib.util.find_spec(name) is None
+    ]
     if missing:
         raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; give pip elit[serve]")
     from elit.serving.messages import Settings

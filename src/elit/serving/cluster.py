@@ -13,11 +13,11 @@ import threading
 from types import FrameType
 
 import ray
-from fastapi import FastAPI
 from prometheus_client import Metric
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.handle import DeploymentHandle
+from starlette.applications import Starlette
 
 from elit.console import say
 from elit.errors import UserError
@@ -46,7 +46,7 @@ class Replica:
         self.application = application(settings, hosts, measure=measured, headers={REPLICA: name})
         self.server: Server = self.application.state.server
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    def __serve_build_asgi_app__(self) -> Starlette:
         return self.application
 
     async def check_health(self) -> None:

@@ -195,9 +195,9 @@ class Engine:
 
     def told(self, order: Order) -> Condition:
         """What the model is told of each image. Raises UserError for labels that it has not."""
-        if isinstance(order.labels, Condition):
-            return order.labels
-        return Labels(whole_labels(list(order.labels), self.model.null_class), self.model.null_class)
+        if isinstance(order.labels, tuple):
+            return Labels(whole_labels(list(order.labels), self.model.null_class), self.model.null_class)
+        return order.labels
 
     def rows(self, one: Running, weak: bool) -> Rows:
         """The strong or the weak rows of a request's next call."""

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from types import FrameType
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.applications import Starlette
 from uvicorn import Config
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from elit.console import say
 from elit.errors import UserError
@@ -16,13 +17,34 @@ from elit.serving.messages import Settings
 from elit.serving.server import LOOPBACK, application
 
 BACKLOG = 2048  # connections that the system keeps waiting
+HEAD = 2**16  # bytes of a request beside its body, at most
 ANSWERED_S = 10.0  # for those who read their answers slowly, once the time to drain is over
+
+
+class Bounded(HttpToolsProtocol):
+    """uvicorn's own, whose parser would read the head of a request, or what follows its body, without end."""
+
+    beside = 0  # bytes of the request that is being read that are not of its body
+
+    def data_received(self, data: bytes) -> None:
+        self.beside += len(data)
+        super().data_received(data)
+        if self.beside > HEAD and not self.transport.is_closing():
+            self.send_400_response("The head of the request is too large.")
+
+    def on_body(self, body: bytes) -> None:
+        self.beside -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self.beside = 0
+        super().on_message_complete()
 
 
 class Telling(uvicorn.Server):
     """uvicorn's own, which says where it is once it answers, and ends at once where no worker could begin."""
 
-    def __init__(self, app: FastAPI, config: Config, told: Callable[[], None]) -> None:
+    def __init__(self, app: Starlette, config: Config, told: Callable[[], None]) -> None:
         super().__init__(config)
         self.pool, self.told, self.drain_s = app.state.server.pool, told, app.state.server.settings.drain_s
 
@@ -60,7 +82,7 @@ def bound(host: str, port: int) -> socket.socket:
     return listening
 
 
-def configured(app: FastAPI, settings: Settings) -> Config:
+def configured(app: Starlette, settings: Settings) -> Config:
     """How uvicorn runs the application."""
     return Config(
         app,
@@ -70,8 +92,8 @@ def configured(app: FastAPI, settings: Settings) -> Config:
         timeout_keep_alive=30,
         backlog=BACKLOG,
         lifespan="on",
-        loop="asyncio",  # these two whatever else is installed
-        http="h11",
+        loop="asyncio",  # whatever else is installed
+        http=Bounded,
         ws="none",
     )
 

@@ -19,11 +19,14 @@ from types import MappingProxyType
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MaxLen
-from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from PIL import Image
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.requests import ClientDisconnect
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from elit.errors import UserError
@@ -138,7 +141,7 @@ def application(
     launch: Launch = launched,
     measure: Callable[[], Awaitable[bytes]] | None = None,
     headers: Mapping[str, str] = MappingProxyType({}),
-) -> FastAPI:
+) -> Starlette:
     """The application, whose workers live as long as it does.
 
     hosts: names by which alone it may be asked, for a server on the loopback: pages of other sites cannot reach it under
@@ -149,39 +152,45 @@ def application(
     server = Server(settings, Pool(settings, metrics.notice, launch), metrics)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         with suppress(UserError):  # kept as `pool.broken`: whoever runs this ends it
-            server.facts = await server.pool.start()
+            server.facts, _ = await asyncio.gather(server.pool.start(), asyncio.to_thread(made_ready))
         yield
         await server.pool.stop()
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
+    async def mistaken(request: Request, error: Exception) -> Response:
+        assert isinstance(error, Mistake)
+        metrics.answered(error.status)
+        return error.answer()
+
+    app = Starlette(
+        routes=[*routes(server, measure), *(PAGE_ROUTES if settings.page else ())],
+        middleware=[Middleware(Guarded, hosts=hosts, headers={**HEADERS, **headers})],
+        exception_handlers={Mistake: mistaken, HTTPException: nowhere},
+        lifespan=lifespan,
+    )
     app.state.server = server
-    app.add_middleware(Guarded, hosts=hosts, headers={**HEADERS, **headers})
+    return app
 
-    @app.exception_handler(Mistake)
-    async def told(request: Request, mistake: Mistake) -> JSONResponse:
-        metrics.answered(mistake.status)
-        return mistake.answer()
 
-    @app.get("/healthz")
-    async def healthz() -> JSONResponse:
+def routes(server: Server, measure: Callable[[], Awaitable[bytes]] | None) -> list[Route]:
+    """What may be asked of a server, and what answers."""
+    settings, metrics = server.settings, server.metrics
+
+    async def healthz(request: Request) -> Response:
         ready = server.pool.is_ready
         return JSONResponse({"status": "ok" if ready else "not ready"}, 200 if ready else 503)
 
-    @app.get("/metrics")
     async def measured(request: Request) -> Response:
         authorised(request, settings)
         samples = text(metrics.families(server.pool)) if measure is None else await measure()
         return Response(samples, media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/v1/models")
-    async def models(request: Request) -> JSONResponse:
+    async def models(request: Request) -> Response:
         authorised(request, settings)
         listed = {"id": "elit", "object": "model", "created": 0, "owned_by": "elit"}
         return JSONResponse({"object": "list", "data": [{**listed, "elit": asdict(known(server))}]})
 
-    @app.post("/v1/images/generations")
     async def generations(request: Request) -> Response:
         client = authorised(request, settings)
         body = parsed(await read_body(request, settings))
@@ -196,23 +205,32 @@ def application(
         metrics.answered(200)
         return JSONResponse(await written(answer, body, known(server)))
 
-    if settings.page:
-        add_page(app)
-    return app
+    return [
+        Route("/v1/images/generations", generations, methods=["POST"]),
+        Route("/v1/models", models),
+        Route("/healthz", healthz),
+        Route("/metrics", measured),
+    ]
 
 
-def add_page(app: FastAPI) -> None:
-    """The page and its files."""
+async def nowhere(request: Request, error: Exception) -> Response:
+    """What is answered where nothing is, and to other methods than those that are answered there."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
 
-    @app.get("/")
-    async def page() -> FileResponse:
-        return FileResponse(PAGE / "index.html", media_type="text/html")
 
-    @app.get("/page/{name}")
-    async def file(name: str) -> FileResponse:
-        if name not in PAGE_FILES:
-            raise Mistake(404, "there is no such file")
-        return FileResponse(PAGE / name, media_type=PAGE_FILES[name])
+async def page(request: Request) -> Response:
+    return FileResponse(PAGE / "index.html", media_type="text/html")
+
+
+async def page_file(request: Request) -> Response:
+    name = request.path_params["name"]
+    if name not in PAGE_FILES:
+        raise Mistake(404, "there is no such file")
+    return FileResponse(PAGE / name, media_type=PAGE_FILES[name])
+
+
+PAGE_ROUTES = (Route("/", page), Route("/page/{name}", page_file))
 
 
 class Guarded:
@@ -278,6 +296,12 @@ async def read_body(request: Request, settings: Settings) -> bytes:
     except ClientDisconnect:
         raise Mistake(GONE, "the client has gone") from None
     return bytes(content)
+
+
+def made_ready() -> None:
+    """Loads what the first request would else wait for: the reader of bodies, and the writer of pictures."""
+    parsed(b'{"prompt": ""}')
+    Image.preinit()
 
 
 def parsed(content: bytes) -> Body:
@@ -352,9 +376,8 @@ def images(done: Done, body: Body, facts: Facts) -> dict[str, object]:
 
 def report(done: Done) -> Mapping[str, object]:
     """What a request was granted, and what it took."""
-    told = asdict(replace(done, pixels=None))  # type: ignore[arg-type]
-    del told["pixels"], told["id"]
-    return {"seed": done.imprint.seed, **told}
+    told = {name: value for name, value in vars(done).items() if name not in ("pixels", "id")}
+    return {"seed": done.imprint.seed, **told, "imprint": vars(done.imprint)}
 
 
 def file(pixels: Pixels, imprint: Imprint, index: int) -> bytes:

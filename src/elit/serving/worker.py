@@ -1,5 +1,6 @@
 """A worker, the process of one device: it loads a model, takes requests in, and makes one call after another."""
 
+import select
 import signal
 import sys
 from contextlib import ExitStack
@@ -80,6 +81,7 @@ class Worker:
         self.engine = Engine(self.model, self.settings.rows)
         self.costs: Costs = measure_costs(self.model, self.settings.rows, self.settings.repeats)
         self.levels = tuple(self.model.levels.counts())
+        self.usual = self.card.recipe
         self.flops = self.opened.flops
         with torch.no_grad():
             x = torch.zeros(1, *self.model.input.shape, device=torch.device(self.device))
@@ -105,7 +107,7 @@ class Worker:
 
     def listen(self) -> bool:
         """Takes what the server sends, and waits for it where there is nothing to do; False at the end."""
-        while self.connection.poll(None if not self.served else 0):
+        while not self.served or select.select([self.connection], [], [], 0)[0]:
             message: ToWorker = self.connection.recv()
             if message is None:
                 return False
@@ -162,7 +164,7 @@ class Worker:
 
     def recipe(self, wish: Wish) -> Recipe:
         """How to sample, with the card's defaults for what is not said."""
-        usual = self.card.recipe
+        usual = self.usual
         scale = usual.guidance.scale if wish.guidance_scale is None else wish.guidance_scale
         weak = wish.guidance_budget
         guidance = Guidance(scale, wish.guidance_interval, weak, "same" if wish.autoguidance else "null")
@@ -293,7 +295,7 @@ class Worker:
             dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
             alone=wish.alone,
         )
-        calls = recipe.asked(recipe.parts(self.model)[0][1])
+        calls = one.running.times
         weak = None if guidance.weak_budget is None else self.engine.levels.of(guidance.weak_budget)
         full = self.flops[self.levels[-1]] * len(calls)
         full += sum(self.flops[weak or self.levels[-1]] for t in calls if guidance.active(t))
