@@ -53,6 +53,8 @@ KINDS = {
     "sharp-mixed": Kind(["--model.anchor", "sharp", *MIXED]),
     "pyramid-mixed": Kind(["--model.anchor", "pyramid", *MIXED]),
     "cells-mixed": Kind(["--model.anchor", "cells", *MIXED]),
+    "cells-mostly-low": Kind(["--model.anchor", "cells", "--budget.mixed", "0.75"]),
+    "cells-distilled": Kind(["--model.anchor", "cells", *MIXED, "--finetune.distill", "1"]),
     "paper-scratch": Kind(["--model.anchor", "none", *DRAWN], from_trunk=False),
     "cells-scratch": Kind(["--model.anchor", "cells", *MIXED], from_trunk=False),
 }

@@ -14,11 +14,13 @@ from elit import DiT, DiTConfig
 from elit.backbones.layers import unpatchify
 from elit.card import Card, save_card
 from elit.console import console
+from elit.cost import count_flops
 from elit.elastic.core import Layout
 from elit.elastic.grouping import group, ungroup
 from elit.elastic.rope import token_rope
 from elit.flow import FlowPath
 from elit.training.config import TrainConfig
+from elit.training.dry_run import dry_run, step_flops
 from elit.training.finetune import start_from
 from elit.training.loop import train
 from elit.weights import load_model, save_weights
@@ -191,6 +193,24 @@ def test_distillation_is_the_mean_squared_difference_from_the_original(
     teacher = state.objective.teacher.state_dict()
     assert all(torch.equal(teacher[name], tensor) for name, tensor in original.state_dict().items())
     assert make_state(make_tuned(), device).objective.teacher is None
+
+
+def test_a_dry_run_knows_of_the_original(make_tuned: Make, dense: Path, tmp_path: Path) -> None:
+    """Distillation adds a forward of the original, at its full budget, to a step, and its weights to what is held."""
+    model = load_model(dense)
+    forward, weights = 1e-9 * count_flops(model), 4 * sum(p.numel() for p in model.parameters())
+    config = make_tuned(budget__highest=0.25)
+    plain, distilled = dry_run(config), dry_run(make_tuned(finetune__distill=3.0, budget__highest=0.25))
+    for name in ("step_gflops_mean", "step_gflops_highest"):
+        beside = getattr(distilled, name) - getattr(plain, name)
+        assert beside == pytest.approx(config.batch_size * forward)
+    assert step_flops(config) == pytest.approx(1e9 * plain.step_gflops_mean)
+    assert step_flops(make_tuned(finetune__distill=3.0, budget__highest=0.25)) == pytest.approx(
+        1e9 * distilled.step_gflops_mean
+    )
+    assert distilled.state_bytes - plain.state_bytes == distilled.rank_state_bytes - plain.rank_state_bytes == weights
+    away = make_tuned(finetune__distill=3.0, init_from=str(tmp_path / "later"))  # of which nothing is known yet
+    assert dry_run(away).step_gflops_mean > dry_run(make_tuned()).step_gflops_mean
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])

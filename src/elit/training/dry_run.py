@@ -3,22 +3,24 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from elit.backbones.table import build_model
-from elit.cost import activation_bytes
+from elit.cost import activation_bytes, count_flops
 from elit.data.emoji import SPLITS
 from elit.data.moving_emoji import is_moving_emoji
 from elit.distributed import local_device
-from elit.outlines import without_memory
+from elit.elastic.model import ElasticModel
+from elit.errors import UserError
+from elit.hub import find_model
 from elit.training.budgets import mean_flops, run_flops
 from elit.training.config import TrainConfig
 from elit.training.step import DTYPES
+from elit.weights import load_config, outline
 
 
 @dataclass(frozen=True)
 class Cost:
     """FLOPs, and the memory of each process of `config.parallel`'s mesh, one process where it names none.
+
+    Of a run that is distilled both hold its frozen original, which each process holds whole. Alignment's encoder is in none.
 
     state_bytes: weights, gradients, two moments (Muon: one) and the EMA, float32. rank_state_bytes: 1/shard of that.
     rank_gathered_bytes: the whole weights of the two largest units in a row, the one in use and the next, in the run's
@@ -41,8 +43,7 @@ class Cost:
 def dry_run(config: TrainConfig) -> Cost:
     """What a run would cost. Raises UserError for a device that is not here."""
     local_device(config.device)
-    with without_memory():
-        model = build_model(config.model)
+    model = outline(config.model)
     parameters = sum(p.numel() for p in model.parameters())
     by_muon = sum(p.numel() for p in model.hidden_matrices()) if config.optimizer.name == "muon" else 0
     dtype = DTYPES[config.dtype]
@@ -57,15 +58,17 @@ def dry_run(config: TrainConfig) -> Cost:
         gathered += 4 * parameters
     state = 4 * (5 * parameters - by_muon)
     flops = run_flops(model, config.budget, config.flow)
+    original = original_of(config)
+    beside, held = (0, 0) if original is None else (count_flops(original), 4 * sum(p.numel() for p in original.parameters()))
     return Cost(
         parameters=parameters,
         forward_gflops_lowest=flops.lowest / 1e9,
         forward_gflops_highest=flops.highest / 1e9,
-        step_gflops_highest=3 * config.batch_size * flops.highest / 1e9,
-        step_gflops_mean=3 * config.batch_size * flops.mean / 1e9,
-        state_bytes=state,
+        step_gflops_highest=config.batch_size * (3 * flops.highest + beside) / 1e9,
+        step_gflops_mean=config.batch_size * (3 * flops.mean + beside) / 1e9,
+        state_bytes=state + held,
         ranks=ranks,
-        rank_state_bytes=state / shard,
+        rank_state_bytes=state / shard + held,
         rank_gathered_bytes=gathered,
         activation_bytes_highest=activation_bytes(
             model, -(-config.batch_size // (ranks * config.accumulate)), highest, dtype
@@ -74,10 +77,24 @@ def dry_run(config: TrainConfig) -> Cost:
 
 
 def step_flops(config: TrainConfig) -> float:
-    """FLOPs of a training step, forward and backward of the whole batch, on average over the budgets that it draws."""
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config.model)
-    return 3 * config.batch_size * mean_flops(model, config.budget, config.flow)
+    """FLOPs of a training step, forward and backward of the whole batch, on average over the budgets that it draws.
+
+    With those of the forward of what it is distilled from.
+    """
+    original = original_of(config)
+    beside = 0 if original is None else count_flops(original)
+    return config.batch_size * (3 * mean_flops(outline(config.model), config.budget, config.flow) + beside)
+
+
+def original_of(config: TrainConfig) -> ElasticModel | None:
+    """What a run is distilled from, without its weights: the model itself where that is not there yet, None for none."""
+    if not config.finetune.distill:
+        return None
+    assert config.init_from is not None
+    try:
+        return outline(load_config(find_model(config.init_from)))
+    except UserError:
+        return outline(config.model)
 
 
 def missing(config: TrainConfig) -> list[str]:
