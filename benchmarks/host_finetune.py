@@ -16,10 +16,11 @@ from elit import Guidance, sample
 from elit.backbones.hosts.model import HostModel
 from elit.console import console, output, progress_bar
 from elit.data.opening import load_images
-from elit.data.prompts import PromptedData, open_prompts, with_prompts
+from elit.data.prompts import PromptedData, with_prompts
 from elit.evaluation.heldout import TIMES, Loss, heldout_loss
 from elit.host_models import load_host_model
 from elit.pictures import save_png, sheet
+from elit.prompt_tables import open_prompts
 
 LEVELS = (1, 2, 4, 8)  # latents of a group that are measured, beside all
 PROMPTS = (

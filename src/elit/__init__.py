@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from elit.backbones.table import create_model, preset_names
     from elit.bundled import load_bundled
     from elit.cost import count_flops
-    from elit.data.prompts import open_prompts
     from elit.elastic.block import ElasticBlock
     from elit.elastic.schedule import Schedule
     from elit.errors import UserError
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from elit.host_folders import load_elastic, save_elastic
     from elit.host_models import load_host_model
     from elit.pipeline import ElitPipeline
+    from elit.prompt_tables import open_prompts
     from elit.published import load_published
     from elit.sampling import sample
     from elit.step_cache import StepCache
@@ -53,7 +53,7 @@ _HOMES = {
     "load_host_model": "elit.host_models",
     "load_model": "elit.weights",
     "load_published": "elit.published",
-    "open_prompts": "elit.data.prompts",
+    "open_prompts": "elit.prompt_tables",
     "preset_names": "elit.backbones.table",
     "save_elastic": "elit.host_folders",
     "sample": "elit.sampling",

@@ -68,6 +68,7 @@ _KNOWN: dict[tuple[type[ElasticModel], DiTConfig, Level, bool], int] = {}
 
 
 def _counted(model: ElasticModel, budget: Budget, blocks: bool) -> int:
+    model = model.outline()
     forward = meta_call(model, 1, budget, blocks=blocks)
     with FlopCounterMode(display=False) as counter, _alike_once(model, counter) as left_out:
         forward()
@@ -130,6 +131,7 @@ def flops_by_level(model: ElasticModel) -> dict[int, int]:
     quadratic in the level: the three lowest levels tell all others exactly, and the highest confirms it. Windows cut short
     at the edge of a grid have no more latents from some level on; then every level is counted.
     """
+    model = model.outline()
     levels = model.levels.counts()
     counted = {level: count_flops(model, level / model.latents) for level in {*levels[:3], levels[-1]}}
     if len(levels) > 3:

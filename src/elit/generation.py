@@ -86,7 +86,7 @@ def settings_of(
         "guidance": {**asdict(recipe.guidance), "weak_budget": level(recipe.guidance.weak_budget)},
         "seed": recipe.seed,
         "path": recipe.path,
-        "labels": {name: value for name, value in asdict(labels).items() if name != "whole" or value},
+        **labels.settings(),
         "tile": recipe.tile,
         "codec": codec.name,
         "dtype": str(parameter.dtype).removeprefix("torch."),
@@ -116,7 +116,7 @@ def tile_images(model: ElasticModel, recipe: Recipe, labels: LabelRule, codec: C
         sde_noise = image_noise(recipe.seed, places, "sde", first).transpose(0, 1)
     noise = image_noise(recipe.seed, shape, first=first)
     chosen = [labels.label(recipe.seed, first + i) for i in range(recipe.tile)]
-    return codec.decode(recipe.draw(model, chosen, noise, sde_noise)).cpu()
+    return codec.decode(recipe.draw(model, labels.told(chosen), noise, sde_noise)).cpu()
 
 
 def image_name(index: int, form: Format = "png") -> str:

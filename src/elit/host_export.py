@@ -6,11 +6,14 @@ such as a codec, is given as None; the README.md in the folder says how.
 FOLDER/transformer/   the dense transformer: as it was, or as the run trained it
 FOLDER/elastic/       what made it elastic, and LoRAs, for `elit.load_elastic(pipe.transformer, "FOLDER/elastic")`
 FOLDER/lora/          LoRAs of a transformer that stayed dense, for `pipe.transformer.load_lora_adapter`
+FOLDER/elit.json      what the run knew of it, with which elit sample and elit serve open the folder
 the rest              of the pipeline that the run started from; where that was a transformer alone, a scheduler
 """
 
 import inspect
+import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +23,10 @@ from elit.errors import UserError
 from elit.files import check_makeable, found, whole_folder, write_whole
 from elit.host_folders import save_elastic
 from elit.host_models import HostCheckpoint, find_host, read_checkpoint
-from elit.lora import ADAPTER
+from elit.lora import ADAPTER, LORA_FILE
 from elit.outlines import without_memory
+from elit.weights import EXPORTED_FILE, INDEX_FILE
 
-INDEX_FILE = "model_index.json"
-LORA_FILE = "pytorch_lora_weights.safetensors"
 PIPELINES = {
     "SD3Transformer2DModel": "StableDiffusion3Pipeline",
     "FluxTransformer2DModel": "FluxPipeline",
@@ -62,6 +64,7 @@ def export_pipeline(place: str | Path, out: Path, dtype: torch.dtype, overwrite:
         elif kept.lora.rank:
             transformer.save_lora_adapter(part / "lora", adapter_name=ADAPTER, weight_name=LORA_FILE)
         _write_pipeline(dense_of(transformer), kept, part)
+        write_whole(part / EXPORTED_FILE, json.dumps(asdict(kept), indent=2) + "\n")
         write_whole(part / "README.md", _readme(kept, type(transformer).__name__, out.name))
 
 

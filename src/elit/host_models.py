@@ -19,17 +19,18 @@ from elit.backbones.hosts.model import HostModel, form_of
 from elit.codec import DataEncoding
 from elit.errors import UserError
 from elit.files import found, write_whole
+from elit.host_folders import load_elastic
 from elit.hub import is_hub_id
-from elit.lora import Lora, add_lora
-from elit.outlines import without_memory
+from elit.lora import ADAPTER, LORA_FILE, Lora, add_lora
 from elit.records import Positive, Whole, read_json, record
 from elit.weights import (
     CONFIG_FILE,
+    EXPORTED_FILE,
+    INDEX_FILE,
     TRANSFORMER_FILE,
     WEIGHTS_FILE,
     check_finite,
     check_fit,
-    digest_of,
     model_in,
     read_tensors,
 )
@@ -96,7 +97,7 @@ class Source:
     @property
     def pipeline(self) -> Path | None:
         """The folder of the pipeline that it is the transformer of, if it is one's."""
-        return self.folder.parent if (self.folder.parent / "model_index.json").is_file() else None
+        return self.folder.parent if (self.folder.parent / INDEX_FILE).is_file() else None
 
 
 def find_host(place: str) -> Source:
@@ -173,11 +174,15 @@ def describe_checkpoint(part: Path, kept: HostCheckpoint, transformer: dict[str,
 
 
 def read_checkpoint(place: str | Path) -> tuple[Any, HostCheckpoint]:
-    """The transformer of a checkpoint, or of the last one of a run, with the averaged weights; and what is known of it.
+    """The transformer of a checkpoint, of a run's last one, or of an exported pipeline, with the averaged weights; and what
+    is known of it.
 
-    Raises UserError for a folder that `elit finetune` did not write, and where what a LoRA is of is gone or another.
+    Raises UserError for a folder that neither `elit finetune` nor `elit export --pipeline` wrote, and where what a LoRA is
+    of is gone or another.
     """
     folder = model_in(Path(place))
+    if (folder / EXPORTED_FILE).is_file():
+        return read_exported(folder)
     if not (folder / TRANSFORMER_FILE).is_file():
         raise UserError(f"{place} is no run of elit finetune; give the folder of one")
     kept = read_json(folder / CONFIG_FILE, HostCheckpoint)
@@ -192,6 +197,24 @@ def read_checkpoint(place: str | Path) -> tuple[Any, HostCheckpoint]:
     check_fit(tensors, learned(transformer), f"{folder / WEIGHTS_FILE} does not fit its {CONFIG_FILE}")
     check_finite(tensors, f"{folder / WEIGHTS_FILE} holds no weights")
     transformer.load_state_dict(tensors, strict=False)
+    return transformer.eval(), kept
+
+
+def read_exported(folder: Path) -> tuple[Any, HostCheckpoint]:
+    """The transformer of a pipeline that `elit export --pipeline` wrote; errors as of `read_checkpoint`."""
+    kept = read_json(folder / EXPORTED_FILE, HostCheckpoint)
+    transformer = read_transformer(Source(folder / "transformer"))
+    if kept.elastic is not None:
+        load_elastic(transformer, folder / "elastic")
+    elif kept.lora.rank:
+        transformer.load_lora_adapter(
+            str(folder / "lora"),
+            prefix=None,
+            adapter_name=ADAPTER,
+            weight_name=LORA_FILE,
+            use_safetensors=True,
+            local_files_only=True,
+        )
     return transformer.eval(), kept
 
 
@@ -213,22 +236,3 @@ def load_host_model(place: str | Path) -> HostModel:
     """That transformer as a model of this library, which `elit.sample` takes with `Prompts` in place of labels."""
     transformer, kept = read_checkpoint(place)
     return HostModel(transformer, (kept.height, kept.width)).eval()
-
-
-def host_outline(model: HostModel, kept: HostCheckpoint) -> HostModel:
-    """The same model without memory, to count FLOPs with: some transformers have tables that a count would lose them."""
-    with without_memory():
-        transformer = type(model.transformer).from_config(model.config)
-        if kept.elastic is not None:
-            elasticize_as(transformer, kept.elastic)
-        if kept.lora.rank:
-            add_lora(transformer, kept.lora)
-    return HostModel(transformer, (kept.height, kept.width), model.tokens).eval()
-
-
-def host_fingerprint(model: HostModel, kept: HostCheckpoint) -> str:
-    """A hash of what the model is made of and of its weights, so that nothing made with it is taken for another's."""
-    made_of = {key: value for key, value in model.config.items() if key[0] != "_"}
-    elastic = None if kept.elastic is None else asdict(kept.elastic)
-    told = json.dumps([model.name, made_of, elastic, digest_of(model.transformer)], sort_keys=True, default=str)
-    return hashlib.sha256(told.encode()).hexdigest()[:12]

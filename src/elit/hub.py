@@ -6,7 +6,7 @@ from pathlib import Path
 from elit.bundled import FOLDER
 from elit.errors import UserError
 from elit.files import found
-from elit.weights import CACHE_FILE, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, model_in
+from elit.weights import CACHE_FILE, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_host, model_in
 
 BUNDLED = "bundled"  # what commands call the bundled model
 
@@ -49,7 +49,7 @@ def names_model(name: str) -> bool:
     folder = found(Path(name).expanduser())
     if name == BUNDLED or not folder.exists():
         return name == BUNDLED or is_hub_id(name)
-    return (folder / CONFIG_FILE).is_file() or any((folder / "checkpoints").glob("step_*"))
+    return (folder / CONFIG_FILE).is_file() or is_host(folder) or any((folder / "checkpoints").glob("step_*"))
 
 
 def is_hub_id(name: str) -> bool:

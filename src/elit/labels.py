@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from elit.condition import Condition
 from elit.errors import UserError
 from elit.files import read_bytes
 from elit.seeding import generator_for
@@ -70,6 +71,15 @@ class LabelRule:
         if self.kind == "uniform":
             place = int(torch.randint(count, (), generator=generator_for("label", seed, index)))
         return self.whole[place] if self.whole else place
+
+    def told(self, labels: Sequence[int]) -> Sequence[int] | Condition:
+        """What a model is told of images of these labels, which it may not know by their numbers."""
+        return labels
+
+    def settings(self) -> dict[str, object]:
+        """All of it, as settings.json holds it."""
+        values = {"kind": self.kind, "classes": self.classes, "values": self.values}
+        return {"labels": values | ({"whole": self.whole} if self.whole else {})}
 
 
 def parse_labels(text: str, classes: int, names: Sequence[str] = ()) -> LabelRule:

@@ -7,7 +7,7 @@ from annotated_types import Ge, Le, MaxLen, MinLen
 from elit.errors import UserError
 from elit.records import Count, record
 
-ADAPTER = "elit"
+ADAPTER, LORA_FILE = "elit", "pytorch_lora_weights.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 
 Names = Annotated[tuple[Annotated[str, MinLen(1), MaxLen(200)], ...], MinLen(1), MaxLen(100)]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from elit.condition import Condition
 from elit.cost import count_flops
 from elit.elastic.model import ElasticModel
 from elit.elastic.schedule import Schedule
@@ -70,7 +71,7 @@ class Recipe:
     def draw(
         self,
         model: ElasticModel,
-        labels: Tensor | Sequence[int],
+        labels: Tensor | Sequence[int] | Condition,
         noise: Tensor | None = None,
         sde_noise: Tensor | None = None,
         done: Callable[[], None] | None = None,

@@ -1,15 +1,14 @@
 """What is asked for in words, such as on a command line: a model by name, labels, a budget; and the samples made of it."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import torch
 
 from elit.cache_fit import cached, told
-from elit.card import Card, load_card
-from elit.codec import load_codec
+from elit.card import Card
 from elit.console import say
 from elit.distributed import from_main, is_main, local_device, process_group
 from elit.elastic.model import ElasticModel
@@ -18,15 +17,14 @@ from elit.files import check_writable, read_bytes, written_whole
 from elit.front import wants_front, within
 from elit.generation import check_count, fitting_tile, generate
 from elit.guidance import Guidance
-from elit.hub import find_model
 from elit.imprint import PICTURE_BYTES, png, read_imprint
-from elit.labels import parse_labels
 from elit.media import Format, chosen_format
+from elit.opened import Vocabulary, open_model
 from elit.pictures import to_image
 from elit.recipe import Recipe
 from elit.sampling import sample
 from elit.target import Budget, cost_in
-from elit.weights import fingerprint, load_model
+from elit.weights import fingerprint
 
 USUAL_COUNT = 16  # of images, where neither a number nor labels are given
 
@@ -68,15 +66,17 @@ class Wishes:
 class Request:
     """Samples of one model, to be made in a folder.
 
-    model: as `find_model` finds it. labels: as `parse_labels` reads them. budget: as
-    `Budget.parse` does. count: None is one of each listed label, or 16. codec: as `load_codec` finds it. batch, npz: as
-    `generate` takes them. form: of the files, as `chosen_format` takes it.
+    model: as `find_model` finds it. labels: as `parse_labels` reads them, None for any; or prompts, of a model that is told
+    texts, and what it is to know of them. budget: as `Budget.parse` does. count: None is one of each that is listed, or 16.
+    codec: as `load_codec` finds it. batch, npz: as `generate` takes them. form: of the files, as `chosen_format` takes it.
     """
 
     out: Path
     wishes: Wishes
     model: str | None = None
-    labels: str = "uniform"
+    labels: str | None = None
+    prompts: tuple[str, ...] = ()
+    vocabulary: Vocabulary = field(default_factory=Vocabulary)
     budget: str = "1"
     count: int | None = None
     codec: str | None = None
@@ -91,13 +91,14 @@ class Request:
 
         Raises UserError for what does not fit the model or cannot be read, and OSError for what cannot be written.
         """
-        source = find_model(self.model)
-        card, device = load_card(source), local_device(self.device)
-        model = load_model(source, str(device))
+        one = open_model(self.model, local_device(self.device), self.vocabulary)
+        source, card, model = one.folder, one.card, one.model
+        if self.wishes.cache is not None:
+            one.check_cache()
         form = chosen_format(self.form, model.samples.of_clips)
         weights = fingerprint(model) if self.wishes.cache is not None or card.front is not None else ""
         model = model.to(self.dtype)
-        labels = parse_labels(self.labels, model.null_class, card.label_names)
+        labels = one.words.rule(self.labels, self.prompts)
         count = (len(labels.values) or USUAL_COUNT) if self.count is None else self.count
         check_count(count)
         recipe = self.wishes.over(card.recipe)
@@ -107,11 +108,11 @@ class Request:
         recipe = self.budgeted(recipe, card, model, source, weights)
         if recipe.cache is not None and is_main():
             say(told(recipe, source, model))
-        codec = load_codec(self.codec, model.samples.channels, device, card.encoding, model.samples.extent.frames)
+        codec = one.codec(self.codec)
         with process_group():
             if self.wishes.tile is None:
                 recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, self.out, form))
-            settings = (codec, self.batch, self.npz, card.label_names, form)
+            settings = (codec, self.batch, self.npz, one.words.called(labels), form)
             made = generate(model, recipe, labels, count, self.out, *settings)
         return f"{count} {'images' if form == 'png' else 'clips'}", made
 
@@ -144,32 +145,41 @@ class Granted:
         return self.budgets[t]
 
 
-def repeat(picture: Path, out: Path, model: str | None, codec: str | None, device: str) -> Path:
+def repeat(
+    picture: Path,
+    out: Path,
+    model: str | None,
+    codec: str | None,
+    device: str,
+    vocabulary: Vocabulary = Vocabulary(),
+) -> Path:
     """Draws a picture again as its imprint says, and writes it below `out` under its name: to the byte, on the same kind of
     device, where it shared no call with others.
 
     Raises UserError for a picture without an imprint, for another model or codec than drew it, and where another file of
     that name is there.
     """
-    imprint, source = read_imprint(picture), find_model(model)
-    if imprint.prompts:
-        raise UserError(f"{picture} was drawn of a prompt, which elit sample does not take; ask elit serve for it again")
-    card, where = load_card(source), local_device(device)
-    network = load_model(source, str(where)).to(getattr(torch, imprint.dtype, torch.float32))
+    imprint = read_imprint(picture)
+    one = open_model(model, local_device(device), vocabulary)
+    network = one.model.to(getattr(torch, imprint.dtype, torch.float32))
     if fingerprint(network) != imprint.model:
         raise UserError(
             f"{picture} was drawn by the model {imprint.model}, and this is {fingerprint(network)}; give --model"
         )
-    decoder = load_codec(codec, network.samples.channels, where, card.encoding)
+    decoder = one.codec(codec)
     if decoder.name != imprint.codec:
         raise UserError(f"{picture} was decoded by {imprint.codec}, and this is {decoder.name}; give --codec")
     weak = imprint.guidance_budget
     guidance = Guidance(imprint.guidance_scale, imprint.guidance_interval, weak, imprint.weak_label)
-    recipe = replace(card.recipe, sampler=imprint.sampler, steps=imprint.steps, guidance=guidance, seed=imprint.seed, tile=1)
+    recipe = replace(
+        one.card.recipe, sampler=imprint.sampler, steps=imprint.steps, guidance=guidance, seed=imprint.seed, tile=1
+    )
     recipe = replace(recipe, shift=imprint.shift)
     budget = granted(recipe, network, imprint.levels)
+    labels = one.words.rule(None, imprint.prompts)
+    drawn = labels.values if imprint.prompts else imprint.labels
     x = sample(
-        *(network, list(imprint.labels), imprint.sampler, imprint.steps, budget, guidance, imprint.seed),
+        *(network, labels.told(drawn), imprint.sampler, imprint.steps, budget, guidance, imprint.seed),
         path=recipe.path,
         shift=recipe.shift,
     )

@@ -166,9 +166,9 @@ def _fingerprint(model: ElasticModel, batch_size: int) -> str:
     device = (
         torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else platform.processor() or platform.machine()
     )
-    parts = [asdict(model.config), parameter.device.type, device, str(parameter.dtype), batch_size]
+    parts = [model.made_of() or asdict(model.config), parameter.device.type, device, str(parameter.dtype), batch_size]
     parts += [torch.get_num_threads(), torch.__version__, platform.node()]
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:24]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
 
 
 @torch.no_grad()

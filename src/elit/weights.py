@@ -27,6 +27,7 @@ from elit.words import one_line, shown
 CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, README_FILE = "config.json", "model.safetensors", "card.json", "README.md"
 CACHE_FILE = "cache.json"
 TRANSFORMER_FILE = "transformer.json"  # beside the weights of a transformer of diffusers
+EXPORTED_FILE, INDEX_FILE = "elit.json", "model_index.json"  # of a pipeline of diffusers: where we wrote it, and always
 OURS = (CONFIG_FILE, WEIGHTS_FILE, CARD_FILE, README_FILE, CACHE_FILE)  # all that a model folder may hold
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FLOATS_TEXT = "float32, float16, bfloat16 or float64"
@@ -53,8 +54,18 @@ def config_from_dict(values: object, origin: str) -> DiTConfig:
     return checked({key: value for key, value in values.items() if key != "architecture"}, backbone.config, origin)
 
 
+def is_host(folder: Path) -> bool:
+    """Whether a model folder is a transformer of diffusers: a checkpoint of `elit finetune`, or a pipeline made of one."""
+    return (folder / TRANSFORMER_FILE).is_file() or (folder / EXPORTED_FILE).is_file()
+
+
 def load_config(folder: Path) -> DiTConfig:
     """The configuration in a model folder's config.json. Raises UserError, naming the file and the field, for any other."""
+    if is_host(folder):
+        raise UserError(
+            f"{folder} is of a transformer of diffusers, a run of elit finetune: elit sample, elit evaluate, elit report and"
+            " elit serve take it, and in Python elit.load_host_model"
+        )
     return config_from_dict(read_json(folder / CONFIG_FILE, object), str(folder / CONFIG_FILE))
 
 
@@ -165,12 +176,12 @@ def load_model(folder: str | Path, device: str = "cpu") -> ElasticModel:
 
 
 def model_in(folder: Path) -> Path:
-    """The model folder that a path names: itself, or the last checkpoint of a training run.
+    """The model folder that a path names: itself, a pipeline that `elit export` wrote, or the last checkpoint of a run.
 
     Raises UserError, saying what is there instead, for every other path.
     """
     folder = found(folder)
-    if (folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file():
+    if ((folder / CONFIG_FILE).is_file() and (folder / WEIGHTS_FILE).is_file()) or (folder / EXPORTED_FILE).is_file():
         return folder
     for place in (folder / "checkpoints", folder):
         steps = [p for p in place.glob("step_*") if (p / CONFIG_FILE).is_file() and (p / WEIGHTS_FILE).is_file()]
@@ -182,6 +193,11 @@ def model_in(folder: Path) -> Path:
         raise UserError(f"{folder} is a file; give its folder, {folder.parent}")
     if folder.is_file():
         raise UserError(f"{folder} is a file and not a model folder; of the authors' checkpoints elit import makes one")
+    if (folder / INDEX_FILE).is_file():
+        raise UserError(
+            f"{folder} is a pipeline of diffusers that this version's elit export --pipeline did not write; open it with"
+            " diffusers, train its transformer with elit finetune, or export the run again"
+        )
     raise UserError(f"{folder} is not a model folder: it holds no {CONFIG_FILE} with {WEIGHTS_FILE}")
 
 
@@ -199,7 +215,10 @@ def filled(model: ElasticModel, tensors: dict[str, Tensor]) -> ElasticModel:
 
 
 def fingerprint(model: ElasticModel) -> str:
-    """A hash of the config and the weights, so that nothing made with one model is taken for another's."""
+    """A hash of what a model is made of and of its weights, so that nothing made with it is taken for another's."""
+    if (made_of := model.made_of()) is not None:  # a transformer of diffusers
+        told = json.dumps([*made_of, digest_of(model)], sort_keys=True, default=str)
+        return hashlib.sha256(told.encode()).hexdigest()[:12]
     digest = hashlib.sha256(json.dumps(config_to_dict(model.config), sort_keys=True).encode())
     for tensor in model.state_dict().values():
         digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

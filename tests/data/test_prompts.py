@@ -8,12 +8,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
-from elit import UserError
+from elit import UserError, prompt_tables
 from elit.cli import main
 from elit.data import prompts as module
 from elit.data.emoji import load_emoji
 from elit.data.images import LabelledImages
-from elit.data.prompts import open_prompts, prepare_prompts, read_texts, told, with_prompts
+from elit.data.prompts import prepare_prompts, read_texts, told, with_prompts
+from elit.prompt_tables import open_prompts
 from elit.text_encoder import load_text_encoder
 from tiny_text import WIDTH, save_encoder, tokenizer
 
@@ -75,7 +76,8 @@ def test_a_stopped_preparation_goes_on_and_ends_in_the_same_bytes(
     encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Parts of two prompts; the second part fails at first, and the first is not made again."""
-    monkeypatch.setattr(module, "PART", 2)
+    for where in (module, prompt_tables):
+        monkeypatch.setattr(where, "PART", 2)
     made, fails = load_text_encoder(str(encoder)), [False]
     whole = made.encode
     calls: list[int] = []
@@ -162,7 +164,7 @@ def test_files_that_were_changed_are_refused(table: Path) -> None:
     with pytest.raises(UserError, match=r"nothing.safetensors is not what prompts.json says"):
         open_prompts(table)
     (table / "prompts.json").write_text(json.dumps(info))
-    module._opened.cache_clear()
+    prompt_tables._opened.cache_clear()
     part = table / "part-00000.safetensors"
     tensors = load_file(part)
     tensors["pooled"][2] = float("nan")
@@ -170,6 +172,6 @@ def test_files_that_were_changed_are_refused(table: Path) -> None:
     with pytest.raises(UserError, match="holds values that are no numbers"):
         open_prompts(table).of(torch.tensor([2]))
     part.write_bytes(part.read_bytes()[:100])
-    module._opened.cache_clear()
+    prompt_tables._opened.cache_clear()
     with pytest.raises(UserError, match="is not a whole safetensors file"):
         open_prompts(table)

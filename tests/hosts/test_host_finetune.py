@@ -22,7 +22,7 @@ from elit.cli import main
 from elit.codec import Pixels
 from elit.condition import Prompts, Text
 from elit.data.opening import load_images, open_data
-from elit.data.prompts import open_prompts, prepare_prompts, with_prompts
+from elit.data.prompts import prepare_prompts, with_prompts
 from elit.flow import TimeLaw, shifted
 from elit.host_export import LORA_FILE, others_of
 from elit.host_folders import save_elastic
@@ -36,6 +36,7 @@ from elit.host_models import (
 )
 from elit.lora import Lora, add_lora
 from elit.pixels import to_float
+from elit.prompt_tables import open_prompts
 from elit.sampling import image_noise
 from elit.serving.messages import Settings
 from elit.serving.opened import opened
@@ -377,9 +378,8 @@ def test_loras_are_exported_too(world: Path, tmp_path: Path) -> None:
             transformer.load_lora_adapter(str(out / "lora"), prefix=None, weight_name=LORA_FILE)
         told, x, t = prompts_of(world, 0, 1), torch.randn(2, 3, 8, 8), torch.tensor([0.3, 0.8])
         with torch.no_grad():
-            torch.testing.assert_close(
-                HostModel(transformer.eval(), (8, 8))(x, t, told), model(x, t, told), rtol=1e-5, atol=1e-5
-            )
+            for again in (HostModel(transformer.eval(), (8, 8)), load_host_model(out)):
+                torch.testing.assert_close(again(x, t, told), model(x, t, told), rtol=1e-5, atol=1e-5)
 
 
 def test_a_pipelines_own_encoders_and_parts_are_used_and_kept(world: Path, tmp_path: Path) -> None:

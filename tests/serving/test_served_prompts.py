@@ -7,87 +7,36 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import diffusers
 import numpy as np
 import openai
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 import elit
 from elit import Guidance, UserError, sample
 from elit.cli import main
-from elit.codec import Pixels
 from elit.cost import count_flops
-from elit.data.prompts import PromptTable, open_prompts, prepare_prompts
-from elit.host_models import HostCheckpoint, describe_checkpoint, load_host_model
+from elit.data.prompts import prepare_prompts
+from elit.host_models import load_host_model
 from elit.imprint import read_imprint
-from elit.lora import Lora
+from elit.model_words import PromptWords
 from elit.pixels import to_uint8
+from elit.prompt_tables import PromptTable, open_prompts
 from elit.recipe import Recipe
 from elit.serving.engine import Engine, Order
 from elit.serving.messages import Settings
-from elit.serving.opened import PromptWords, opened
+from elit.serving.opened import opened
 from elit.text_encoder import load_text_encoder
 from serving import Running, running
-from tiny_hosts import SIZES
-from tiny_text import WIDTH, save_encoder
-
-TEXTS = ["red heart", "star", "a fish of heart", "blue heart, red star"]  # of 2, 1, 4 and 5 tokens
-HOSTS: dict[str, tuple[type, dict[str, Any]]] = {
-    "sd3": (
-        diffusers.SD3Transformer2DModel,
-        {
-            **SIZES, "sample_size": 8, "in_channels": 3, "out_channels": 3, "num_layers": 3, "joint_attention_dim": WIDTH,
-            "caption_projection_dim": 32, "pooled_projection_dim": WIDTH, "pos_embed_max_size": 6, "qk_norm": "rms_norm",
-        },
-    ),
-    "qwen": (
-        diffusers.QwenImageTransformer2DModel,
-        {
-            **SIZES, "in_channels": 12, "out_channels": 3, "num_layers": 3, "joint_attention_dim": WIDTH,
-            "axes_dims_rope": (4, 6, 6),
-        },
-    ),
-}  # fmt: skip
-
-
-def checkpoint(folder: Path, name: str, prompts: Path | None) -> Path:
-    """An elastic transformer as `elit finetune` keeps it, its weights drawn: 8 x 8 pixels, four levels."""
-    kind, sizes = HOSTS[name]
-    torch.manual_seed(1)
-    made = kind(**sizes)
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.normal_(std=0.2)
-    elit.elasticize(made, 1, 1, 2, anchor="none")
-    with torch.no_grad():
-        for parameter in made.elit.parameters():
-            parameter.normal_(std=0.2)
-    told = None if prompts is None else str(prompts)
-    kept = HostCheckpoint("elsewhere", None, made.elit.config, Lora(), 8, 8, 1.5, 0, "", told, Pixels(), 2.0)
-    folder.mkdir(parents=True)
-    plain = {key: value for key, value in made.config.items() if key[0] != "_"}
-    describe_checkpoint(folder, kept, {"_class_name": kind.__name__, **plain})
-    tensors = {f"transformer.{key}": value.detach().contiguous() for key, value in made.named_parameters()}
-    save_file(tensors, folder / "model.safetensors")
-    return folder
+from tiny_runs import HOSTS, TEXTS, save_world
+from tiny_text import WIDTH
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A text encoder, embeddings of five tokens by it, and by another, and a run of each host."""
-    folder = tmp_path_factory.mktemp("world")
-    encoder = load_text_encoder(str(save_encoder(folder / "encoder")))
-    prepare_prompts(TEXTS, encoder, folder / "prompts", tokens=5)
-    prepare_prompts(TEXTS, load_text_encoder(str(save_encoder(folder / "wide", 32))), folder / "wide-prompts", tokens=5)
-    for name in HOSTS:
-        checkpoint(folder / name / "checkpoints" / "step_1", name, folder / "prompts")
-    checkpoint(folder / "untold", "sd3", None)
-    return folder
+    return save_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
@@ -220,5 +169,5 @@ def test_what_cannot_be_served_is_a_sentence(
     picture.write_bytes(base64.b64decode(made["data"][0]["b64_json"]))
     assert read_imprint(picture).prompts == (TEXTS[0],)
     assert main(["sample", "--from", str(picture), "--out", str(tmp_path / "out")]) == 2
-    assert "was drawn of a prompt" in capsys.readouterr().err
+    assert "give --model" in capsys.readouterr().err
     assert json.loads((world / "untold" / "config.json").read_text())["prompts"] is None

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elit.cli.parsing import DTYPES, MOST, MOST_AT_ONCE, MOST_SEEDS, Parser, folder, parse_budgets, place, torch_dtype, whole
-from elit.cli.sample import add_sampling, wishes_of
+from elit.cli.sample import add_prompts, add_sampling, vocabulary_of, wishes_of
 from elit.console import say, show
 from elit.errors import UserError
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from elit.evaluation.results import ResultRow
     from elit.evaluation.sources import Sampled, Source
     from elit.labels import LabelRule
+    from elit.model_words import Words
 
 WORTHWHILE = 50_000  # samples that published figures stand on
 
@@ -74,7 +75,8 @@ def add_evaluate(command: Parser) -> None:
     model.add_argument("--budgets", default="1", help="comma-separated, such as 1/16,1/4,1")
     model.add_argument("--seeds", type=whole(1, MOST_SEEDS), default=1, help="how many seeds, from --seed on")
     add_sampling(model)
-    command.set_defaults(run=run_evaluate, labels=None)
+    add_prompts(model)
+    command.set_defaults(run=run_evaluate)
 
 
 def run_evaluate(options: argparse.Namespace) -> None:
@@ -156,31 +158,29 @@ def make_statistics(options: argparse.Namespace, extractors: "list[Extractor]") 
 def open_sources(options: argparse.Namespace) -> "list[Source]":
     """The set that was named; of a model, one for each budget and seed (their counts are settled later)."""
     from elit.evaluation.sources import open_images
-    from elit.hub import find_model, names_model
+    from elit.hub import names_model
 
     name = options.samples[0]
     if name != "emoji" and names_model(name):
-        return list(model_samples(options, find_model(name)))
+        return list(model_samples(options))
     return [open_images(name, options.size, options.count)]
 
 
-def model_samples(options: argparse.Namespace, folder: Path) -> "list[Sampled]":
+def model_samples(options: argparse.Namespace) -> "list[Sampled]":
     """What a model makes at each budget from each seed."""
     from elit.cache_fit import cached
-    from elit.card import load_card
-    from elit.codec import load_codec
     from elit.distributed import local_device
     from elit.evaluation.sources import Sampled
-    from elit.weights import fingerprint, load_model
+    from elit.opened import open_model
+    from elit.weights import fingerprint
 
-    device = local_device(options.device)
-    model = load_model(folder, str(device)).to(torch_dtype(options.dtype))
-    card = load_card(folder)
-    codec = load_codec(options.codec, model.samples.channels, device, card.encoding, model.samples.extent.frames)
-    recipe = wishes_of(options).over(card.recipe)
+    one = open_model(options.samples[0], local_device(options.device), vocabulary_of(options))
+    recipe = wishes_of(options).over(one.card.recipe)
     if options.cache is not None:
-        recipe = cached(recipe, options.cache, folder, fingerprint(load_model(folder)))
-    labels = labels_of(options, model.null_class, card.label_names)
+        one.check_cache()
+        recipe = cached(recipe, options.cache, one.folder, fingerprint(one.model))
+    model, labels = one.model.to(torch_dtype(options.dtype)), labels_of(options, one.words)
+    codec = one.codec(options.codec)
     return [
         Sampled(options.samples[0], model, replace(recipe, budget=budget, seed=seed), labels, codec, 2)
         for budget in dict.fromkeys(parse_budgets(options.budgets))
@@ -188,15 +188,15 @@ def model_samples(options: argparse.Namespace, folder: Path) -> "list[Sampled]":
     ]
 
 
-def labels_of(options: argparse.Namespace, classes: int, names: tuple[str, ...]) -> "LabelRule":
+def labels_of(options: argparse.Namespace, words: "Words") -> "LabelRule":
     """The labels that --labels asks for. Without it they are drawn; beside emoji-styles a model of these labels gets those
     of the reference's pictures, one for one."""
     from elit.data.emoji_styles_test import NAME, label_names, split_labels
-    from elit.labels import LabelRule, parse_labels
+    from elit.labels import LabelRule
 
-    if options.labels is None and options.reference == NAME and names == label_names():
-        return LabelRule("list", classes, split_labels())
-    return parse_labels(options.labels or "uniform", classes, names)
+    if options.labels is None and options.reference == NAME and words.names == label_names():
+        return LabelRule("list", len(words.names), split_labels())
+    return words.rule(options.labels, options.texts or ())
 
 
 def counted(sources: "list[Source]", count: int | None, reference: int | None) -> "list[Source]":

@@ -18,6 +18,7 @@ from elit.cli.parsing import (
     place,
     whole,
 )
+from elit.cli.sample import add_prompts, vocabulary_of
 from elit.errors import UserError
 
 if TYPE_CHECKING:
@@ -98,6 +99,7 @@ def add_kind(
     )
     kind.add_argument("--model", type=place, help="a model or run folder, or a hub id; the bundled model if none is given")
     kind.add_argument("--labels", help="comma-separated names, numbers or ranges; a dozen if none are given")
+    add_prompts(kind)
     kind.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise")
     kind.add_argument("--steps", type=whole(1, 100_000), help="of the sampler, instead of those in the model's card")
     kind.add_argument(
@@ -115,7 +117,10 @@ def run_report(options: argparse.Namespace) -> None:
     check_folder(options.out)
     source = find_model(options.model)
     name = options.model or "bundled"
-    subject = load_subject(source, options.labels, options.seed, options.steps, name, options.codec)
+    asked = (options.labels, options.seed, options.steps, name, options.codec, options.texts or ())
+    subject = load_subject(source, *asked, vocabulary_of(options))
+    if options.kind == "attention" and subject.model.made_of() is not None:
+        raise UserError("Read's attention is told by models of this library alone; elit report budgets shows this one")
     if subject.model.samples.of_clips and options.kind != "budgets":
         raise UserError(
             f"elit report {options.kind} is of pictures, and the model makes clips; elit report budgets shows them"

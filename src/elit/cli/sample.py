@@ -23,6 +23,7 @@ from elit.console import show
 from elit.errors import UserError
 
 if TYPE_CHECKING:
+    from elit.opened import Vocabulary
     from elit.request import Wishes
 
 
@@ -73,10 +74,13 @@ def add_sample(command: Parser) -> None:
         " the same command goes on where it was stopped, and makes the same images under torchrun.",
         "elit sample --labels heart/noto,time/twemoji --count 24 --budget 1/4",
         'elit sample --model my-model --guidance.scale 2 --budget "1/4@t>0.5,1"',
+        'elit sample --model my-run --prompt "red heart" --prompt star --budget 1/4',
         "torchrun --nproc-per-node 8 -m elit sample --model my-model --count 50000",
     )
     command.add_argument(
-        "--model", type=place, help="a model or run folder, or a hub id; the bundled model if none is given"
+        "--model",
+        type=place,
+        help="a model or run folder, of elit finetune too, or a hub id; the bundled model if none is given",
     )
     command.add_argument(
         "--out", type=folder, default="samples", help="folder; the images go to a folder there named by their settings"
@@ -102,13 +106,14 @@ def add_sample(command: Parser) -> None:
     )
     command.add_argument("--device", default="auto", help="such as cpu or cuda; auto is a GPU where there is one")
     add_sampling(command)
+    add_prompts(command)
     command.set_defaults(run=run_sample)
 
 
 def add_sampling(parser: "argparse._ActionsContainer") -> None:
     """What decides the pixels of a model's samples, beside budget and count."""
     parser.add_argument(
-        "--labels", default="uniform", help="uniform, balanced, names or numbers (3,heart), a range (0-9), or @FILE"
+        "--labels", help="uniform, which it is if not given, balanced, names or numbers (3,heart), a range (0-9), or @FILE"
     )
     parser.add_argument("--sampler", default="euler", help="euler, heun or euler_maruyama")
     parser.add_argument(
@@ -160,20 +165,50 @@ def add_sampling(parser: "argparse._ActionsContainer") -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights and the work")
 
 
+def add_prompts(parser: "argparse._ActionsContainer", of_images: bool = True) -> None:
+    """What a run of elit finetune is to know of prompts. of_images: also what is drawn."""
+    if of_images:
+        parser.add_argument(
+            "--prompt",
+            dest="texts",
+            action="append",
+            metavar="TEXT",
+            help="of a run of elit finetune: what is drawn, instead of --labels; the option may be repeated",
+        )
+    parser.add_argument(
+        "--prompts", type=place, help="of a run of elit finetune: a folder of prompts instead of its own, or emoji"
+    )
+    parser.add_argument(
+        "--encoder",
+        type=place,
+        help="of such a run: the text encoder of its prompts, by folder or hub id; then any text will do",
+    )
+
+
+def vocabulary_of(options: argparse.Namespace) -> "Vocabulary":
+    """What the options of `add_prompts` say."""
+    from elit.opened import Vocabulary
+
+    return Vocabulary(options.prompts, options.encoder)
+
+
 def run_sample(options: argparse.Namespace) -> None:
     from elit.distributed import is_main
     from elit.request import Request, repeat
 
     if options.picture is not None:
-        if options.labels != "uniform" or options.count is not None or options.budget != "1":
-            raise UserError("--from says all of it; leave --labels, --count and --budget out")
-        show(f"{repeat(options.picture, options.out, options.model, options.codec, options.device)} is drawn again")
+        if options.labels is not None or options.texts or options.count is not None or options.budget != "1":
+            raise UserError("--from says all of it; leave --labels, --prompt, --count and --budget out")
+        where = (options.picture, options.out, options.model, options.codec, options.device)
+        show(f"{repeat(*where, vocabulary_of(options))} is drawn again")
         return
     request = Request(
         out=options.out,
         wishes=wishes_of(options),
         model=options.model,
         labels=options.labels,
+        prompts=tuple(options.texts or ()),
+        vocabulary=vocabulary_of(options),
         budget=options.budget,
         count=options.count,
         codec=options.codec,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elit.cli.parsing import DTYPES, Parser, folder, option, parse_numbers, place, whole
-from elit.cli.sample import fraction
+from elit.cli.sample import add_prompts, fraction
 from elit.errors import UserError
 
 if TYPE_CHECKING:
@@ -67,14 +67,7 @@ def add_model(command: Parser) -> None:
     command.add_argument(
         "--codec", type=place, help="for latent models: an AutoencoderKL by folder or hub id, or ema or mse"
     )
-    command.add_argument(
-        "--prompts", type=place, help="for a run of elit finetune: a folder of prompts instead of its own, or emoji"
-    )
-    command.add_argument(
-        "--encoder",
-        type=place,
-        help="for such a run: the text encoder of its prompts, by folder or hub id; then any text will do",
-    )
+    add_prompts(command, of_images=False)
     command.add_argument("--dtype", choices=DTYPES, default="fp32", help="of the weights and the work")
     command.add_argument("--devices", default="auto", help="such as cpu or cuda:0,cuda:1; auto is every GPU, or the CPU")
     command.add_argument("--host", default="127.0.0.1", help="address to listen at; others than this machine need another")

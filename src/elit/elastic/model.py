@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from elit.condition import Condition, Labels
 from elit.elastic.core import HostBlock, HostPart, LatentCore
-from elit.elastic.grid import Extent
+from elit.elastic.grid import Extent, Grid
 from elit.elastic.interface import ReadLayer, WriteLayer
 from elit.elastic.levels import Budget, Level, Levels
 from elit.errors import UserError
@@ -65,6 +65,20 @@ class ElasticModel(nn.Module):
     def samples(self) -> Input:
         """What is sampled: the form of the images, of which the input is one unless it is a pyramid."""
         return self.input
+
+    @property
+    def grid(self) -> Grid:
+        """Where the tokens sit of inputs of the size that the model was made for."""
+        made: Grid = self.config.grid
+        return made
+
+    def made_of(self) -> list[object] | None:
+        """What the model is made of, as plain values; None where that is what `config` holds."""
+        return None
+
+    def outline(self) -> "ElasticModel":
+        """What FLOPs are counted of: the model itself, whose tensors can be stood in for."""
+        return self
 
     def reset_positions(self) -> None:
         """(Re)computes fixed tables that no file holds, after weights were made without values; a backbone may have some."""

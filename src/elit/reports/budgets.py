@@ -71,7 +71,7 @@ def report_budgets(subject: Subject, quality: Quality | None = None) -> Report:
     model = subject.model
     budgets = model.levels.fractions()
     recipes = [replace(subject.recipe, budget=budget) for budget in budgets]
-    samples = subject.shown(draw_all(model, recipes, subject.labels))
+    samples = subject.shown(draw_all(model, recipes, subject.told))
     timed = measure_latency(model, budgets)
     rows = [replace(row, latency=ms) for row, ms in zip(budget_rows(model, budgets, quality), timed, strict=True)]
     images = [

@@ -80,7 +80,7 @@ def report_guidance(
         raise UserError(f"a weak budget of {weak_budget:g} is the full one, and no weaker; give a lower, such as 1/16")
     cells = [(kind, scale) for kind in kinds for scale in sorted(set(scales))]
     recipes = [replace(subject.recipe, guidance=guidance_of(kind, scale, weak)) for kind, scale in cells]
-    images = subject.shown(draw_all(model, recipes, subject.labels))
+    images = subject.shown(draw_all(model, recipes, subject.told))
     rows = [
         GuidanceRow(kind, scale, recipe.gflops_per_step(model)) for (kind, scale), recipe in zip(cells, recipes, strict=True)
     ]

@@ -4,12 +4,13 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from elit.condition import Condition
 from elit.console import progress_bar
 from elit.elastic.model import ElasticModel
 from elit.recipe import Recipe
 
 
-def draw_all(model: ElasticModel, recipes: Sequence[Recipe], labels: Sequence[int]) -> list[Tensor]:
+def draw_all(model: ElasticModel, recipes: Sequence[Recipe], labels: Sequence[int] | Condition) -> list[Tensor]:
     """The images (B, C, H, W) of every recipe, on the CPU, under a progress bar; equal recipes run once."""
     different, images = dict.fromkeys(recipes), {}
     with progress_bar() as bar:

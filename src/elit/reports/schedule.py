@@ -96,7 +96,7 @@ def report_schedule(
     """
     model, tried = subject.model, plans(subject.model, times, budgets)
     recipes = [replace(subject.recipe, budget=plan.budget) for plan in tried]
-    images = draw_all(model, recipes, subject.labels)
+    images = draw_all(model, recipes, subject.told)
     rows = [
         ScheduleRow(plan.name(model), plan, recipe.gflops_per_step(model), rms(some, images[0]))
         for plan, recipe, some in zip(tried, recipes, images, strict=True)

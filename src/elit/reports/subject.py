@@ -7,16 +7,18 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from elit.card import Card, load_card
-from elit.codec import Codec, load_codec, makes_pixels
+from elit.card import Card
+from elit.codec import Codec, makes_pixels
+from elit.condition import Condition
 from elit.data.images import LabelledImages
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.evaluation.exam import Exam, exam_of, known_data
-from elit.labels import parse_labels
+from elit.labels import LabelRule
+from elit.model_words import Words
+from elit.opened import Vocabulary, open_model
 from elit.pixels import to_float
 from elit.recipe import Recipe, steps_text
-from elit.weights import load_model
 from elit.words import spread
 
 MOST_LABELS = 100
@@ -56,7 +58,7 @@ STYLED_LABELS = (
 class Subject:
     """A model and its card, the data it was made for where that is known, and labels by number and by name.
 
-    codec: decodes a model of latents, whose first channels are shown where none is given.
+    rule: which the labels are of. codec: decodes a model of latents, whose first channels are shown where none is given.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Subject:
     data: LabelledImages | None
     labels: list[int]
     label_names: list[str]
+    rule: LabelRule
     seed: int
     codec: Codec | None = None
 
@@ -72,6 +75,11 @@ class Subject:
     def exam(self) -> Exam | None:
         """What the model's samples are judged beside, where its data are known."""
         return exam_of(self.model, self.card)
+
+    @property
+    def told(self) -> Sequence[int] | Condition:
+        """What the model is told of an image of each label."""
+        return self.rule.told(self.labels)
 
     @property
     def recipe(self) -> Recipe:
@@ -85,7 +93,7 @@ class Subject:
         size = " x ".join(str(n) for n in model.samples.shape)
         budgets = f"{model.latents} budgets" if model.latents > 1 else "one budget"
         return (
-            f"Model {self.name}: {count / 1e6:.2f} M parameters, inputs of {size}, {model.config.grid} tokens, {budgets}."
+            f"Model {self.name}: {count / 1e6:.2f} M parameters, inputs of {size}, {model.grid} tokens, {budgets}."
             f" Images: Euler's method, {steps_text(sampling.steps)}, seed {self.seed}."
         )
 
@@ -128,25 +136,28 @@ def load_subject(
     steps: int | None = None,
     name: str | None = None,
     codec: str | None = None,
+    prompts: Sequence[str] = (),
+    vocabulary: Vocabulary = Vocabulary(),
 ) -> Subject:
     """The subject of a model folder.
 
     labels: as `elit.labels.parse_labels` takes a list of them, such as "heart,3,10-12"; a dozen if None. steps: instead of
     the card's. name: what the report calls the model; the folder's own name if None. codec: as `load_codec` finds it.
+    prompts, vocabulary: of a run of `elit finetune`, as `elit.opened` has it, prompts instead of labels.
 
     Raises UserError for a folder that is no model's, a label that it does not have, or a codec that does not fit.
     """
-    model, card = load_model(folder), load_card(folder)
+    one = open_model(folder, torch.device("cpu"), vocabulary)
+    model, card = one.model, one.card
     if steps is not None:
         checked = replace(card.recipe, steps=steps)
         card = replace(card, sampling=replace(card.sampling, steps=checked.steps))
     data = known_data(model, card)
-    known = card.label_names
-    chosen = chosen_labels(model, known, labels, demo_labels(data))
-    names = [known[i] if i < len(known) else str(i) for i in chosen]
-    made = (model.samples.channels, torch.device("cpu"), card.encoding, model.samples.extent.frames)
-    decoder = None if codec is None else load_codec(codec, *made)
-    return Subject(name or folder.name or str(folder), model, card, data, chosen, names, seed, decoder)
+    rule = listed_labels(one.words, labels, prompts, demo_labels(data))
+    known = one.words.called(rule)
+    names = [known[i] if i < len(known) else str(i) for i in rule.values]
+    decoder = None if codec is None else one.codec(codec)
+    return Subject(name or folder.name or str(folder), model, card, data, list(rule.values), names, rule, seed, decoder)
 
 
 def demo_labels(data: LabelledImages | None) -> tuple[str, ...]:
@@ -164,17 +175,18 @@ def require_known(subject: Subject) -> None:
         )
 
 
-def chosen_labels(model: ElasticModel, names: Sequence[str], labels: str | None, otherwise: Sequence[str] = ()) -> list[int]:
-    """Class indices of labels given by name, number or range, each once; of None, those of the names `otherwise`, or some.
+def listed_labels(words: Words, labels: str | None, prompts: Sequence[str] = (), otherwise: Sequence[str] = ()) -> LabelRule:
+    """Labels given by name, number or range, or prompts, each once; of None those of the names `otherwise`, or some.
 
     Raises UserError for a label that is not there, naming close ones, for a rule in place of a list, and for too many.
     """
-    if labels is None:
-        return [list(names).index(name) for name in otherwise] or list(spread(len(DEMO_LABELS), model.null_class))
-    rule = parse_labels(labels, model.null_class, names)
+    rule = words.rule(labels, prompts)
+    if labels is None and not prompts:
+        some = [words.names.index(name) for name in otherwise] or spread(len(DEMO_LABELS), rule.classes)
+        return replace(rule, kind="list", values=tuple(some), whole=())
     if rule.kind != "list":
         raise UserError(f"a report shows labels that are listed, not {labels}; give names or numbers, such as 0-9")
-    chosen = list(dict.fromkeys(rule.values))
+    chosen = tuple(dict.fromkeys(rule.values))
     if len(chosen) > MOST_LABELS:
         raise UserError(f"a report shows at most {MOST_LABELS} labels, not {len(chosen):,}; list fewer")
-    return chosen
+    return replace(rule, values=chosen)

@@ -15,12 +15,13 @@ from torch import Tensor
 from elit.errors import UserError
 from elit.guidance import Guidance
 from elit.imprint import Imprint
+from elit.model_words import Told
 from elit.pixels import to_uint8
 from elit.recipe import Recipe
 from elit.serving.engine import Engine, Order, Running, is_memory, measure_costs, now_ms
 from elit.serving.jobs import Costs, Job
 from elit.serving.messages import Broken, Cancel, Done, Facts, Pixels, Refused, Settings, State, Stepped, ToWorker, Wish
-from elit.serving.opened import Opened, Told, opened
+from elit.serving.opened import Opened, opened
 from elit.serving.policy import Reserve, admit, decide, lent, trace_line
 
 QUALITIES = {"low": 1 / 4, "medium": 1 / 2, "high": 1.0}  # the budgets that they name; auto is decided at every step

@@ -16,7 +16,7 @@ from elit.backbones.hosts.model import HostModel, check_embeddings, form_of
 from elit.card import SamplingDefaults
 from elit.codec import Codec
 from elit.data.opening import open_data
-from elit.data.prompts import PromptedData, open_prompts, with_prompts
+from elit.data.prompts import PromptedData, with_prompts
 from elit.distributed import is_main, own_part
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
@@ -34,6 +34,7 @@ from elit.host_models import (
 )
 from elit.lora import add_lora
 from elit.pictures import save_png, sheet
+from elit.prompt_tables import open_prompts
 from elit.sampling import sample
 from elit.training.batch import Draws
 from elit.training.budgets import schedule_levels

@@ -5,7 +5,7 @@ A row per host that can be trained says how a batch is given to it. Those of flo
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from elit.backbones.hosts.budgets import CORE, at_level
 from elit.backbones.hosts.core import HostCore
+from elit.backbones.hosts.elasticize import elasticize_as
 from elit.backbones.hosts.table import host_named
 from elit.condition import Condition, Prompts, Text
 from elit.elastic.grid import Extent, Grid
@@ -20,6 +21,7 @@ from elit.elastic.interface import ReadLayer, WriteLayer
 from elit.elastic.levels import Level
 from elit.elastic.model import Around, ElasticModel, Input
 from elit.errors import UserError
+from elit.outlines import without_memory
 
 GUIDANCE = 3.5  # what transformers that were distilled with guidance are told, as diffusers' own training scripts do
 
@@ -163,6 +165,31 @@ class HostModel(ElasticModel):
         found = getattr(self.transformer, CORE, None)
         return found if isinstance(found, HostCore) else None
 
+    @property
+    def grid(self) -> Grid:
+        return self.grid_of(self.input.extent.axes[1:])
+
+    def grid_of(self, sides: tuple[int, ...]) -> Grid:
+        """Of pictures of this height and width."""
+        return Grid(*(side // self.input.patch for side in sides))
+
+    def made_of(self) -> list[object]:
+        settings = {key: value for key, value in self.config.items() if key[0] != "_"}
+        return [self.name, settings, None if self.core is None else asdict(self.core.config)]
+
+    def outline(self) -> "HostModel":
+        """The same model without memory: some transformers have tables that a count on stand-ins would lose them."""
+        if self.transformer.device.type == "meta":
+            return self
+        with without_memory():
+            made = type(self.transformer).from_config(self.config)
+            if self.core is not None:
+                elasticize_as(made, self.core.config)
+            for name, lora in getattr(self.transformer, "peft_config", {}).items():
+                made.add_adapter(lora, adapter_name=name)
+        height, width = self.input.extent.height, self.input.extent.width
+        return HostModel(made, (height, width), self.tokens).eval()
+
     def forward(
         self, x: Tensor, t: Tensor, y: Tensor | Condition, budget: Any = None, around: Around | None = None
     ) -> Tensor:
@@ -180,8 +207,7 @@ class HostModel(ElasticModel):
         dtype = next(self.parameters()).dtype
         text = condition.text.each(lambda one: one if one.dtype == torch.bool else one.to(dtype))
         told = self.form.arguments(x.to(dtype), t, Prompts(text, condition.nothing), self.config)
-        grid = Grid(*(side // self.input.patch for side in x.shape[2:]))
-        with nullcontext() if self.core is None else at_level(self.core, level, grid):
+        with nullcontext() if self.core is None else at_level(self.core, level, self.grid_of(x.shape[2:])):
             made: Tensor = self.transformer(**told, return_dict=False)[0]
         return unpack(made, *x.shape[2:]) if self.form.packed else made
 
