@@ -183,3 +183,22 @@ def test_activation_bytes_fall_with_precision_and_grow_with_the_batch():
     assert activation_bytes(model, 4, dtype=torch.bfloat16) < 0.75 * activation_bytes(model, 4)
     by_batch = [activation_bytes(model, batch) for batch in (2, 4, 6)]
     assert by_batch[2] - by_batch[1] == by_batch[1] - by_batch[0] > 0
+
+
+@pytest.mark.parametrize("anchor", ["none", "cells"])
+def test_what_is_counted_or_seen_before_changes_nothing(anchor: str) -> None:
+    """Tables of windows cut short are kept; those of fake tensors, or of a mode without gradients, are of no use later."""
+    fields = {"input_size": 10, "width": 16, "heads": 2, "depth": 3, "head_depth": 1, "tail_depth": 1, "num_classes": 3}
+    model = randomised(create_model("ELIT-SiT-S/2", **fields, rope=True, group_size=3, anchor=anchor))
+    for side in (4, 5):  # in tokens; windows of 3 x 3 are cut to other sizes in each
+        x, t, y = torch.randn(2, 4, 2 * side, 2 * side), torch.tensor([0.2, 0.7]), torch.tensor([0, 2])
+        if side == 4:
+            with torch.inference_mode():
+                before = model(x, t, y, 0.5)
+        counted = activation_bytes(model, 1, 0.5)
+        out = model(x, t, y, 0.5)
+        out.sum().backward()
+        if side == 4:
+            assert torch.equal(out, before)
+        assert activation_bytes(model, 1, 0.5) == counted > 0
+        assert all(p.grad is not None for p in model.core.read.parameters())

@@ -145,7 +145,7 @@ def flops_by_level(model: ElasticModel) -> dict[int, int]:
 def activation_bytes(model: ElasticModel, batch: int, budget: Budget = None, dtype: torch.dtype = torch.float32) -> int:
     """Bytes that autograd keeps for the backward pass of one batch, weights left out, under autocast to `dtype`."""
     storages: dict[int, tuple[int, Tensor]] = {}
-    fake = FakeTensorMode()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)  # such as tables that were made before
     with fake:
         forward = meta_call(model, batch, budget, grad=True, device="cpu")
 

@@ -24,6 +24,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from elit.elastic.constants import made_once
 from elit.elastic.grid import Window
 
 Anchor = Literal["none", "sharp", "pyramid", "cells"]
@@ -113,7 +114,7 @@ def _depths(window: Window) -> list[list[Cell]]:
     return depths
 
 
-@cache
+@made_once
 def kinship(window: Window, device: torch.device | None = None) -> Tensor:
     """(S, J) how many times the window must be halved less than to the end for a token to share a box with a latent's token.
 
@@ -220,6 +221,6 @@ class Anchors(nn.Module):
         return shares_SK.log().clamp(min=-2 * FAR)
 
 
-@cache
+@made_once
 def _places_on(window: Window, anchor: Anchor, step: int, device: torch.device) -> Tensor:
     return anchor_places(window, anchor, step).to(device)

@@ -7,7 +7,6 @@ Shapes: B batch, N tokens, G groups, S tokens in a group, J latents in a group, 
 """
 
 from collections.abc import Callable
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from elit.elastic.anchors import Anchors
+from elit.elastic.constants import made_once
 from elit.elastic.grid import Grid, Region, Window, regions
 from elit.elastic.grouping import cut, group, joined, token_index, ungroup
 from elit.elastic.interface import Read, Write
@@ -242,7 +242,7 @@ class LatentCore(nn.Module):
         return torch.stack(columns, dim=-1).flatten(0, 1)
 
 
-@lru_cache(maxsize=1024)
+@made_once
 def _seats(
     whole: Window, window: Window, order: tuple[int, ...], made: tuple[int, ...], keep: int, device: torch.device
 ) -> Seats:
