@@ -27,6 +27,8 @@ import torch
 from rich.table import Table
 
 import elit
+from elit.backbones.hosts.table import host_named
+from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.files import write_whole
 from elit.records import Count, read_json, record
@@ -148,10 +150,11 @@ Figure = tuple[float, float, float]  # median and quartiles
 
 @dataclass(frozen=True)
 class Forwards:
-    """Forwards to time, by name, the dense one first; and their FLOPs."""
+    """Forwards to time, by name, the dense one first; their FLOPs; and the dense and the elastic model."""
 
     variants: dict[str, Variant]
     flops: dict[str, int]
+    models: tuple[Any, Any]
 
 
 @record
@@ -190,7 +193,8 @@ def host_forwards(case: Case) -> Forwards:
 
     variants = {"dense": Variant(dense)} | {f"{budget:g}": Variant(run(budget)) for budget in BUDGETS}
     flops = {"dense": elit.count_flops(counted[0], inputs=on_meta)}
-    return Forwards(variants, flops | {f"{b:g}": elit.count_flops(counted[1], b, on_meta, grid) for b in BUDGETS})
+    flops |= {f"{b:g}": elit.count_flops(counted[1], b, on_meta, grid) for b in BUDGETS}
+    return Forwards(variants, flops, (models[0], models[1]))
 
 
 def own_forward(model: Any, budget: float | None) -> Variant:
@@ -211,7 +215,19 @@ def backbone_forwards(name: str) -> Forwards:
     elastic = elit.create_model(f"ELIT-{preset}", **SMALL, **fields, **elastic_fields)
     variants = {"dense": own_forward(dense, None)} | {f"{b:g}": own_forward(elastic, b) for b in BUDGETS}
     flops = {"dense": elit.count_flops(dense)} | {f"{b:g}": elit.count_flops(elastic, b) for b in BUDGETS}
-    return Forwards(variants, flops)
+    return Forwards(variants, flops, (dense, elastic))
+
+
+def forwards_of(name: str) -> Forwards:
+    """Of a case."""
+    return backbone_forwards(name) if name in BACKBONES else host_forwards(HOSTS[name])
+
+
+def blocks_of(model: Any) -> list[torch.nn.Module]:
+    """The blocks of a host, or of a backbone, first to last."""
+    if isinstance(model, ElasticModel):
+        return [model.get_submodule(name) for name in model.host_blocks()]
+    return [block for name in host_named(type(model).__name__).lists for block in getattr(model, name).children()]
 
 
 def wrapper_seconds(case: Case) -> float:
@@ -239,7 +255,7 @@ def efficiency(seconds: list[float], dense: list[float], share: float) -> Figure
 
 def budgets_of(name: str, rounds: int) -> dict[str, Figure]:
     """The dense forward's milliseconds, the efficiency at each budget, and of a host the wrapper's ratio."""
-    forwards = backbone_forwards(name) if name in BACKBONES else host_forwards(HOSTS[name])
+    forwards = forwards_of(name)
     seconds, flops = interleave(forwards.variants, rounds, name, time.process_time), forwards.flops
     dense = seconds["dense"]
     figures = {"dense, ms": figure([1e3 * one for one in dense])}
