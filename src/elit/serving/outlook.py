@@ -85,6 +85,12 @@ def outlook(loads: Sequence[Load], kinds: int, costs: Costs, most_rows: int) -> 
     pace: dict[int, float] = {}  # the longest call that each of them could afford when it joined
     more, spent = [0.0] * kinds, [0.0] * kinds  # of a call, and of all so far
     while joined < len(loads) or sharing:
+        if not sharing and own < WORTH * (own + (one := loads[joined]).low):  # nobody would share its calls
+            first, joined = first or 1, joined + 1
+            now, clock, spent = now + one.asks * (own + one.low), clock + one.asks, spent.copy()
+            spent[one.kind] += one.asks * one.more
+            ends[joined - 1] = End(now, clock, spent)
+            continue
         slowest = min(pace.values(), default=math.inf) if joined < len(loads) else 0.0
         while joined < len(loads):
             one = loads[joined]

@@ -137,11 +137,14 @@ def due_order(now: float, jobs: Sequence[Job], costs: Costs) -> tuple[list[Job],
 
 def _share(loads: Sequence[Load], ends: Sequence[End], weights: Sequence[float], costs: Costs, reserve: Reserve) -> float:
     """The share of the way to its highest level that a job of weight 1 can be given so that all are in time."""
-    share, last = NEVER, ends[0]
+    share, most, last = NEVER, 1.0, ends[0]
     for one, end in zip(loads, ends, strict=True):
         spare = one.left - costs.with_margin(end.ms, end.calls)
-        if sum(end.more) > spare:
+        if most * sum(end.more) > spare:  # no client has more of it
             share = min(share, even_share(spare, end.more, weights))
+            if share <= 0:
+                return 0.0
+            most = min(1.0, share)
         last = end if end.ms > last.ms else last
     if reserve.left:
         spare = reserve.left - costs.with_margin(last.ms + reserve.ms, last.calls)
