@@ -9,11 +9,13 @@
 Requests are due after three times what one takes alone at the full budget. Load is told as a multiple of what one device can
 do at the full budget. In virtual time (see `elit.serving.simulation`) calls take what was measured, times a noise of 10 %,
 and arrivals are Poisson's, or bursts of eight; the policy is the server's own code. Beside it stand the fixed budgets; the
-lowest budget with what cannot be in time refused, which is the most that can be in time; the highest fixed budget of which
-95 % are; and for loads up to 1 what can be granted by one who knows all arrivals beforehand, the solution of a linear
-program. A real server gets the same requests over HTTP, from this process. Its pictures are kept, and as many of each load
-as of that with the fewest are compared with a reference by `elit evaluate`: for a model of the data that come with the
-package their own, unless another is given. Loads that were measured before with the same words are not measured again.
+lowest budget with what cannot be in time refused; the highest fixed budget of which 95 % are; and what one could do who knew
+all arrivals beforehand: the most requests in time, and, where all can be and for loads up to 1, the most of them with the
+full budget throughout, and the highest mean budget, the solution of a linear program. All of it is for several seeds.
+
+A real server gets the same requests over HTTP, from this process. Its pictures are kept, and as many of each load as of that
+with the fewest are compared with a reference by `elit evaluate`: for a model of the data that come with the package their
+own, unless another is given. Loads that were measured before with the same words are not measured again.
 """
 
 import argparse
@@ -51,7 +53,7 @@ from elit.labels import labels_in_full
 from elit.serving.engine import measure_costs
 from elit.serving.jobs import Costs, Job
 from elit.serving.policy import Policy, Reserve, decide
-from elit.serving.simulation import Served, poisson, simulate
+from elit.serving.simulation import Served, most_full, most_in_time, poisson, simulate
 from elit.weights import load_model
 from timing import machine, processor_s, quartiles
 
@@ -70,6 +72,7 @@ LIVE_POLICIES, LIVE_LOADS = ("elastic", "1", "1/4", "1/16"), (0.5, 2.0)
 GOAL = 0.95
 SOAK_LOAD = 3.0
 FEWEST = 10  # pictures that are worth comparing
+DUE = 375  # calls of the lowest level, after which the first of 32 requests is due at the soonest: all need 369
 WARM_UP = 10  # requests that are not counted
 
 
@@ -93,16 +96,19 @@ class Outcome:
     p95: float
     p99: float
     images_per_second: float
+    error: float = 0.0  # the standard error of met, over the seeds
     compared: int = 0  # pictures whose distances to the reference these are: KID x 1000, and Fréchet's
     kernel: float | None = None
     frechet: float | None = None
 
 
-def jobs(costs: Costs, load: float, burst: int, devices: int, seconds: float, lowest: float, highest: float) -> list[Job]:
+def jobs(
+    costs: Costs, load: float, burst: int, devices: int, seconds: float, lowest: float, highest: float, seed: int
+) -> list[Job]:
     """Requests of one image with CFG each."""
     top = len(costs.row) - 1
     alone = STEPS * (costs.call + 2 * costs.row[top])
-    arrivals = poisson(1000 / alone * load * devices, seconds, 0, burst)
+    arrivals = poisson(1000 / alone * load * devices, seconds, seed, burst)
     levels = [max(round(budget * (top + 1)) - 1, 0) for budget in (lowest, highest)]
     return [
         Job(i, f"client {i % CLIENTS}", 1, STEPS, STEPS, None, at, at + DEADLINE * alone, levels[0], levels[1])
@@ -110,11 +116,13 @@ def jobs(costs: Costs, load: float, burst: int, devices: int, seconds: float, lo
     ]
 
 
-def outcome(name: str, load: float, burst: int, devices: int, served: Sequence[Served], levels: int) -> Outcome:
-    """What came of a load in virtual time."""
+def outcome(name: str, load: float, burst: int, devices: int, runs: Sequence[Sequence[Served]], levels: int) -> Outcome:
+    """What came of a load in virtual time, of all its seeds together."""
+    served = [one for run in runs for one in run]
     done = [one for one in served if one.end is not None]
     took = [one.end - one.job.arrived for one in done if one.end is not None]
-    last = max((one.end for one in done if one.end is not None), default=1.0)
+    lasted = sum(max((one.end for one in run if one.end is not None), default=1.0) for run in runs)
+    shares = [statistics.mean(one.met for one in run) for run in runs if run]
     return Outcome(
         name,
         load,
@@ -127,53 +135,87 @@ def outcome(name: str, load: float, burst: int, devices: int, served: Sequence[S
         statistics.mean((statistics.mean(one.levels) + 1) / levels for one in done),
         statistics.mean(min(one.levels) == levels - 1 for one in done),
         *(float(np.percentile(took, q)) for q in (50, 95, 99)),
-        1000 * len(done) / last,
+        1000 * len(done) / lasted,
+        statistics.stdev(shares) / len(shares) ** 0.5 if len(shares) > 1 else 0.0,
     )
 
 
-def simulated(costs: Costs, name: str, policy: Policy, lowest: float, highest: float, *case: float) -> Outcome:
-    """One policy at one case: load, burst, devices, seconds."""
-    load, burst, devices, seconds = case[0], int(case[1]), int(case[2]), case[3]
-    draw = random.Random(f"noise {name} {load} {burst} {devices}")
-    served = simulate(
-        jobs(costs, load, burst, devices, seconds, lowest, highest),
-        *(costs, ROWS, policy, devices),
-        noise=lambda: draw.uniform(0.9, 1.1),
-    )
-    out = outcome(name, load, burst, devices, served, len(costs.row))
-    say(f"{name} at {load:g} times the capacity of {devices}: {out.met:.0%} in time, budget {out.budget:.2f}")
+@dataclass(frozen=True)
+class Case:
+    """What is simulated: a load, how many arrive at once, on so many devices, for so long, with so many seeds."""
+
+    load: float
+    burst: int
+    devices: int
+    seconds: float
+    seeds: int
+
+
+def simulated(costs: Costs, name: str, policy: Policy, lowest: float, highest: float, case: Case) -> Outcome:
+    """One policy at one case."""
+    runs = []
+    for seed in range(case.seeds):
+        draw = random.Random(f"noise {name} {case.load} {case.burst} {case.devices} {seed}")
+        wanted = jobs(costs, case.load, case.burst, case.devices, case.seconds, lowest, highest, seed)
+        runs.append(simulate(wanted, costs, ROWS, policy, case.devices, noise=lambda draw=draw: draw.uniform(0.9, 1.1)))  # type: ignore[misc]
+    out = outcome(name, case.load, case.burst, case.devices, runs, len(costs.row))
+    say(f"{name} at {case.load:g} times the capacity of {case.devices}: {out.met:.0%} in time, budget {out.budget:.2f}")
     return out
 
 
-def virtual(costs: Costs, seconds: float) -> list[Outcome]:
+def virtual(costs: Costs, seconds: float, seeds: int) -> list[Outcome]:
     """Every policy at every load on one device, and the elastic one on many."""
-    cases = [(name, load, burst, 1) for burst in (1, 8) for load in LOADS for name in POLICIES]
-    cases += [("elastic", 2.0, 1, devices) for devices in DEVICES[1:]]
-    return [
-        simulated(costs, name, *POLICIES[name], load, burst, devices, max(seconds / devices, 3.0))
-        for name, load, burst, devices in cases
-    ]
+    cases = [(name, Case(load, burst, 1, seconds, seeds)) for burst in (1, 8) for load in LOADS for name in POLICIES]
+    cases += [("elastic", Case(2.0, 1, devices, max(seconds / devices, 3.0), 1)) for devices in DEVICES[1:]]
+    return [simulated(costs, name, *POLICIES[name], case) for name, case in cases]
 
 
-def best_fixed(costs: Costs, load: float, seconds: float) -> Outcome | None:
+def best_fixed(costs: Costs, load: float, seconds: float, seeds: int) -> Outcome | None:
     """The highest fixed budget of which `GOAL` are in time; None where none is."""
     count, found = len(costs.row), None
     low, high = 0, count - 1
     while low <= high:
         middle = (low + high) // 2
         budget = (middle + 1) / count
-        one = simulated(costs, f"best fixed, {middle + 1}/{count}", "fifo", budget, budget, load, 1, 1, seconds)
+        case = Case(load, 1, 1, seconds, seeds)
+        one = simulated(costs, f"best fixed, {middle + 1}/{count}", "fifo", budget, budget, case)
         found, low, high = (one, middle + 1, high) if one.met >= GOAL else (found, low, middle - 1)
     return found
 
 
-def in_hindsight(costs: Costs, load: float, seconds: float) -> float:
+@dataclass(frozen=True)
+class Possible:
+    """What one could do who knew all arrivals beforehand, on one device, without noise: the means over the seeds.
+
+    met: the most in time. Where all can be, full: of those, the most with the full budget throughout; budget: the highest
+    mean budget.
+    """
+
+    load: float
+    burst: int
+    met: float
+    full: float | None = None
+    budget: float | None = None
+
+
+def possible(costs: Costs, load: float, burst: int, seconds: float, seeds: int) -> Possible:
+    """Of a load; budgets for loads up to 1 alone."""
+    wanted = [jobs(costs, load, burst, 1, seconds, 1 / 16, 1.0, seed) for seed in range(seeds)]
+    wanted = [one for one in wanted if one]
+    low, high = (wanted[0][0].alone(costs, level) for level in (0, len(costs.row) - 1))
+    met = statistics.mean(most_in_time(one, low) for one in wanted)
+    if load > 1 or met < 1:
+        return Possible(load, burst, met)
+    full = statistics.mean(most_full(one, low, high) for one in wanted)
+    return Possible(load, burst, met, full, statistics.mean(highest_budget(costs, one) for one in wanted))
+
+
+def highest_budget(costs: Costs, wanted: Sequence[Job]) -> float:
     """The mean budget of one who knows all arrivals and serves all in time, in order; NaN where that cannot be.
 
     Request j takes w_j, between what the lowest and the full budget take, and ends at e_j >= e_(j-1) + w_j, its arrival
     + w_j, before it is due; the sum of w is as large as it can be. Budgets between levels count too.
     """
-    wanted = jobs(costs, load, 1, 1, seconds, 1 / 16, 1.0)
     n, low, high = len(wanted), wanted[0].alone(costs, 0), wanted[0].alone(costs, len(costs.row) - 1)
     rows, right = lil_array((2 * n, 2 * n)), np.zeros(2 * n)
     for j, job in enumerate(wanted):
@@ -188,8 +230,11 @@ def in_hindsight(costs: Costs, load: float, seconds: float) -> float:
     return lowest + (1 - lowest) * float(np.mean((found.x[:n] - low) / (high - low)))
 
 
-def controller_ms(costs: Costs, count: int = 32, repeats: int = 200) -> float:
-    """Milliseconds of this process's own time of a decision with so many requests, the least of repeats."""
+def controller_ms(costs: Costs, count: int = 32, repeats: int = 1000) -> float:
+    """Milliseconds of this process's own time of a decision with so many requests, the least of repeats.
+
+    All of them can be in time, some only below their highest levels: so all of the policy has something to do.
+    """
     draw = random.Random("controller")
     here = [
         Job(
@@ -200,7 +245,7 @@ def controller_ms(costs: Costs, count: int = 32, repeats: int = 200) -> float:
             0,
             None,
             float(i),
-            draw.uniform(500, 1500),
+            draw.uniform(DUE * costs.row[0], DUE * costs.row[-1]),
             0,
             len(costs.row) - 1,
         )
@@ -462,8 +507,8 @@ def soak(seconds: float, model: str | None) -> dict[str, float]:
         }
 
 
-def draw(outcomes: Sequence[Outcome], file: Path) -> None:
-    """Deadlines met and budgets over the load, and deadlines met over the number of devices."""
+def draw(outcomes: Sequence[Outcome], best: Sequence[Possible], file: Path) -> None:
+    """Deadlines met, beside the most that can be, and budgets over the load; deadlines met over the number of devices."""
     figure = Figure(figsize=(9, 3.4), layout="constrained")
     met, budget, scale = figure.subplots(1, 3)
     for name, marker in zip(POLICIES, "os^vx", strict=True):
@@ -471,6 +516,8 @@ def draw(outcomes: Sequence[Outcome], file: Path) -> None:
         label = "elastic" if name == "elastic" else f"fixed {name}"
         met.plot([one.load for one in rows], [100 * one.met for one in rows], marker=marker, label=label)
         budget.plot([one.load for one in rows], [one.budget for one in rows], marker=marker)
+    able = [one for one in best if one.burst == 1]
+    met.plot([one.load for one in able], [100 * one.met for one in able], "k:", label="the most possible")
     many = [one for one in outcomes if one.policy == "elastic" and one.load == 2 and one.burst == 1]
     scale.plot([one.devices for one in many], [100 * one.met for one in many], marker="o")
     scale.set_xscale("log", base=4)
@@ -495,9 +542,24 @@ def table(outcomes: Sequence[Outcome]) -> Table:
     for one in outcomes:
         arrivals = "Poisson" if one.burst == 1 else f"{one.burst} at once"
         times = [f"{ms:.0f}" for ms in (one.p50, one.p95, one.p99)]
-        shares = [f"{one.met:.1%}", f"{one.met_taken:.1%}", f"{one.refused:.1%}", f"{one.budget:.2f}", f"{one.full:.0%}"]
+        shares = [
+            f"{one.met:.1%} ± {100 * one.error:.1f}",
+            f"{one.met_taken:.1%}",
+            f"{one.refused:.1%}",
+            f"{one.budget:.2f}",
+            f"{one.full:.0%}",
+        ]
         numbers = [str(one.devices), str(one.requests), *shares, *times, f"{one.images_per_second:.1f}"]
         out.add_row(one.policy, f"{one.load:g}", arrivals, *numbers)
+    return out
+
+
+def possible_table(best: Sequence[Possible]) -> Table:
+    """What one could do who knew all arrivals."""
+    out = Table("load", "arrivals", "most in time", "most with the full budget", "highest mean budget", title="in hindsight")
+    for one in best:
+        rest = ["", ""] if one.full is None or one.budget is None else [f"{one.full:.0%}", f"{one.budget:.3f}"]
+        out.add_row(f"{one.load:g}", "Poisson" if one.burst == 1 else f"{one.burst} at once", f"{one.met:.1%}", *rest)
     return out
 
 
@@ -530,6 +592,7 @@ def keep(results: dict[str, object], out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=40.0, help="of virtual time for each load; 0: none of it")
+    parser.add_argument("--seeds", type=int, default=4, help="of arrivals and noise in virtual time")
     parser.add_argument("--costs", help="milliseconds at the lowest and the full budget, such as 4.4,8.4, not measured now")
     parser.add_argument("--live", type=float, default=0.0, help="seconds of a real server for each load")
     parser.add_argument("--model", help="folder of the model that a real server has; the bundled model if none is given")
@@ -542,16 +605,18 @@ def main() -> None:
     costs = costs_of(options.costs)
     rows = ", ".join(f"{ms:.1f}" for ms in costs.row)
     show(f"{machine()}; ms of a row at each level: {rows}; of a call: {costs.call:.1f}")
-    results: dict[str, object] = {"machine": machine(), "costs": asdict(costs), "controller_ms": controller_ms(costs)}
-    show(f"a decision among 32 requests: {results['controller_ms']:.3f} ms of the processor's time")
+    decisions = controller_ms(costs), controller_ms(replace(costs, call=costs.row[-1]))
+    results: dict[str, object] = {"machine": machine(), "costs": asdict(costs), "controller_ms": decisions}
+    show("a decision among 32 requests: {:.3f} ms of the processor's time, {:.3f} where calls are shared".format(*decisions))
     if options.seconds:
-        outcomes = virtual(costs, options.seconds)
-        fixed = [one for load in (1.0, 1.5, 2.0) if (one := best_fixed(costs, load, options.seconds)) is not None]
+        lasting = options.seconds, options.seeds
+        outcomes = virtual(costs, *lasting)
+        fixed = [one for load in (1.0, 1.5, 2.0) if (one := best_fixed(costs, load, *lasting)) is not None]
+        best = [possible(costs, load, burst, *lasting) for burst in (1, 8) for load in LOADS]
         show(table([*outcomes, *fixed]))
-        draw(outcomes, options.out / "serving.png")
-        best = {load: in_hindsight(costs, load, options.seconds) for load in (0.5, 1.0)}
-        show(f"the mean budget that one grants who knows all arrivals, by load: {best}")
-        results |= {"virtual": [asdict(one) for one in [*outcomes, *fixed]], "in_hindsight": best}
+        show(possible_table(best))
+        draw(outcomes, best, options.out / "serving.png")
+        results |= {"virtual": [asdict(one) for one in [*outcomes, *fixed]], "possible": [asdict(one) for one in best]}
         keep(results, options.out)
     if options.requests:
         results["requests"] = requests(options.requests, options.model)

@@ -15,7 +15,7 @@ from elit.errors import UserError
 from elit.serving.jobs import Costs, Job
 from elit.serving.outlook import Load, client_weights, even_share, load, outlook
 from elit.serving.policy import Admission, Decision, Reserve, admit, decide, lateness, lent, replay, trace_line
-from elit.serving.simulation import Served, poisson, simulate
+from elit.serving.simulation import Served, most_full, most_in_time, poisson, simulate
 
 LEVELS = 16
 COSTS = Costs(0.0, tuple(9 + k * 8 / 15 for k in range(LEVELS)))  # milliseconds of the bundled model, about
@@ -301,6 +301,39 @@ def test_what_is_late_does_not_wait_for_ever() -> None:
     late = [one.end - one.job.due for one in served if one.end is not None and not one.met]
     assert len(late) >= 5 and max(late) < 6 * 3 * STEPS * COSTS.row[-1] < 10_000  # of 30 seconds
     assert met([one for one in served[len(served) // 2 :] if one.end is not None]) > 0.95
+
+
+def test_what_is_possible_at_all_is_what_all_choices_come_to() -> None:
+    draw = random.Random(4)
+    found = set()
+    for _ in range(60):
+        arrivals = sorted(draw.uniform(0, 30) for _ in range(6))
+        jobs = [job(i, at + 20, arrived=at) for i, at in enumerate(arrivals)]
+
+        def in_time(chosen: Sequence[tuple[Job, float]]) -> bool:
+            ends = itertools.accumulate(chosen, lambda free, one: max(free, one[0].arrived) + one[1], initial=0.0)
+            return all(end <= one.due for end, (one, _) in zip(list(ends)[1:], chosen, strict=True))
+
+        subsets = itertools.chain.from_iterable(itertools.combinations(jobs, k) for k in range(7))
+        most = max(len(those) for those in subsets if in_time([(one, 9.0) for one in those]))
+        assert most_in_time(jobs, 9.0) == most / 6
+        choices = [c for c in itertools.product((4.0, 10.0), repeat=6) if in_time([*zip(jobs, c, strict=True)])]
+        full = max((c.count(10.0) for c in choices), default=math.nan) / 6
+        assert most_full(jobs, 4.0, 10.0) == pytest.approx(full, nan_ok=True)
+        found |= {most, full}
+    assert len(found) > 5 and math.isnan(most_full([job(0, 3.0)], 4.0, 10.0))
+
+
+def test_the_policy_is_near_what_is_possible() -> None:
+    """With a noise of a tenth: in time, at overload; and of the full budget below the capacity, evenly shared."""
+    draw = random.Random(6)
+    over, below = ([load_of(x, seed) for seed in range(2)] for x in (2.0, 0.5))
+    served = [simulate(jobs, COSTS, 8, noise=lambda: draw.uniform(0.9, 1.1)) for jobs in (*over, *below)]
+    low, high = STEPS * COSTS.row[0], STEPS * COSTS.row[-1]
+    assert statistics.mean(map(met, served[:2])) > statistics.mean(most_in_time(jobs, low) for jobs in over) - 0.05
+    assert statistics.mean(map(met, served[2:])) > 0.99
+    full = [statistics.mean(min(one.levels) == LEVELS - 1 for one in those) for those in served[2:]]
+    assert statistics.mean(full) > statistics.mean(most_full(jobs, low, high) for jobs in below) - 0.15
 
 
 def test_more_devices_serve_more() -> None:

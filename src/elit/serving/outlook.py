@@ -83,6 +83,7 @@ def outlook(loads: Sequence[Load], kinds: int, costs: Costs, most_rows: int) -> 
     sharing: list[tuple[int, int]] = []  # a heap: the number of its last call, and that of the job
     now, busy, rows, clock, joined, first = 0.0, own, 0, 0, 0, 0
     pace: dict[int, float] = {}  # the longest call that each of them could afford when it joined
+    slowest = math.inf  # the shortest of these
     more, spent = [0.0] * kinds, [0.0] * kinds  # of a call, and of all so far
     while joined < len(loads) or sharing:
         if not sharing and own < WORTH * (own + (one := loads[joined]).low):  # nobody would share its calls
@@ -91,18 +92,17 @@ def outlook(loads: Sequence[Load], kinds: int, costs: Costs, most_rows: int) -> 
             spent[one.kind] += one.asks * one.more
             ends[joined - 1] = End(now, clock, spent)
             continue
-        slowest = min(pace.values(), default=math.inf) if joined < len(loads) else 0.0
         while joined < len(loads):
             one = loads[joined]
+            if sharing and (own < WORTH * busy or rows + one.rows > most_rows):
+                break
             can = (one.left - now) / one.asks
             if can < own + one.low:
                 can = math.inf  # it is late, and nobody need wait less for that
-            if sharing:
-                worth = rows + one.rows <= most_rows and own >= WORTH * busy
-                if not worth or busy + one.low > min(slowest, can):
-                    break
+            if sharing and busy + one.low > min(can, slowest):
+                break
             heapq.heappush(sharing, (clock + one.asks, joined))
-            pace[joined], slowest = can, min(slowest, can)
+            pace[joined], slowest = can, min(can, slowest)
             busy, rows, joined = busy + one.low, rows + one.rows, joined + 1
             more[one.kind] += one.more
         first = first or joined
@@ -115,7 +115,8 @@ def outlook(loads: Sequence[Load], kinds: int, costs: Costs, most_rows: int) -> 
             ends[number] = End(now, clock, spent)
             busy, rows = busy - one.low, rows - one.rows
             more[one.kind] -= one.more
-            del pace[number]
+            if pace.pop(number) <= slowest:
+                slowest = min(pace.values(), default=math.inf)
         busy = busy if sharing else own  # what rounding left
     return first, [end for end in ends if end is not None]
 

@@ -1,8 +1,10 @@
 """A server in virtual time: the policy's own functions, with costs in place of models.
 
-A device makes one call after another, and a call takes what the cost model says, times some noise.
+A device makes one call after another, and a call takes what the cost model says, times some noise. Beside it stands what is
+possible at all on one device, for those who know all arrivals beforehand.
 """
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -105,3 +107,33 @@ def run_until(device: Device, time: float, served: dict[int, Served], noise: Cal
                 served[turn.id].end = device.free
                 del device.jobs[turn.id]
         device.reserve = device.reserve.lending(extra, not device.jobs)
+
+
+def most_in_time(jobs: Sequence[Job], ms: float) -> float:
+    """The share of jobs of `ms` each, due in the order of their arrival, that can be in time.
+
+    Whoever can still be in time is taken. The k-th of those ends as soon as the k-th of any choice can: with all taken
+    before it ending as soon, the earliest that can follow them follows. So no choice holds more.
+    """
+    free, taken = 0.0, 0
+    for job in jobs:
+        end = max(free, job.arrived) + ms
+        if end <= job.due:
+            free, taken = end, taken + 1
+    return taken / len(jobs)
+
+
+def most_full(jobs: Sequence[Job], low: float, high: float) -> float:
+    """The share of jobs, due in the order of their arrival, that can take `high` each where the others take `low` and all
+    are in time; NaN where they cannot be. Those between would only take longer.
+    """
+    soonest = [0.0]  # when all so far are done, by how many of them took `high`
+    for job in jobs:
+        after = [math.inf] * (len(soonest) + 1)
+        for k, end in enumerate(soonest):
+            for more, ms in ((0, low), (1, high)):
+                then = max(end, job.arrived) + ms
+                if then <= job.due:
+                    after[k + more] = min(after[k + more], then)
+        soonest = after
+    return max((k for k, end in enumerate(soonest) if end < math.inf), default=math.nan) / len(jobs)
