@@ -273,16 +273,16 @@ def kill_at(folder: Path, process: int) -> None:
 def test_a_killed_run_goes_on_to_the_same_bytes(world: Path, tmp_path: Path, lora: int) -> None:
     """Elastic, distilled, with mixed budgets, the interface first, by Muon."""
     values = {
-        **ELASTIC, "lora__rank": lora, "steps": 24, "log__checkpoint_every": 4, "log__keep": 9, "budget__mixed": 0.5,
-        "finetune__interface_first": 6, "optimizer__name": "muon", "prompts__held_out": 0.25,
+        **ELASTIC, "lora__rank": lora, "steps": 10, "log__checkpoint_every": 2, "log__keep": 9, "budget__mixed": 0.5,
+        "finetune__interface_first": 3, "optimizer__name": "muon", "prompts__held_out": 0.25,
     }  # fmt: skip
     run, log = tmp_path / "killed", tmp_path / "log"
 
     def elit_finetune() -> None:
         sys.exit(main(["finetune", *options(world, run, **values)]))
 
-    kill_at(run / "checkpoints" / "step_00000008", start_ranks(1, elit_finetune, log)[0])
-    assert not (run / "checkpoints" / "step_00000024").exists()
+    kill_at(run / "checkpoints" / "step_00000004", start_ranks(1, elit_finetune, log)[0])
+    assert not (run / "checkpoints" / "step_00000010").exists()
     assert run_ranks(1, elit_finetune, log) == [0], log.read_text()
     straight = finetune(config_of(world, tmp_path / "straight", **values))
     for folder in (run / "checkpoints").iterdir():
