@@ -74,7 +74,7 @@ def add_sample(command: Parser) -> None:
         " the same command goes on where it was stopped, and makes the same images under torchrun.",
         "elit sample --labels heart/noto,time/twemoji --count 24 --budget 1/4",
         'elit sample --model my-model --guidance.scale 2 --budget "1/4@t>0.5,1"',
-        'elit sample --model my-run --prompt "red heart" --prompt star --budget 1/4',
+        'elit sample --model my-run --prompt "green heart" --prompt star --budget 1/4',
         "torchrun --nproc-per-node 8 -m elit sample --model my-model --count 50000",
     )
     command.add_argument(
