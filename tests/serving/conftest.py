@@ -1,9 +1,13 @@
 """Small models to be served, whatever model comes with the package."""
 
+import os
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 from elit import DiT, DiTConfig
 from elit.card import Card, save_card
@@ -11,6 +15,7 @@ from elit.labels import joined_names
 from elit.weights import save_weights
 from randomised import randomised
 
+CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 CONFIG = DiTConfig(
     input_size=32, in_channels=3, num_classes=60, width=16, depth=3, heads=2, group_size=4, head_depth=1, tail_depth=1
 )
@@ -24,6 +29,15 @@ def saved(folder: Path, config: DiTConfig, names: tuple[str, ...]) -> Path:
     save_weights(randomised(DiT(config)), folder)
     save_card(replace(Card(), sampling=replace(Card().sampling, steps=3, guidance_scale=2.0), label_names=names), folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Debian's own, which `.ci/run` installs; playwright's where there is none."""
+    with sync_playwright() as playwright:
+        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield found
+        found.close()
 
 
 @pytest.fixture(scope="session")

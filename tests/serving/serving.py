@@ -1,6 +1,8 @@
 """A real server on the loopback, in a thread of this process, with a worker of its own."""
 
 import asyncio
+import base64
+import io
 import json
 import os
 import re
@@ -16,7 +18,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
+from playwright.sync_api import Page
 
 from elit.serving.messages import Settings
 from elit.serving.pool import Launch, Pool
@@ -127,3 +132,20 @@ def running(model: Path, launch: Launch = forked, **settings: Any) -> Iterator[R
         listening.close()
         assert not thread.is_alive()
         assert all(worker.process.poll() is not None for worker in app.state.server.pool.workers)
+
+
+def settled(page: Page) -> None:
+    """Waits until both pictures are those of the settings."""
+    page.wait_for_timeout(200)  # longer than the page waits for a slider to rest
+    reached(page, "document.body.dataset.drawing === 'no'")
+
+
+def reached(page: Page, condition: str) -> None:
+    """Waits until a condition holds; playwright's own way would need a policy that lets pages evaluate text."""
+    until(lambda: page.wait_for_timeout(50) or page.evaluate(condition))
+
+
+def shown(page: Page, figure: str) -> np.ndarray:
+    source = page.get_attribute(f"#{figure} img", "src")
+    assert source is not None
+    return np.array(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))

@@ -1,23 +1,17 @@
 """The page in a real Chromium: slide, wait, and the picture is the one that Python makes."""
 
-import base64
-import io
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from elit import Guidance, load_model, sample
 from elit.cli import main
 from elit.pixels import to_uint8
-from serving import Running, running, until
+from serving import Running, reached, running, settled, shown
 
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 STEPS, SEED, HEART = 4, 11, 51
 WAIT_MS = 60_000
 
@@ -26,15 +20,6 @@ WAIT_MS = 60_000
 def server(served_model: Path) -> Iterator[Running]:
     with running(served_model, page=True, deadline_ms=3.6e6, drain_s=5.0) as found:
         yield found
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Debian's own, which `.ci/run` installs; playwright's where there is none."""
-    with sync_playwright() as playwright:
-        found = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield found
-        found.close()
 
 
 @pytest.fixture
@@ -57,23 +42,6 @@ def page(server: Running, browser: Browser) -> Iterator[Page]:
     assert asked and all(url.startswith((server.url, "data:", "blob:")) for url in asked)
     assert not said
     context.close()
-
-
-def settled(page: Page) -> None:
-    """Waits until both pictures are those of the settings."""
-    page.wait_for_timeout(200)  # longer than the page waits for a slider to rest
-    reached(page, "document.body.dataset.drawing === 'no'")
-
-
-def reached(page: Page, condition: str) -> None:
-    """Waits until a condition holds; playwright's own way would need a policy that lets pages evaluate text."""
-    until(lambda: page.wait_for_timeout(50) or page.evaluate(condition))
-
-
-def shown(page: Page, figure: str) -> np.ndarray:
-    source = page.get_attribute(f"#{figure} img", "src")
-    assert source is not None
-    return np.array(Image.open(io.BytesIO(base64.b64decode(source.partition(",")[2]))))
 
 
 def expected(model: Path, budget: float, guidance: Guidance = Guidance(1.5)) -> np.ndarray:

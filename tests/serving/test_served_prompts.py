@@ -13,6 +13,7 @@ import openai
 import pytest
 import torch
 from PIL import Image
+from playwright.sync_api import Browser
 
 import elit
 from elit import Guidance, UserError, sample
@@ -29,7 +30,7 @@ from elit.serving.engine import Engine, Order
 from elit.serving.messages import Settings
 from elit.serving.opened import opened
 from elit.text_encoder import load_text_encoder
-from serving import Running, running
+from serving import Running, reached, running, settled, shown
 from tiny_runs import HOSTS, TEXTS, save_world
 from tiny_text import WIDTH
 
@@ -111,6 +112,36 @@ def test_the_official_client_is_served_what_python_draws(server: Running, world:
     assert said["gflops"] == pytest.approx(flops / 1e9, rel=1e-6)
     facts = client.models.list().data[0].model_extra["elit"]
     assert facts["label_names"] == TEXTS and facts["steps"] == 25 and facts["guidance_scale"] == 2.0
+
+
+def test_the_page_of_a_run_of_finetune(server: Running, browser: Browser, world: Path, table: PromptTable) -> None:
+    """On a phone in the dark, by the keyboard: a prompt and a budget are chosen, and the picture is the one of Python."""
+    context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme="dark")
+    page = context.new_page()
+    said: list[str] = []
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(server.url)
+    reached(page, "facts !== null")
+    page.evaluate("by('steps').value = 3")
+    assert page.eval_on_selector_all("#label-0 option", "all => all.map(e => e.textContent)") == TEXTS
+    assert page.get_by_role("combobox", name="Prompt").count() == 1 and page.is_disabled("#attention")
+    assert page.text_content("#kind option[value=auto]") == "lowest budget, same text (autoguidance)"
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Tab")
+    page.keyboard.press("End")
+    settled(page)
+    assert page.input_value("#label-0") == TEXTS[3] and page.inner_text("#mistake") == ""
+    assert f"{TEXTS[3]}, drawn at 2/4 of the latents" in str(page.get_attribute("#low img", "alt"))
+    model = load_host_model(world / "sd3")
+    for figure, budget in (("low", 0.5), ("full", 1.0)):
+        told = table.find([TEXTS[3]])
+        made = sample(model, told, steps=3, budget=budget, guidance=Guidance(2.0), seed=0, shift=1.5)
+        assert np.array_equal(shown(page, figure), to_uint8(made)[0].permute(1, 2, 0).numpy())
+    page.click("#draw-strip")
+    reached(page, "document.querySelectorAll('#strip img').length === 4")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400 and not said
+    context.close()
 
 
 def test_budgets_fall_for_the_deadline_of_a_prompt(server: Running) -> None:

@@ -105,6 +105,7 @@ class Engine:
         self.levels, self.elastic = model.levels, model.core is not None  # kept, for to find them walks the blocks
         self.running: dict[int, Running] = {}
         self.device = next(model.parameters()).device
+        self.tells_attention = isinstance(model.config, DiTConfig)
 
     def join(self, number: int, order: Order) -> Running:
         """Takes a request in. Raises UserError for labels, samplers and steps that cannot be, and for attention of a model
@@ -114,7 +115,7 @@ class Engine:
         if self.model.stages > 1 or not isinstance(recipe.steps, int):
             raise UserError("models of several stages are not served yet; sample them with elit sample")
         check_steps(recipe.sampler, recipe.steps)
-        if order.attention and not isinstance(self.model.config, DiTConfig):
+        if order.attention and not self.tells_attention:
             raise UserError("Read's attention is told by models of this library alone; leave attention out")
         told = self.told(order).to(self.device)
         if recipe.guidance.weak_budget is not None and not self.elastic:

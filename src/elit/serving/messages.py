@@ -88,7 +88,8 @@ class Cancel:
 class Facts:
     """What a worker knows of its model once it is loaded: names, in order of their numbers, or prompts that it knows, and
     names of each factor of a label, where labels have several; sides of its pictures in pixels; levels, and GFLOPs of one
-    forward of one image at each; what the model's card says is best; and where it runs.
+    forward of one image at each; what the model's card says is best; where it runs; whether it is told texts, and no labels;
+    and whether it tells Read's attention.
     """
 
     label_names: tuple[str, ...]
@@ -103,6 +104,8 @@ class Facts:
     steps: int
     guidance_scale: float
     device: str
+    texts: bool = False
+    attention: bool = True
 
 
 @dataclass(frozen=True)

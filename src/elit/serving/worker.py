@@ -15,7 +15,7 @@ from torch import Tensor
 from elit.errors import UserError
 from elit.guidance import Guidance
 from elit.imprint import Imprint
-from elit.model_words import Told
+from elit.model_words import PromptWords, Told
 from elit.pixels import to_uint8
 from elit.recipe import Recipe
 from elit.serving.engine import Engine, Order, Running, is_memory, measure_costs, now_ms
@@ -104,6 +104,8 @@ class Worker:
             sum(self.card.recipe.counts),
             sampling.guidance_scale,
             self.device,
+            texts=isinstance(self.opened.words, PromptWords),
+            attention=self.engine.tells_attention,
         )
 
     def listen(self) -> bool:

@@ -167,12 +167,18 @@ function name_labels() {
     const select = place.querySelector("select"), title = place.querySelector("label");
     select.id = title.htmlFor = `label-${k}`;
     if (k > 0) title.textContent = factors.length > 2 ? `with (${k})` : "with";
-    select.replaceChildren(...options.map((name) => new Option(name.replaceAll("-", " "), name)));
+    select.replaceChildren(...options.map((name) => new Option(facts.texts ? name : name.replaceAll("-", " "), name)));
     if (factors.length > 1) select.add(new Option("any", "*"));
     if (options.includes("heart")) select.value = "heart";
     if (k > 0) before.after(place);
     before = place;
   });
+}
+
+// Of a model that is told texts and no labels.
+function tell_of_texts() {
+  document.querySelector("label[for=label-0]").textContent = "Prompt";
+  for (const kind of by("kind").options) kind.textContent = kind.textContent.replace("no label", "no text").replace("label", "text");
 }
 
 async function begin() {
@@ -183,6 +189,8 @@ async function begin() {
   by("budget").value = Math.max(0, Math.floor(facts.levels.length / 4) - 1);
   by("steps").value = facts.steps;
   by("guidance").value = facts.guidance_scale;
+  if (facts.texts) tell_of_texts();
+  by("attention").disabled = !facts.attention;
   if (facts.latents < 2) for (const id of ["budget", "kind", "attention"]) by(id).disabled = true;
   by("settings").addEventListener("input", changed);
   by("settings").addEventListener("submit", (event) => event.preventDefault());
