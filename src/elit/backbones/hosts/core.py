@@ -87,10 +87,10 @@ class HostCore(LatentCore):
         blocks = self.middle()
         c_BC = self.host.condition(told, blocks[0], x_BNC.shape[2]).to(self.read.queries.dtype)
         parts = self.read_in(x_BNC[:, front:], c_BC, grid, keep)
-        at = self.tokens_under(parts, grid)
-        for name, cut in self.host.cut.items():
-            if told.get(name) is not None:
-                inner[name] = cut(told[name], at, grid.size)
+        cuts = {name: cut for name, cut in self.host.cut.items() if told.get(name) is not None}
+        if cuts:
+            at = self.tokens_under(parts, grid)
+            inner |= {name: cut(told[name], at, grid.size) for name, cut in cuts.items()}
         latents_BNC = kept_latents(parts)
         inner["hidden_states"] = torch.cat([x_BNC[:, :front], latents_BNC], dim=1) if front else latents_BNC
         for block in blocks:
