@@ -509,7 +509,7 @@ def soak(seconds: float, model: str | None) -> dict[str, float]:
 
 def draw(outcomes: Sequence[Outcome], best: Sequence[Possible], file: Path) -> None:
     """Deadlines met, beside the most that can be, and budgets over the load; deadlines met over the number of devices."""
-    figure = Figure(figsize=(9, 3.4), layout="constrained")
+    figure = Figure(figsize=(9, 3.7), layout="constrained")
     met, budget, scale = figure.subplots(1, 3)
     for name, marker in zip(POLICIES, "os^vx", strict=True):
         rows = [one for one in outcomes if one.policy == name and one.devices == 1 and one.burst == 1]
@@ -522,7 +522,7 @@ def draw(outcomes: Sequence[Outcome], best: Sequence[Possible], file: Path) -> N
     scale.plot([one.devices for one in many], [100 * one.met for one in many], marker="o")
     scale.set_xscale("log", base=4)
     scale.set_xticks(DEVICES, [str(devices) for devices in DEVICES])
-    met.legend(fontsize=7)
+    figure.legend(*met.get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8)
     for axes, over, title in (
         (met, "load, of the full-budget capacity", "in time, of all requests (%)"),
         (budget, "load, of the full-budget capacity", "mean budget granted"),
@@ -530,7 +530,7 @@ def draw(outcomes: Sequence[Outcome], best: Sequence[Possible], file: Path) -> N
     ):
         axes.set_xlabel(over)
         axes.set_title(title, fontsize=10)
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(bottom=0, top=1.05 if axes is budget else 105)
         axes.grid(alpha=0.3)
     figure.savefig(file, dpi=150)
 
