@@ -55,7 +55,7 @@ from elit.serving.jobs import Costs, Job
 from elit.serving.policy import Policy, Reserve, decide
 from elit.serving.simulation import Served, most_full, most_in_time, poisson, simulate
 from elit.weights import load_model
-from timing import machine, processor_s, quartiles
+from timing import machine, own_processor_s, processor_s, quartiles
 
 LOADS = (0.5, 1.0, 1.5, 2.0, 4.0)
 DEVICES = (1, 4, 16, 64, 256)
@@ -335,12 +335,15 @@ def requests(count: int, model: str | None) -> dict[str, object]:
     """What a real server adds to so many requests, and what they have of the processor, that of their calls included."""
     with server("deadline", model) as (process, port):
         overheads(port, 0)
-        before = processor_s(process.pid)
+        clocks = processor_s, own_processor_s
+        before = [clock(process.pid) for clock in clocks]
         whole, inside, calls = overheads(port, count)
-        used = 1000 * (processor_s(process.pid) - before) / (count + WARM_UP)
+        after = [clock(process.pid) for clock in clocks]
+        used, own = (1000 * (end - begin) / (count + WARM_UP) for begin, end in zip(before, after, strict=True))
     show(f"a request beside its calls: {quartiles(whole)}, in the worker {quartiles(inside)}; {count} requests")
-    show(f"of the processor a request has {used:.1f} ms; its calls take {statistics.median(calls):.1f} ms, at the median")
-    return {"whole": whole, "inside": inside, "calls": calls, "processor_ms": used}
+    said = f"of the processor a request has {used:.1f} ms, {own:.1f} of them in the server beside the worker"
+    show(f"{said}; its calls take {statistics.median(calls):.1f} ms, at the median")
+    return {"whole": whole, "inside": inside, "calls": calls, "processor_ms": used, "server_processor_ms": own}
 
 
 def drive(port: int, load: float, seconds: float, body: dict[str, object], seed: int = 0) -> tuple[float, list[Answer]]:

@@ -112,11 +112,17 @@ def peak_mib() -> float:
     return int(line.split()[1]) / 1024
 
 
+def own_processor_s(pid: int) -> float:
+    """Seconds of the processor that a process has had."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def processor_s(pid: int) -> float:
     """Seconds of the processor that a process has had, and its children."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    own = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-    return own + sum(processor_s(int(child)) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+    return own_processor_s(pid) + sum(
+        processor_s(int(child)) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    )
 
 
 def quartiles(times: list[float]) -> str:
