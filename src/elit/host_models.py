@@ -173,6 +173,12 @@ def describe_checkpoint(part: Path, kept: HostCheckpoint, transformer: dict[str,
     write_whole(part / TRANSFORMER_FILE, json.dumps(transformer, indent=2) + "\n")
 
 
+def read_known(folder: Path) -> HostCheckpoint:
+    """What is known of the transformer in a checkpoint's folder, or an exported pipeline's."""
+    exported = (folder / EXPORTED_FILE).is_file()
+    return read_json(folder / (EXPORTED_FILE if exported else CONFIG_FILE), HostCheckpoint)
+
+
 def read_checkpoint(place: str | Path) -> tuple[Any, HostCheckpoint]:
     """The transformer of a checkpoint, of a run's last one, or of an exported pipeline, with the averaged weights; and what
     is known of it.
@@ -185,7 +191,7 @@ def read_checkpoint(place: str | Path) -> tuple[Any, HostCheckpoint]:
         return read_exported(folder)
     if not (folder / TRANSFORMER_FILE).is_file():
         raise UserError(f"{place} is no run of elit finetune; give the folder of one")
-    kept = read_json(folder / CONFIG_FILE, HostCheckpoint)
+    kept = read_known(folder)
     transformer = _origin_of(kept, place)
     if transformer is None:
         transformer = drawn_transformer(read_json(folder / TRANSFORMER_FILE, dict[str, Any]))
@@ -202,7 +208,7 @@ def read_checkpoint(place: str | Path) -> tuple[Any, HostCheckpoint]:
 
 def read_exported(folder: Path) -> tuple[Any, HostCheckpoint]:
     """The transformer of a pipeline that `elit export --pipeline` wrote; errors as of `read_checkpoint`."""
-    kept = read_json(folder / EXPORTED_FILE, HostCheckpoint)
+    kept = read_known(folder)
     transformer = read_transformer(Source(folder / "transformer"))
     if kept.elastic is not None:
         load_elastic(transformer, folder / "elastic")

@@ -70,13 +70,14 @@ def open_model(name: str | Path | None, device: torch.device, vocabulary: Vocabu
 def open_host(folder: Path, device: torch.device, vocabulary: Vocabulary) -> OpenModel:
     """A checkpoint of `elit finetune`, or a pipeline made of one; errors as of `open_model`."""
     from elit.backbones.hosts.model import HostModel, check_embeddings  # only who opens hosts loads diffusers
-    from elit.host_models import read_checkpoint
+    from elit.host_models import read_checkpoint, read_known
 
-    transformer, kept = read_checkpoint(folder)
+    kept = read_known(folder)
     place = kept.prompts if vocabulary.prompts is None else vocabulary.prompts
     if place is None:
         raise UserError(f"{folder} does not say what its prompts are; give them with --prompts, a folder or emoji")
     table = open_prompts(place)
+    transformer, _ = read_checkpoint(folder)
     model = HostModel(transformer, (kept.height, kept.width), table.tokens).eval()
     takes = model.form.widths(model.config)
     check_embeddings(model.name, takes, table.info.width, table.info.pooled, str(table.folder))
