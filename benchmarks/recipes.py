@@ -113,7 +113,7 @@ class Bench:
         trunk = self.config("trunk", KINDS["dense"], self.trunk)
         start = train(trunk)
         dense = self.step_tflops(trunk)
-        config = self.config(kind, KINDS[kind], 1)
+        config = self.config(kind, KINDS[kind], 1, start)
         before = self.trunk * dense if KINDS[kind].from_trunk else 0.0
         steps = round(((self.trunk + self.extra) * dense - before) / self.step_tflops(config))
         made = train(self.config(kind, KINDS[kind], steps, start))
