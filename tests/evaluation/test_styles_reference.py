@@ -122,7 +122,7 @@ def test_a_model_is_measured_in_both_networks_at_once(model: Path, tmp_path: Pat
 
 def test_samples_have_the_labels_of_the_reference(model: Path) -> None:
     def labels(*more: str) -> list[int]:
-        (source,) = model_samples(parse(["evaluate", str(model), "--reference", "emoji-styles", *more]), model)
+        (source,) = model_samples(parse(["evaluate", str(model), "--reference", "emoji-styles", *more]))
         return [source.labels.label(0, i) for i in range(1040)]
 
     assert labels() == [*split_labels(), *split_labels()[:5]]
@@ -132,7 +132,7 @@ def test_samples_have_the_labels_of_the_reference(model: Path) -> None:
 
 def test_a_model_of_other_labels_draws_its_own(model_folder: Path) -> None:
     options = parse(["evaluate", str(model_folder), "--reference", "emoji-styles"])
-    (source,) = model_samples(options, model_folder)
+    (source,) = model_samples(options)
     assert source.labels.kind == "uniform"
 
 
