@@ -9,11 +9,10 @@ from elit.data.moving_emoji import is_moving_emoji
 from elit.distributed import local_device
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
-from elit.hub import find_model
 from elit.training.budgets import mean_flops, run_flops
 from elit.training.config import TrainConfig
 from elit.training.step import DTYPES
-from elit.weights import load_config, outline
+from elit.weights import load_config, model_in, outline
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def original_of(config: TrainConfig) -> ElasticModel | None:
         return None
     assert config.init_from is not None
     try:
-        return outline(load_config(find_model(config.init_from)))
+        return outline(load_config(model_in(Path(config.init_from).expanduser())))  # a hub's is not fetched for this
     except UserError:
         return outline(config.model)
 
