@@ -128,6 +128,8 @@ def test_samples_have_the_labels_of_the_reference(model: Path) -> None:
     assert labels() == [*split_labels(), *split_labels()[:5]]
     assert labels("--labels", "balanced")[:9] == [*range(7), 8, 9]
     assert set(labels("--labels", "heart/noto")) == {label_names().index("heart/noto")}
+    with pytest.raises(UserError, match="this model is told labels; give them as --labels"):
+        labels("--prompt", "a heart")
 
 
 def test_a_model_of_other_labels_draws_its_own(model_folder: Path) -> None:

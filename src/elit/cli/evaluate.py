@@ -189,12 +189,13 @@ def model_samples(options: argparse.Namespace) -> "list[Sampled]":
 
 
 def labels_of(options: argparse.Namespace, words: "Words") -> "LabelRule":
-    """The labels that --labels asks for. Without it they are drawn; beside emoji-styles a model of these labels gets those
-    of the reference's pictures, one for one."""
+    """What --labels or --prompt asks for. Without them labels are drawn; beside emoji-styles a model of these labels gets
+    those of the reference's pictures, one for one."""
     from elit.data.emoji_styles_test import NAME, label_names, split_labels
     from elit.labels import LabelRule
 
-    if options.labels is None and options.reference == NAME and words.names == label_names():
+    asked = options.labels is not None or options.texts
+    if not asked and options.reference == NAME and words.names == label_names():
         return LabelRule("list", len(words.names), split_labels())
     return words.rule(options.labels, options.texts or ())
 
