@@ -13,10 +13,9 @@ from elit.errors import UserError
 from elit.labels import LabelRule, label_indices, parse_labels
 from elit.prompt_tables import PromptTable, embedded
 from elit.text_encoder import Encoder
-from elit.words import shown, suggest
+from elit.words import shown
 
 LISTED = 5000  # prompts of a table, at most, that a list to choose from holds
-SEARCHED = 2000  # prompts of a table in which near ones are looked for, which takes a while for more
 REMEMBERED = 256  # texts whose embeddings are kept
 
 
@@ -88,18 +87,9 @@ class PromptWords:
     known: dict[str, Text] = field(default_factory=dict)  # embeddings of texts that are not in the table
 
     @cached_property
-    def numbers(self) -> dict[str, int]:
-        """Of the prompts in the table, by their text: of those that are alike the first."""
-        numbers: dict[str, int] = {}
-        for number, text in enumerate(self.table.texts):
-            if text:
-                numbers.setdefault(text, number)
-        return numbers
-
-    @cached_property
     def texts(self) -> tuple[str, ...]:
         """The prompts in the table, each once."""
-        return tuple(self.numbers)
+        return tuple(self.table.numbers)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -119,8 +109,8 @@ class PromptWords:
         """The embedding of a text. Raises UserError for none, and for one that is not in the table without an encoder."""
         if not text:
             raise UserError("the prompt is empty; say what is to be drawn")
-        if text in self.numbers:
-            return self.table.of(torch.tensor([self.numbers[text]])).text.each(lambda all_B: all_B[0])
+        if text in self.table.numbers:
+            return self.table.find([text]).text.each(lambda all_B: all_B[0])
         if self.encoder is None:
             raise self.unknown(text)
         if text not in self.known:
@@ -131,15 +121,13 @@ class PromptWords:
 
     def unknown(self, text: str) -> UserError:
         """What is wrong with a text that is not in the table."""
-        near = list(self.texts) if len(self.texts) <= SEARCHED else []
-        some = f"there are {len(self.texts):,}, such as {shown(next(iter(self.texts), ''))}"
-        return UserError(f"this model has no prompt {shown(text)}; {suggest(text, near, some)}")
+        return UserError(f"this model has no prompt {shown(text)}; {self.table.near(text)}")
 
     def listed(self, labels: str) -> LabelRule:
         """A rule for the numbers of `texts`. Raises UserError for one that is not in the table."""
         if labels not in ("uniform", "balanced", *self.texts) and not labels.startswith("@"):
             for part in labels.split(","):
-                if part.strip() not in self.numbers and not re.fullmatch("[0-9]+(-[0-9]+)?", part.strip()):
+                if part.strip() not in self.table.numbers and not re.fullmatch("[0-9]+(-[0-9]+)?", part.strip()):
                     raise self.unknown(part.strip())
         return parse_labels(labels, len(self.texts), self.texts)
 

@@ -6,6 +6,7 @@ FOLDER/nothing.safetensors       the embedding of no prompt, which guidance and 
 FOLDER/part-00000.safetensors    of the first 1,024 prompts, in half precision; and so on
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -29,6 +30,7 @@ INFO_FILE, TEXTS_FILE, NOTHING_FILE = "prompts.json", "texts.txt", "nothing.safe
 EMOJI = "emoji"  # names the embedded pictures, and the embeddings of their names that come with the package
 PART = 1024  # prompts of a file
 TEXT_BYTES = 2**30
+SEARCHED = 2000  # prompts in which near ones are looked for, which takes a while for more
 
 Tokens = Annotated[int, Ge(0), Le(MOST_TOKENS)]
 Width = Annotated[int, Ge(1), Le(2**16)]
@@ -102,8 +104,21 @@ class PromptTable:
 
     @cached_property
     def texts(self) -> list[str]:
-        """The prompts themselves."""
-        return read_bytes(self.folder / TEXTS_FILE, TEXT_BYTES).decode("utf8").splitlines()
+        """The prompts themselves. Raises UserError for a file of others than the embeddings are of."""
+        file = self.folder / TEXTS_FILE
+        content = read_bytes(file, TEXT_BYTES)
+        if hashlib.sha256(content).hexdigest() != self.info.texts:
+            raise UserError(f"{file} was changed, and its prompts are no longer those of the embeddings; prepare them again")
+        return content.decode("utf8").split("\n")[:-1]
+
+    @cached_property
+    def numbers(self) -> dict[str, int]:
+        """Of the prompts, by their text: of those that are alike the first. The empty one is none."""
+        numbers: dict[str, int] = {}
+        for number, text in enumerate(self.texts):
+            if text:
+                numbers.setdefault(text, number)
+        return numbers
 
     @cached_property
     def nothing(self) -> Text:
@@ -121,12 +136,16 @@ class PromptTable:
 
     def find(self, texts: Sequence[str]) -> Prompts:
         """The embeddings of prompts by their text, "" for none. Raises UserError for one that is not there."""
-        numbers = []
         for text in texts:
-            if text and text not in self.texts:
-                raise UserError(f"{self.folder} has no prompt {shown(text)}; {suggest(text, self.texts)}")
-            numbers.append(self.texts.index(text) if text else len(self))
-        return self.of(torch.tensor(numbers))
+            if text and text not in self.numbers:
+                raise UserError(f"{self.folder} has no prompt {shown(text)}; {self.near(text)}")
+        return self.of(torch.tensor([self.numbers[text] if text else len(self) for text in texts]))
+
+    def near(self, text: str) -> str:
+        """The end of an error about a text that is not there: those like it, or what there is."""
+        known = list(self.numbers)
+        some = f"there are {len(known):,}, such as {shown(next(iter(known), ''))}"
+        return suggest(text, known if len(known) <= SEARCHED else [], some)
 
     def _row(self, file: str, row: int) -> Text:
         """One prompt: tokens (T, D), mask (T,), pooled (D,), float32."""
@@ -139,13 +158,18 @@ class PromptTable:
         return Text(tokens, mask, pooled)
 
 
-@lru_cache(maxsize=256)
 def _opened(file: Path) -> Any:
-    """A file of embeddings, mapped into memory."""
+    """A file of embeddings, mapped into memory: of a file that was written anew the new one."""
     try:
-        return safe_open(file, "pt")
+        now = file.stat()
+        return _mapped(file, now.st_ino, now.st_mtime_ns, now.st_size)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is not a whole safetensors file ({error}); prepare the prompts again") from error
+
+
+@lru_cache(maxsize=256)
+def _mapped(file: Path, *which: int) -> Any:
+    return safe_open(file, "pt")
 
 
 def open_prompts(folder: str | Path) -> PromptTable:

@@ -1,6 +1,7 @@
 """Embeddings of prompts: what the encoder says, kept in half precision, the same wherever the work was stopped."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -164,7 +165,6 @@ def test_files_that_were_changed_are_refused(table: Path) -> None:
     with pytest.raises(UserError, match=r"nothing.safetensors is not what prompts.json says"):
         open_prompts(table)
     (table / "prompts.json").write_text(json.dumps(info))
-    prompt_tables._opened.cache_clear()
     part = table / "part-00000.safetensors"
     tensors = load_file(part)
     tensors["pooled"][2] = float("nan")
@@ -172,6 +172,31 @@ def test_files_that_were_changed_are_refused(table: Path) -> None:
     with pytest.raises(UserError, match="holds values that are no numbers"):
         open_prompts(table).of(torch.tensor([2]))
     part.write_bytes(part.read_bytes()[:100])
-    prompt_tables._opened.cache_clear()
     with pytest.raises(UserError, match="is not a whole safetensors file"):
         open_prompts(table)
+
+
+@pytest.mark.parametrize("change", ["star\nred heart\n", "".join(f"{text}\n" for text in [*TEXTS, "fish"]), "st\xe9r\n"])
+def test_texts_that_were_changed_are_refused(table: Path, change: str) -> None:
+    """They would be told the embeddings of others: of another order, of more, and what is no text at all."""
+    (table / "texts.txt").write_bytes(change.encode("latin1"))
+    with pytest.raises(UserError, match=r"texts\.txt was changed, .*prepare them again"):
+        open_prompts(table).find(["star"])
+
+
+def test_a_folder_that_is_written_anew_is_read_anew(encoder: Path, table: Path) -> None:
+    """By the same process, which knows the old files."""
+    before = open_prompts(table).find(["star"]).text.tokens
+    shutil.rmtree(table)
+    prepare_prompts(["star", *TEXTS[:2], *TEXTS[3:]], load_text_encoder(str(encoder)), table, tokens=4)
+    assert torch.equal(open_prompts(table).find(["star"]).text.tokens, before)
+    assert open_prompts(table).numbers["star"] == 0
+
+
+def test_a_prompt_has_one_line_whatever_else_is_in_it(encoder: Path, tmp_path: Path) -> None:
+    made, texts = load_text_encoder(str(encoder)), ["star", "red\x85heart\u2028\x0c", "fish"]
+    prepare_prompts(texts, made, tmp_path / "odd", tokens=4)
+    assert open_prompts(tmp_path / "odd").texts == texts
+    with pytest.raises(UserError, match=r"the prompt 'a\\nstar' has several lines"):
+        prepare_prompts(["red", "a\nstar"], made, tmp_path / "none", tokens=4)
+    assert not (tmp_path / "none").exists()

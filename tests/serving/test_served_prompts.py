@@ -171,7 +171,7 @@ def test_without_an_encoder_a_prompt_is_one_of_the_runs_own(world: Path, table: 
     with pytest.raises(UserError, match="this model has no prompt 'red haert'; did you mean red heart"):
         words.told("red haert", 1)
     many = PromptWords(replace(table, folder=world / "many"))
-    many.__dict__["numbers"] = {f"prompt {i}": i for i in range(3000)}
+    many.table.__dict__["numbers"] = {f"prompt {i}": i for i in range(3000)}
     with pytest.raises(UserError, match="no prompt 'red heart'; there are 3,000, such as 'prompt 0'"):
         many.told("red heart", 1)
 

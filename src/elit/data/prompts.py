@@ -31,6 +31,7 @@ from elit.prompt_tables import (
 from elit.records import read_json
 from elit.text_encoder import Encoder
 from elit.weights import save_tensors
+from elit.words import shown
 
 AT_ONCE = 32  # in one call of the encoder
 LONGEST = 20_000  # letters of a prompt
@@ -71,9 +72,11 @@ def prepare_prompts(
 
     tokens: to keep of each prompt, 0 for the mean of all. done: is told how many prompts were encoded or found.
 
-    Raises UserError where the encoder reads fewer tokens, and for a folder that holds something else; WriteError where
-    nothing can be written.
+    Raises UserError where the encoder reads fewer tokens, for a prompt of several lines, and for a folder that holds
+    something else; WriteError where nothing can be written.
     """
+    if several := [one for one in texts if "\n" in one]:
+        raise UserError(f"the prompt {shown(several[0])} has several lines; write it on one")
     text = "".join(f"{one}\n" for one in texts)
     found = hashlib.sha256(text.encode()).hexdigest()
     info = PromptInfo(
