@@ -52,6 +52,7 @@ def test_the_same_settings_are_the_same_bytes() -> None:
         ("seed", -1), ("seed", 2**63), ("steps", 0), ("more", 1),
         ("index", -1), ("levels", [0]), ("labels", [-1]), ("weak_label", "other"),
         ("guidance_budget", 0), ("guidance_budget", 1.5), ("guidance_interval", [0.5, 1.5]),
+        ("dtype", "nn"), ("dtype", "int8"),
     ],
 )  # fmt: skip
 def test_settings_that_cannot_be_are_refused(tmp_path: Path, field: str, value: object) -> None:

@@ -23,9 +23,9 @@ class Imprint:
     """All that decides the pixels of one of the images of a request.
 
     model: the fingerprint of the model. labels: of all images of the request; index: of this one. prompts: of all images
-    too, where the model is told texts and no labels. levels: latents per
-    group at every time that the sampler asked for, in order. alone: whether no other request shared its calls of the
-    model; the bytes of one that shared them may differ in last bits. The rest is as in `elit.sample`.
+    too, where the model is told texts and no labels. levels: latents per group at every time that the sampler asked for, in
+    order. alone: whether no other request shared its calls of the model; the bytes of one that shared them may differ in
+    last bits. dtype: torch's name of it. The rest is as in `elit.sample`.
     """
 
     model: str
@@ -40,7 +40,7 @@ class Imprint:
     guidance_budget: Fraction | None = None
     weak_label: Literal["null", "same"] | int = "null"
     codec: str = "pixels"
-    dtype: str = "float32"
+    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
     alone: bool = False
     shift: Shift = 1.0
     prompts: tuple[str, ...] = ()

@@ -19,6 +19,7 @@ from elit.generation import check_count, fitting_tile, generate
 from elit.guidance import Guidance
 from elit.imprint import PICTURE_BYTES, png, read_imprint
 from elit.media import Format, chosen_format
+from elit.model_words import PromptWords
 from elit.opened import Vocabulary, open_model
 from elit.pictures import to_image
 from elit.recipe import Recipe
@@ -161,7 +162,7 @@ def repeat(
     """
     imprint = read_imprint(picture)
     one = open_model(model, local_device(device), vocabulary)
-    network = one.model.to(getattr(torch, imprint.dtype, torch.float32))
+    network = one.model.to(getattr(torch, imprint.dtype))
     if fingerprint(network) != imprint.model:
         raise UserError(
             f"{picture} was drawn by the model {imprint.model}, and this is {fingerprint(network)}; give --model"
@@ -176,6 +177,8 @@ def repeat(
     )
     recipe = replace(recipe, shift=imprint.shift)
     budget = granted(recipe, network, imprint.levels)
+    if not (imprint.prompts if isinstance(one.words, PromptWords) else imprint.labels):
+        raise UserError(f"{picture} does not say what it is of; its settings were changed")
     labels = one.words.rule(None, imprint.prompts)
     drawn = labels.values if imprint.prompts else imprint.labels
     x = sample(

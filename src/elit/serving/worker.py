@@ -21,7 +21,7 @@ from elit.recipe import Recipe
 from elit.serving.engine import Engine, Order, Running, is_memory, measure_costs, now_ms
 from elit.serving.jobs import Costs, Job
 from elit.serving.messages import Broken, Cancel, Done, Facts, Pixels, Refused, Settings, State, Stepped, ToWorker, Wish
-from elit.serving.opened import Opened, opened
+from elit.serving.opened import DTYPES, Opened, opened
 from elit.serving.policy import Reserve, admit, decide, lent, trace_line
 
 QUALITIES = {"low": 1 / 4, "medium": 1 / 2, "high": 1.0}  # the budgets that they name; auto is decided at every step
@@ -295,7 +295,7 @@ class Worker:
             weak_label=guidance.weak_label,
             codec=self.codec.name,
             shift=recipe.shift,
-            dtype=str(next(self.model.parameters()).dtype).removeprefix("torch."),
+            dtype=str(DTYPES[self.settings.dtype]).removeprefix("torch."),  # type: ignore[arg-type]  # one of three
             alone=wish.alone,
         )
         calls = one.running.times
