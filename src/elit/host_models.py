@@ -18,11 +18,11 @@ from elit.backbones.hosts.elasticize import HostConfig, elasticize_as
 from elit.backbones.hosts.model import HostModel, form_of
 from elit.codec import DataEncoding
 from elit.errors import UserError
-from elit.files import found, write_whole
+from elit.files import found, read_bytes, write_whole
 from elit.host_folders import load_elastic
 from elit.hub import is_hub_id
 from elit.lora import ADAPTER, LORA_FILE, Lora, add_lora
-from elit.records import Positive, Whole, read_json, record
+from elit.records import JSON_BYTES, Shift, Whole, read_json, record
 from elit.weights import (
     CONFIG_FILE,
     EXPORTED_FILE,
@@ -55,7 +55,7 @@ class HostCheckpoint:
     lora: Lora
     height: Side
     width: Side
-    shift: Positive = 1.0
+    shift: Shift = 1.0
     steps: Whole = 0
     kind: str = "transformer of diffusers"
     prompts: str | None = None
@@ -72,12 +72,7 @@ class Source:
     @property
     def config(self) -> dict[str, Any]:
         """As diffusers writes it. Raises UserError for what is none, or of a class that cannot be trained."""
-        values = read_json(self.folder / CONFIG_FILE, dict[str, Any])
-        name = values.get("_class_name")
-        if not isinstance(name, str):
-            raise UserError(f"{self.folder / CONFIG_FILE} names no class of diffusers; give the folder of a transformer")
-        form_of(name)
-        return values
+        return read_settings(self.folder / CONFIG_FILE)
 
     @property
     def weights(self) -> list[Path]:
@@ -86,7 +81,7 @@ class Source:
 
     def digest(self) -> str:
         """Of its configuration and both ends of its files of weights."""
-        told = hashlib.sha256((self.folder / CONFIG_FILE).read_bytes())
+        told = hashlib.sha256(read_bytes(self.folder / CONFIG_FILE, JSON_BYTES))
         for file in self.weights:
             with file.open("rb") as stream:
                 told.update(stream.read(ENDS) + str(size := file.stat().st_size).encode())
@@ -124,11 +119,20 @@ def _from_hub(place: str) -> Path:
         raise UserError(f"could not fetch the transformer of {place} from the hub ({why}); give a folder") from error
 
 
+def read_settings(file: Path) -> dict[str, Any]:
+    """The configuration of a transformer. Raises UserError for what is none, or of a class that cannot be trained."""
+    values = read_json(file, dict[str, Any])
+    name = values.get("_class_name")
+    if not isinstance(name, str):
+        raise UserError(f"{file} names no class of diffusers; give the folder of a transformer")
+    form_of(name)
+    return values
+
+
 def class_of(config: dict[str, Any]) -> Any:
-    """The class of diffusers that a configuration is of."""
+    """The class of diffusers that a configuration, as `read_settings` gives it, is of."""
     import diffusers
 
-    form_of(config["_class_name"])
     return getattr(diffusers, config["_class_name"])
 
 
@@ -194,7 +198,7 @@ def read_checkpoint(place: str | Path) -> tuple[Any, HostCheckpoint]:
     kept = read_known(folder)
     transformer = _origin_of(kept, place)
     if transformer is None:
-        transformer = drawn_transformer(read_json(folder / TRANSFORMER_FILE, dict[str, Any]))
+        transformer = drawn_transformer(read_settings(folder / TRANSFORMER_FILE))
     if kept.elastic is not None:
         elasticize_as(transformer, kept.elastic)
     if kept.lora.rank:
