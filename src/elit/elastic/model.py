@@ -55,6 +55,7 @@ class ElasticModel(nn.Module):
     null_class: int  # the label that stands for no label; those of classes are below it
     label_sizes: tuple[int, ...]  # the values of each factor of a label, one where labels are one thing
     blocks: nn.ModuleList
+    tokens: int = 0  # of a text, where a model that is told texts is counted and timed
 
     @property
     def stages(self) -> int:

@@ -136,8 +136,8 @@ def check_embeddings(name: str, takes: tuple[int, int | None], width: int, poole
 class HostModel(ElasticModel):
     """A transformer of diffusers, dense or elastic, that predicts the velocity of pictures (B, C, H, W).
 
-    size: height and width of the pictures that it is trained on, in values. tokens: of a text, where the model is counted
-    and timed. Raises UserError for a host that cannot be trained, and for pictures that it does not take.
+    size: height and width of the pictures that it is trained on, in values. tokens: as `ElasticModel` has it.
+    Raises UserError for a host that cannot be trained, and for pictures that it does not take.
     """
 
     null_class = 0  # it is told prompts, and no labels
