@@ -1,6 +1,8 @@
 """`elit sample`, `elit evaluate` and `elit report` of runs of `elit finetune`, whose models are told prompts."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from PIL import Image
 
 from elit import Guidance, sample
+from elit.backbones.hosts.model import HostModel
 from elit.cli import main
 from elit.cost import count_flops, flops_by_level
 from elit.data.prompts import prepare_prompts
@@ -21,6 +24,7 @@ from elit.pixels import as_tensor, to_uint8
 from elit.prompt_tables import open_prompts
 from elit.serving.messages import Settings
 from elit.serving.opened import opened
+from elit.target import cache_folder, calibrated
 from elit.text_encoder import load_text_encoder
 from elit.weights import fingerprint
 from tiny_runs import HOSTS, TEXTS, save_world
@@ -118,12 +122,17 @@ def test_without_a_prompt_those_of_the_run_take_turns_or_are_drawn(world: Path, 
     assert [label for _, label in whole["labels"]] == [3]
 
 
-def test_a_sample_goes_on_and_other_prompts_go_elsewhere(world: Path, tmp_path: Path) -> None:
+def test_a_sample_goes_on_and_other_prompts_go_elsewhere(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     given = ["--model", str(world / "sd3"), "--prompt", "star", "--steps", "1", "--tile", "2"]
     folder, _ = made_by([*given, "--count", "1"], tmp_path)
     first = (folder / "00000" / "000000.png").read_bytes()
     same, _ = made_by([*given, "--count", "3"], tmp_path)
     assert same == folder and (folder / "00000" / "000000.png").read_bytes() == first
+    for option in (["--stages", "2"], ["--thresholds", "0.5"]):  # whether or not anything is left to be drawn
+        assert main(["sample", *given, *option, "--count", "3", "--out", str(tmp_path)]) == 2
+        assert "for models of several stages, and this has one" in said(capsys)
     assert main(["sample", *given[:3], "red heart", *given[4:], "--out", str(tmp_path)]) == 0
     assert len(list(tmp_path.glob("*/settings.json"))) == 2
 
@@ -144,6 +153,11 @@ def test_a_picture_of_a_prompt_is_drawn_again(world: Path, tmp_path: Path, capsy
     assert main([*given, "--model", str(world / "sd3"), "--encoder", str(world / "encoder")]) == 0
     assert (tmp_path / "again" / "picture.png").read_bytes() == content
     capsys.readouterr()
+    for labels, prompts in (((), ()), ((0,), ()), ((99_999,), ())):
+        (tmp_path / "changed.png").write_bytes(png(to_image(x[1]), replace(imprint, labels=labels, prompts=prompts)))
+        changed = ["sample", "--from", str(tmp_path / "changed.png"), "--model", str(world / "sd3")]
+        assert main([*changed, "--out", str(tmp_path / "again")]) == 2
+        assert "changed.png does not say what it is of" in said(capsys)
     assert main([*given, "--model", str(world / "sd3")]) == 2
     assert "this model has no prompt 'a star'; did you mean star" in said(capsys)
     assert main([*given, "--model", str(world / "qwen")]) == 2
@@ -185,6 +199,19 @@ def test_a_budget_may_be_a_cost(world: Path, tmp_path: Path, capsys: pytest.Capt
     assert settings["budget"][0] in ("2/4", "3/4", "4/4")
     assert main(["sample", *given, "--budget", "1e-9gflops", "--out", str(tmp_path)]) == 2
     assert "less than the lowest budget takes" in said(capsys)
+
+
+def test_times_are_kept_by_the_sizes_of_pictures_and_texts(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On which the same transformer's times depend; but not by its weights."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    transformer, _ = read_checkpoint(world / "qwen")
+    for sides, tokens in (((8, 8), 5), ((8, 12), 5), ((8, 8), 4)):
+        calibrated(HostModel(transformer, sides, tokens).eval(), 1)
+    assert len(list(cache_folder().iterdir())) == 3
+    calibrated(HostModel(read_checkpoint(world / "qwen")[0], (8, 8), 5).eval(), 1)
+    assert len(list(cache_folder().iterdir())) == 3
 
 
 def test_a_run_is_evaluated_at_its_budgets(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -239,6 +266,11 @@ def test_mistakes_are_one_sentence(world: Path, stand_in: Path, tmp_path: Path, 
         error = said(capsys)
         assert sentence in error and "Traceback" not in error, (sentence, error)
     assert not list(tmp_path.glob("out/*/00000/*"))
+    damaged = shutil.copytree(world / "untold", tmp_path / "damaged")
+    for settings in ({}, {"_class_name": 3}):
+        (damaged / "transformer.json").write_text(json.dumps(settings))
+        assert main(["sample", "--model", str(damaged), "--prompts", str(world / "prompts"), *out]) == 2
+        assert "transformer.json names no class of diffusers" in said(capsys)
     for command in (["info", run[1]], ["calibrate-cache", *run]):
         assert main(command) == 2
         assert "a run of elit finetune: elit sample" in said(capsys)

@@ -126,7 +126,7 @@ class Recipe:
 
     def parts(self, model: ElasticModel) -> list[tuple[Stage | None, list[float]]]:
         """The times that the sampler steps through, stage by stage; a model of one stage has one part."""
-        if model.stages > 1 or not isinstance(self.steps, int):
+        if model.stages > 1 or not isinstance(self.steps, int) or (self.thresholds, self.stages) != (None, None):
             return [*staged_steps(model, self.sampler, self.steps, self.thresholds, self.stages)]
         return [(None, step_times(self.sampler, self.steps, self.shift))]
 

@@ -282,7 +282,7 @@ async def read_body(request: Request, settings: Settings) -> bytes:
         raise Mistake(415, f"the body is {kind[:80] or 'of no type'}; send application/json")
     too_large = Mistake(413, f"the body is larger than {settings.max_body:,} bytes")
     length = request.headers.get("content-length", "0")
-    if not length.isdigit() or int(length[:20]) > settings.max_body:
+    if not length.isdecimal() or int(length[:20]) > settings.max_body:
         raise too_large
     content = bytearray()
     try:
