@@ -7,10 +7,12 @@ answered with 503. Nothing is lost in silence.
 import asyncio
 import contextlib
 import itertools
+import select
 import socket
 import subprocess
 import sys
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
@@ -19,7 +21,7 @@ from typing import Protocol
 from elit.errors import UserError
 from elit.serving.messages import Broken, Cancel, Done, Facts, FromWorker, Refused, Settings, State, Stepped, ToWorker, Wish
 
-TRIES = 2  # of a request, and of a worker that dies before it is ready
+TRIES = 2  # of a request; and as often a worker that dies before it is ready is started again
 LOAD_S = 600.0  # that a worker may take to load its model
 END_S = 5.0  # that a worker may take to end
 DRAINED_S = 0.05  # between looks at whether all is done
@@ -65,7 +67,7 @@ class Ticket:
 
 @dataclass
 class Worker:
-    """One worker's process, its line, and its requests."""
+    """One worker's process, its line, what waits for that to take it, and its requests."""
 
     device: str
     process: Process
@@ -73,7 +75,8 @@ class Worker:
     tickets: dict[int, Ticket] = field(default_factory=dict)
     facts: Facts | None = None
     state: State = field(default_factory=State)
-    failures: int = 0  # deaths since it was last ready
+    failures: int = 0  # how often it was started again since it was last ready
+    unsent: deque[ToWorker] = field(default_factory=deque)
 
 
 @dataclass
@@ -161,15 +164,17 @@ class Pool:
         """
         worker.process.kill()  # one whose line was cut has nothing to say, and the others must not wait for it
         worker.process.wait()
+        self.loop.remove_writer(worker.connection)
         worker.connection.close()
+        worker.unsent.clear()
         tickets, worker.tickets, worker.facts, worker.state = list(worker.tickets.values()), {}, None, State()
         if not self.draining and worker.failures < TRIES:
             worker.process, worker.connection = self.launch(self.settings, worker.device)
             worker.failures += 1
             self.restarts += 1
             self._attend(worker)
-        elif not self.draining and not any(one.facts is not None for one in self.workers):
-            self.broken = self.broken or f"the worker of {worker.device} died before it was ready, {TRIES} times"
+        elif not self.draining and all(one.process.poll() is not None for one in self.workers):
+            self.broken = self.broken or f"the worker of {worker.device} died before it was ready, {TRIES + 1} times"
             self.ready.set()
         for ticket in tickets:
             ticket.tries += 1
@@ -206,8 +211,23 @@ class Pool:
                 self._send(worker, Cancel(number))
 
     def _send(self, worker: Worker, message: ToWorker) -> None:
+        worker.unsent.append(message)
+        self._go_on_sending(worker)
+
+    def _go_on_sending(self, worker: Worker) -> None:
+        """Tells a worker what its line takes at once, and the rest when it takes more: one that makes a long call, or is
+        loading, reads nothing meanwhile, and nobody is to wait for that.
+        """
+        line = worker.connection
         with contextlib.suppress(OSError, ValueError):  # of one that died, which its line's thread tells of
-            worker.connection.send(message)
+            takes = select.poll()
+            takes.register(line, select.POLLOUT)
+            while worker.unsent and takes.poll(0):
+                line.send(worker.unsent.popleft())
+            if worker.unsent:
+                self.loop.add_writer(line, self._go_on_sending, worker)
+            else:
+                self.loop.remove_writer(line)
 
     @property
     def is_ready(self) -> bool:
