@@ -322,7 +322,7 @@ def stored_picture(content: bytes, name: str) -> Tensor:
     try:
         with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             return as_tensor(image.convert("RGB"))
-    except (OSError, SyntaxError, TypeError) as error:
+    except (OSError, ValueError, SyntaxError, TypeError, Image.DecompressionBombError) as error:
         raise UserError(f"{name} is not a picture ({error}); prepare the data again") from error
 
 
