@@ -166,7 +166,7 @@ def _fingerprint(model: ElasticModel, batch_size: int) -> str:
     device = (
         torch.cuda.get_device_name(parameter.device) if parameter.is_cuda else platform.processor() or platform.machine()
     )
-    parts = [model.made_of() or asdict(model.config), model.input.shape, model.tokens]
+    parts: list[object] = [model.made_of() or asdict(model.config), model.input.shape, model.tokens]
     parts += [parameter.device.type, device, str(parameter.dtype), batch_size]
     parts += [torch.get_num_threads(), torch.__version__, platform.node()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:24]
