@@ -1,5 +1,6 @@
 """`elit sample`, `elit evaluate` and `elit report` of runs of `elit finetune`, whose models are told prompts."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -12,9 +13,11 @@ from PIL import Image
 
 from elit import Guidance, sample
 from elit.backbones.hosts.model import HostModel
-from elit.cli import main
+from elit.cli import main, parse
+from elit.cli.evaluate import open_sources
 from elit.cost import count_flops, flops_by_level
 from elit.data.prompts import prepare_prompts
+from elit.evaluation.evaluate import facts_of
 from elit.generation import read_sample
 from elit.host_models import load_host_model, read_checkpoint
 from elit.imprint import Imprint, png
@@ -225,6 +228,12 @@ def test_a_run_is_evaluated_at_its_budgets(world: Path, tmp_path: Path, capsys: 
     assert [row["budget"] for row in rows] == [0.25, 1.0]
     assert [row["gflops"] for row in rows] == [count_flops(model, budget) / 1e9 for budget in (0.25, 1.0)]
     assert {row["model"] for row in rows} == {fingerprint(model)}
+    texts = {"texts": ["star", TEXTS[0]], "encoder": open_prompts(world / "prompts").info.weights, "tokens": 5}
+    told = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:12]
+    assert {row["labels"] for row in rows} == {f"0,1 of prompts {told}"}  # those of other prompts are another set
+    sampled, _ = made_by(["--model", str(world / "sd3"), "--prompt", "star", "--prompt", TEXTS[0], "--steps", "1"], tmp_path)
+    (source,) = open_sources(parse(["evaluate", str(sampled), "--reference", "emoji"]))
+    assert facts_of(source)["labels"] == f"0,1 of prompts {told}"
     capsys.readouterr()
     assert main([*given, *out, "--cache", "0.1"]) == 2
     assert "a step cache is for models of this library" in said(capsys)

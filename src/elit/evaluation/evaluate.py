@@ -292,7 +292,11 @@ def facts_of(source: Source) -> Facts:
             facts |= {"budget": recipe.budget, "gflops": count_flops(source.model, recipe.budget) / 1e9}
         guidance = recipe.guidance
         facts |= {"guidance": guidance.scale, "interval": guidance.interval, "weak_budget": guidance.weak_budget}
-        facts |= {"weak_label": guidance.weak_label, "codec": source.codec.name, "labels": _labels_text(source.labels)}
+        facts |= {
+            "weak_label": guidance.weak_label,
+            "codec": source.codec.name,
+            "labels": _labels_text(source.labels.settings()),
+        }
         return {**facts, "precision": PRECISIONS[str(parameter.dtype).removeprefix("torch.")], "seed": recipe.seed}
     return _facts_of_folder(Path(source.name)) if isinstance(source, Pictures) else {}
 
@@ -310,7 +314,7 @@ def _facts_of_folder(folder: Path) -> Facts:
         facts: Facts = {"sampler": settings["sampler"], "steps": total, "seed": settings["seed"]}
         facts |= {"guidance": guidance["scale"], "interval": tuple(guidance["interval"]), "model": settings["model"]}
         facts |= {"weak_label": guidance["weak_label"], "codec": settings["codec"]}
-        facts |= {"labels": _labels_text(LabelRule(**settings["labels"])), "precision": PRECISIONS[settings["dtype"]]}
+        facts |= {"labels": _labels_text(settings), "precision": PRECISIONS[settings["dtype"]]}
         if guidance["weak_budget"] is not None:
             facts["weak_budget"] = parse_fraction(guidance["weak_budget"])
         if len(settings["budget"]) == 1:
@@ -321,12 +325,18 @@ def _facts_of_folder(folder: Path) -> Facts:
         return {}
 
 
-def _labels_text(labels: LabelRule) -> str:
-    """The rule in words; of a long list how many there are, and a hash of them."""
+def _labels_text(settings: dict[str, Any]) -> str:
+    """A rule in words, as its settings tell it; of a long list how many there are, and a hash of them; of prompts their hash
+    too, for their numbers say nothing without them.
+    """
+    labels = LabelRule(**settings["labels"])
     listed = ",".join(map(str, labels.values))
+    text = listed if labels.kind == "list" else labels.kind
     if len(labels.values) > LISTED:
-        return f"{len(labels.values):,} listed ({digest(listed.encode())})"
-    return listed if labels.kind == "list" else labels.kind
+        text = f"{len(labels.values):,} listed ({digest(listed.encode())})"
+    if "prompts" in settings:
+        text += f" of prompts {digest(json.dumps(settings['prompts'], sort_keys=True).encode())}"
+    return text
 
 
 def compute(
