@@ -230,7 +230,7 @@ def test_sample_makes_images_and_names_their_folder(capsys, tmp_path: Path) -> N
     command = ["sample", "--labels", "heart,time", "--steps", "1", "--budget", "1/16", "--out", str(tmp_path)]
     assert main(command) == 0
     (folder,) = tmp_path.iterdir()
-    assert f"2 images are in {folder}" in capsys.readouterr().out
+    assert f"{folder} holds 2 images" in capsys.readouterr().out
     assert [p.name for p in sorted(folder.glob("*/*.png"))] == ["000000.png", "000001.png"]
     when = (folder / "00000" / "000000.png").stat().st_mtime_ns
     assert main(command) == 0
@@ -250,8 +250,8 @@ def test_sample_makes_images_and_names_their_folder(capsys, tmp_path: Path) -> N
         (["--sampler", "ddim"], "known: euler"),
         (["--steps", "0"], "--steps: 0 is not from 1"),
         (["--count", "-1"], "--count: -1 is not from 1"),
-        (["--model", "no/such/folder"], "is not a model folder"),
-        (["--device", "abacus"], "try --device cpu"),
+        (["--model", "no/such/folder"], "is not a model folder: there is no such folder"),
+        (["--device", "abacus"], "there is no device 'abacus'; give cpu, cuda, or one of several such as cuda:1"),
         (["--codec", "nowhere"], "the model makes pixels, which need no codec"),
     ],
 )

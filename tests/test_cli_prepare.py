@@ -60,7 +60,7 @@ def test_buckets_train_a_model_with_rope(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "there is no nowhere; give a folder" in refused(capsys, "nowhere", "--out", "data")
+    assert "there is no file or folder nowhere; give a folder" in refused(capsys, "nowhere", "--out", "data")
     assert "'8by8' is not a size; write heights and widths" in refused(
         capsys, "photos", "--out", "data", "--crop", "buckets", "--buckets", "8by8"
     )

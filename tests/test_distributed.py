@@ -39,10 +39,17 @@ def test_one_process_is_rank_0_of_1_and_needs_no_group() -> None:
         barrier()
 
 
-@pytest.mark.parametrize("name", ["abacus", "meta"])
-def test_devices(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("abacus", "there is no device 'abacus'; give cpu, cuda, or one of several such as cuda:1$"),
+        ("0", "there is no device '0'; give cpu"),
+        ("meta", "cannot be used here .* try --device cpu"),
+    ],
+)
+def test_devices(name: str, message: str) -> None:
     assert local_device("cpu") == CPU
-    with pytest.raises(UserError, match="try --device cpu"):
+    with pytest.raises(UserError, match=message):
         local_device(name)
 
 

@@ -85,7 +85,11 @@ def test_guidance_refuses_a_factor_that_is_not_there(make_dit: Callable[..., DiT
     [
         ("cat/flta", r"no label 'cat/flta': no 'flta'; did you mean flat\\?"),
         ("frgo/flat", r"no 'frgo'; did you mean frog\\?"),
-        ("cat", r"'cat' has 1 of 2 parts; give one such as cat/flat, or \* for any"),
+        ("frog", r"labels have 2 parts, such as cat/flat, and 'frog' has 1; did you mean frog/\*"),
+        ("frgo", r"'frgo' has 1; did you mean frog/\*"),
+        ("round", r"'round' has 1; did you mean \*/round"),
+        ("cat/flat/red", r"and 'cat/flat/red' has 3; did you mean"),
+        ("qqq", r"'qqq' has 1; write \* for any"),
         ("*/*", r"leaves everything open"),
     ],
 )

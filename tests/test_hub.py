@@ -124,6 +124,11 @@ def test_every_command_takes_a_run_and_the_bundled_model(
     """info, sample and export; the Python face too."""
     assert main(["info", str(run)]) == 0 and "4 budget(s)" in capsys.readouterr().out
     assert main(["info", "bundled"]) == 0 and "16 budget(s)" in capsys.readouterr().out
+    assert main(["info", "bundled", "--labels"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert told.startswith("labels are made of 2 parts with / between them; * leaves one open 1: alphanum, animal-")
+    assert "2: noto, noto-v1, twemoji" in told
+    assert main(["info", str(run), "--labels"]) == 0 and "0 to " in capsys.readouterr().out
     sample = ["sample", "--steps", "1", "--count", "1", "--labels", "1", "--out", str(tmp_path / "samples")]
     assert main([*sample, "--model", str(run)]) == 0
     assert main(["export", "bundled", "--out", str(tmp_path / "out")]) == 0
@@ -135,10 +140,14 @@ def test_every_command_takes_a_run_and_the_bundled_model(
     [
         (["ELIT-SiT-XL/3"], "did you mean ELIT-SiT-XL/"),
         (["SiT-B"], "did you mean"),
-        (["nobody/nothing"], "no folder nobody/nothing either"),
+        (
+            ["nobody/nothing"],
+            "(it was not fetched before, and the hub cannot be reached); there is no folder nobody/nothing",
+        ),
         (["bundled", "--input-size", "8"], "leave --input-size"),
-        (["config.yaml"], "unknown model"),
-        (["./nowhere"], "not a model folder"),
+        (["config.yaml"], "unknown model 'config.yaml'; elit info lists the presets"),
+        (["./nowhere"], "nowhere is not a model folder: there is no such folder"),
+        (["ELIT-SiT-S/2", "--labels"], "ELIT-SiT-S/2 is a preset, which has no labels; give a model"),
     ],
 )
 def test_info_says_what_a_name_might_have_been(arguments: list[str], said: str, capsys, monkeypatch) -> None:

@@ -103,6 +103,10 @@ def local_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cpu")
     try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"there is no device {name!r}; give cpu, cuda, or one of several such as cuda:1") from error
+    try:
         found = torch.zeros(1, device=name)
         found.tolist()
     except (RuntimeError, AssertionError) as error:

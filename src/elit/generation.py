@@ -147,7 +147,7 @@ def fitting_tile(
         settings = settings_of(model, usual, labels, codec, form)
         if folder_of(out, settings).is_dir() or _holds(out, settings):
             return usual
-        say(f"images are made {recipe.tile} at a time; for more of the same bytes later, give --tile {usual.tile}")
+        say(f"images are made {recipe.tile} at a time; to add more to them later, give --tile {usual.tile} now")
     return recipe
 
 

@@ -9,6 +9,11 @@ from elit.files import found
 from elit.weights import CACHE_FILE, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_host, model_in
 
 BUNDLED = "bundled"  # what commands call the bundled model
+REASONS = {  # what errors of the hub's client mean, whose own texts are long
+    "LocalEntryNotFoundError": "it was not fetched before, and the hub cannot be reached",
+    "RepositoryNotFoundError": "the hub has none of that name that you may see",
+    "GatedRepoError": "its owner wants you to accept terms there first",
+}
 
 
 def from_hub(repository: str, files: list[str], remedy: str) -> Path:
@@ -24,7 +29,8 @@ def from_hub(repository: str, files: list[str], remedy: str) -> Path:
             return folder
         why = f"it holds no {files[0]}, or only its other files were fetched before"
     except Exception as error:  # no network, no such repository, a broken cache: each has its own kinds of exception
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        kind = type(error).__name__
+        why = REASONS.get(kind) or f"{kind}: {' '.join(str(error).split())[:160]}"
     raise UserError(f"could not fetch {files[0]} of {repository} from the hub ({why}); {remedy}")
 
 

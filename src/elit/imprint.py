@@ -67,7 +67,7 @@ def read_imprint(file: Path) -> Imprint:
             image.load()
             text = getattr(image, "text", {}).get(KEY)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} cannot be read as a PNG file ({error}); give one that elit serve made") from error
+        raise UserError(f"{file} cannot be read as a PNG file; give one that elit app or elit serve made") from error
     if text is None:
         raise UserError(f"{file} does not say how it was drawn; give a PNG file that elit app or elit serve made")
     return parse_json(text, Imprint, f"the settings in {file}")

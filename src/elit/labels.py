@@ -186,7 +186,9 @@ def _of_factors(text: str, factors: Sequence[Sequence[str]]) -> str:
     """What is wrong with a label of several factors."""
     parts, form = text.split(JOINT), JOINT.join(names[0] for names in factors)
     if len(parts) != len(factors):
-        return f"the label {shown(text)} has {len(parts)} of {len(factors)} parts; give one such as {form}, or {ANY} for any"
+        open_but_for_one = [name for name in joined_names(*factors) if name.split(JOINT).count(ANY) == len(factors) - 1]
+        nearest = suggest(text, open_but_for_one, f"write {ANY} for any")
+        return f"labels have {len(factors)} parts, such as {form}, and {shown(text)} has {len(parts)}; {nearest}"
     for part, names in zip(parts, factors, strict=True):
         if part not in (*names, ANY):
             return f"there is no label {shown(text)}: no {shown(part)}; {suggest(part, list(names))}"

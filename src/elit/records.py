@@ -23,6 +23,19 @@ T = TypeVar("T")
 LARGEST = 2**40  # of a whole number in a file: enough for any count, far from what arithmetic cannot hold
 KINDS = ("function-", "tuple[", "list[", "dict[", "union", "constrained-", "literal[")  # of a union's choices, in an error
 JSON_BYTES = 64 * 2**20
+PLAIN = {  # what pydantic calls by the names of types
+    "a valid integer": "a whole number",
+    "a valid number": "a number",
+    "a valid boolean": "true or false",
+    "a valid string": "a text",
+    "a valid tuple": "a list",
+    "a valid array": "a list",
+    "a valid list": "a list",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+    "less than": "below",
+}
 
 Whole = Annotated[int, Ge(0), Le(LARGEST)]
 Count = Annotated[int, Ge(1), Le(LARGEST)]
@@ -134,6 +147,8 @@ def _sentence(error: Any, kind: type[Any]) -> str:
     if first["type"] == "value_error":
         return f"{message}{tail}"
     message = re.sub("^(Input|String|Tuple|List) ", "", message)
+    for theirs, ours in PLAIN.items():
+        message = message.replace(theirs, ours)
     return f"{place or 'it'} is {value}; it {message[:1].lower()}{message[1:]}{tail}"
 
 

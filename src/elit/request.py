@@ -115,7 +115,7 @@ class Request:
                 recipe = from_main(lambda: fitting_tile(model, recipe, labels, codec, self.out, form))
             settings = (codec, self.batch, self.npz, one.words.called(labels), form)
             made = generate(model, recipe, labels, count, self.out, *settings)
-        return f"{count} {'images' if form == 'png' else 'clips'}", made
+        return f"{count} {'image' if form == 'png' else 'clip'}{'' if count == 1 else 's'}", made
 
     def budgeted(self, recipe: Recipe, card: Card, model: ElasticModel, source: Path, weights: str) -> Recipe:
         """The recipe at the budget that was asked for; of a cost, where the card has a front and neither steps nor a cache

@@ -198,7 +198,8 @@ def model_in(folder: Path) -> Path:
             f"{folder} is a pipeline of diffusers that this version's elit export --pipeline did not write; open it with"
             " diffusers, train its transformer with elit finetune, or export the run again"
         )
-    raise UserError(f"{folder} is not a model folder: it holds no {CONFIG_FILE} with {WEIGHTS_FILE}")
+    why = f"it holds no {CONFIG_FILE} with {WEIGHTS_FILE}" if folder.exists() else "there is no such folder"
+    raise UserError(f"{folder} is not a model folder: {why}")
 
 
 def outline(config: DiTConfig) -> ElasticModel:

@@ -486,7 +486,7 @@ def test_mistakes_are_one_sentence(world: Path, tmp_path: Path, capsys: pytest.C
         ({"finetune__distill": 2.0}, "needs an original to learn from"),
         ({"finetune__interface_first": 2}, "needs an elastic transformer"),
         ({"data__size": 14}, "more than the 6 patches a side"),
-        ({"elastic__heads": 2}, "unknown option --elastic.heads; did you mean elastic.head"),
+        ({"elastic__heads": 2}, "unknown option --elastic.heads; did you mean --elastic.head"),
         ({"budget__mixed": 0.5}, "has nothing to mix, for a dense model has one budget"),
     ]
     for values, sentence in cases:

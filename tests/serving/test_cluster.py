@@ -199,4 +199,4 @@ def test_what_cannot_be_served_on_a_cluster_is_a_sentence(
         assert said in capsys.readouterr().err
     assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.setitem(sys.modules, "ray", None)
-    assert main(["serve", "--ray"]) == 2 and "give pip elit[ray]" in capsys.readouterr().err
+    assert main(["serve", "--ray"]) == 2 and "pip install 'elit-diffusion[ray]'" in capsys.readouterr().err

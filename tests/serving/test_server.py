@@ -26,9 +26,11 @@ from starlette.testclient import TestClient
 
 from elit import Guidance, load_model, sample
 from elit.cli import main
+from elit.errors import UserError
 from elit.imprint import read_imprint
 from elit.pixels import to_uint8
 from elit.serving.messages import Settings
+from elit.serving.opened import opened
 from elit.serving.policy import replay
 from elit.serving.running import bound
 from elit.serving.server import LOOPBACK, application
@@ -315,6 +317,11 @@ def test_a_picture_says_how_it_was_drawn_and_is_drawn_again_to_the_byte(
         (["sample", "--from", str(tmp_path / "none.png")], "cannot be read as a PNG file"),
     ]:
         assert main(words) == 2 and said in capsys.readouterr().err
+
+
+def test_a_device_that_is_none_is_told_by_its_worker(served_model: Path) -> None:
+    with pytest.raises(UserError, match="there is no device 'gpu'; give cpu, cuda"):
+        opened(Settings(model=str(served_model)), "gpu")
 
 
 def test_sigterm_ends_it_when_what_is_under_way_is_done(served_model: Path) -> None:

@@ -249,6 +249,24 @@ def test_what_is_not_an_option_is_refused(arguments: list[str]) -> None:
     assert "options look like --optimizer.lr 1e-3" in refused(None, *arguments)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--lr", "1"], "unknown option --lr; did you mean --optimizer.lr?"),
+        (["--depth", "3"], "unknown option --depth; did you mean --model.depth or --alignment.depth?"),
+        (["--optimizer.muon_lrr", "1"], "did you mean --optimizer.muon_lr or"),
+        (["mine.yaml"], "'mine.yaml' is not an option; a file is given as --config mine.yaml"),
+        (["--dry-run"], "--dry-run is no option, or has no value"),
+        (["--steps", "1e3"], "steps is 1000.0; it should be a whole number"),
+        (["--compile", "maybe"], "compile is 'maybe'; it should be true or false"),
+        (["--batch_size", "0"], "batch_size is 0; it should be at least 1"),
+        (["--optimizer.lr", "-1"], "optimizer.lr is -1; it should be above 0"),
+    ],
+)
+def test_a_wrong_option_is_told_with_its_remedy(arguments: list[str], message: str) -> None:
+    assert message in refused(None, *arguments)
+
+
 def test_missing_file(tmp_path: Path) -> None:
     assert str(tmp_path / "no.yaml") in refused(tmp_path / "no.yaml")
     assert str(tmp_path) in refused(tmp_path)

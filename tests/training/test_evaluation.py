@@ -80,7 +80,7 @@ def test_the_state_is_left_as_it_was_and_the_reference_kept(make_config: MakeCon
 
 
 def test_what_cannot_be_measured_is_refused(make_config: MakeConfig, device: torch.device) -> None:
-    with pytest.raises(ValueError, match=r"evaluate\.count is 1; it should be greater than or equal to 2"):
+    with pytest.raises(ValueError, match=r"evaluate\.count is 1; it should be at least 2"):
         make_config(**{**TOLD, "evaluate__count": 1})
     latent = make_config(**TOLD, model__in_channels=4)
     with pytest.raises(ValueError, match=r"evaluate\.every measures pictures, and the data are latents: give data\.codec"):
@@ -92,7 +92,7 @@ def test_a_mistake_is_told_before_the_first_step_and_mended_in_the_same_folder(m
     for wrong, sentence in (
         ({"evaluate__reference": "/nowhere"}, "there are no images at /nowhere"),
         ({"evaluate__features": "resnet"}, "there are no features 'resnet'"),
-        ({"evaluate__budgets": "[2.0]"}, "budgets.0 is 2.0; it should be less than or equal to 1"),
+        ({"evaluate__budgets": "[2.0]"}, "budgets.0 is 2.0; it should be at most 1"),
     ):
         with pytest.raises(ValueError, match=sentence):
             train(make_config(**{**TOLD, **wrong}))

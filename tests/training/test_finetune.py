@@ -172,7 +172,7 @@ def test_settings_without_anything_to_work_on_are_refused(make_config: Make, mak
             make_config(**options)
     with pytest.raises(ValueError, match="interface_first needs an elastic model"):
         make_tuned(model__group_size=None, finetune__interface_first=3)
-    with pytest.raises(ValueError, match="greater than or equal to 0"):
+    with pytest.raises(ValueError, match="it should be at least 0"):
         make_tuned(finetune__distill=-1)
 
 

@@ -79,7 +79,7 @@ def preset_config(name: str, **overrides: Any) -> DiTConfig:
     """
     backbone = next((backbone for backbone in BACKBONES if name in backbone.presets), None)
     if backbone is None:
-        raise UserError(f"unknown model {name!r}; {suggest(str(name), preset_names())}")
+        raise UserError(f"unknown model {name!r}; {suggest(str(name), preset_names(), 'elit info lists the presets')}")
     fields = [field.name for field in dataclasses.fields(backbone.config)]
     for key in overrides:
         if key not in fields:

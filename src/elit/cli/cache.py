@@ -28,7 +28,11 @@ def add_cache(command: Parser) -> None:
     command.add_argument("--count", type=whole(1, 4096), default=8, help="images, of classes spread over all")
     command.add_argument("--thresholds", default="0.05,0.1,0.2", help="those that are tried")
     command.add_argument(
-        "--guidance.scale", dest="scale", type=number, metavar="X", help="where they are tried; the model's"
+        "--guidance.scale",
+        dest="scale",
+        type=number,
+        metavar="X",
+        help="of the samples that they are tried on; the model's own if not given",
     )
     command.add_argument("--seed", type=whole(0, MOST_SEED), default=0, help="of the noise")
     command.add_argument("--device", default="auto", help="such as cpu or cuda; auto is a GPU where there is one")

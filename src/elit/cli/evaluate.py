@@ -163,6 +163,8 @@ def open_sources(options: argparse.Namespace) -> "list[Source]":
     name = options.samples[0]
     if name != "emoji" and names_model(name):
         return list(model_samples(options))
+    if name != "emoji" and not Path(name).expanduser().exists():
+        raise UserError(f"there are no images at {name}, and no model; give a folder, an .npz with arr_0, bundled or emoji")
     return [open_images(name, options.size, options.count)]
 
 

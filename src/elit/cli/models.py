@@ -2,9 +2,10 @@
 
 import argparse
 import difflib
+import textwrap
 from pathlib import Path
 
-from elit.cli.parsing import DTYPES, Parser, folder, place, torch_dtype, whole
+from elit.cli.parsing import DTYPES, WIDTH, Parser, folder, place, torch_dtype, whole
 from elit.console import Table, say, show
 from elit.errors import UserError
 
@@ -104,7 +105,7 @@ def add_info(command: Parser) -> None:
         "Shows the parameters of a model, and what each of its budgets costs. Without a name it lists the presets.",
         "elit info",
         "elit info ELIT-SiT-XL/2",
-        "elit info runs/mine/checkpoints/step_00010000",
+        "elit info bundled --labels",
         takes="[NAME]",
     )
     command.add_argument(
@@ -114,6 +115,7 @@ def add_info(command: Parser) -> None:
         metavar="NAME",
         help="a preset (ELIT-SiT-XL/2), a model or run folder, a hub id, or bundled; none lists the presets",
     )
+    command.add_argument("--labels", action="store_true", help="show the labels of a model instead")
     command.add_argument("--input-size", type=whole(1, 4096), help="side of the preset's input, in latent pixels (32)")
     command.add_argument("--group-size", type=whole(1, 4096), help="side of the preset's window, in tokens (4)")
     command.set_defaults(run=run_info)
@@ -130,7 +132,13 @@ def run_info(options: argparse.Namespace) -> None:
         show("\n".join(preset_names()))
         return
     asked = {name: getattr(options, name) for name in ("input_size", "group_size") if getattr(options, name) is not None}
-    if names_preset(options.name, preset_names()):
+    preset = names_preset(options.name, preset_names())
+    if options.labels:
+        if preset:
+            raise UserError(f"{options.name} is a preset, which has no labels; give a model")
+        show(labels_text(find_model(options.name)))
+        return
+    if preset:
         with without_memory():
             model = create_model(options.name, **asked)
     else:
@@ -144,6 +152,22 @@ def run_info(options: argparse.Namespace) -> None:
     for level, flops in costs.items():
         table.add_row(model.levels.name(level), str(level), f"{flops / 1e9:.2f}", f"{flops / costs[model.latents]:.0%}")
     show(table)
+
+
+def labels_text(folder: Path) -> str:
+    """The labels that a model is told, by name or by number; where they have several factors, the names of each."""
+    from elit.card import load_card
+    from elit.labels import ANY, JOINT, factor_names
+    from elit.weights import load_config
+
+    names = load_card(folder).label_names
+    if factors := factor_names(names):
+        parts = [f"{i}: {', '.join(factor)}" for i, factor in enumerate(factors, start=1)]
+        first = f"labels are made of {len(factors)} parts with {JOINT} between them; {ANY} leaves one open"
+        return "\n".join(textwrap.fill(part, WIDTH - 2, break_on_hyphens=False) for part in (first, *parts))
+    if not names:
+        return f"labels are the numbers 0 to {load_config(folder).num_classes - 1}"
+    return textwrap.fill(", ".join(names), WIDTH - 2, break_on_hyphens=False)
 
 
 def names_preset(name: str, presets: list[str]) -> bool:

@@ -89,8 +89,8 @@ def add_sample(command: Parser) -> None:
     command.add_argument(
         "--budget",
         default="1",
-        help="a fraction (1/4), a schedule (1/4@t>0.5,1), one for each stage (1/4,1), or a cost of one forward (80gflops,"
-        " 150ms)",
+        help="a fraction (1/4), a schedule (1/4@t>0.5,1), one for each stage (1/4,1), or a cost (80gflops, 150ms): of one"
+        " forward, or of a whole image where the model's card has a front and no --steps, --cache or guidance is given",
     )
     command.add_argument(
         "--from",
@@ -102,7 +102,10 @@ def add_sample(command: Parser) -> None:
     command.add_argument("--npz", action="store_true", help="also write all images as one array, for ADM's evaluator")
     command.add_argument("--format", choices=FORMATS, help="of the files; png of pictures, gif of clips if not given")
     command.add_argument(
-        "--batch", type=whole(1, MOST_AT_ONCE), default=1, help="tiles made between two hand-overs to the writers"
+        "--batch",
+        type=whole(1, MOST_AT_ONCE),
+        default=1,
+        help="calls of the model between two hand-overs to those that write the files",
     )
     command.add_argument("--device", default="auto", help="such as cpu or cuda; auto is a GPU where there is one")
     add_sampling(command)
@@ -113,7 +116,7 @@ def add_sample(command: Parser) -> None:
 def add_sampling(parser: "argparse._ActionsContainer") -> None:
     """What decides the pixels of a model's samples, beside budget and count."""
     parser.add_argument(
-        "--labels", help="uniform, which it is if not given, balanced, names or numbers (3,heart), a range (0-9), or @FILE"
+        "--labels", help="uniform (if not given), balanced, names or numbers (3,heart/noto), a range (0-9), or @FILE"
     )
     parser.add_argument("--sampler", default="euler", help="euler, heun or euler_maruyama")
     parser.add_argument(
@@ -220,7 +223,7 @@ def run_sample(options: argparse.Namespace) -> None:
     )
     what, made = request.make()
     if is_main():
-        show(f"{what} are in {made}")
+        show(f"{made} holds {what}")
 
 
 def wishes_of(options: argparse.Namespace) -> "Wishes":

@@ -113,7 +113,7 @@ def run_serve(options: argparse.Namespace) -> None:
         serve(options, settings)
         return
     if importlib.util.find_spec("ray") is None:
-        raise UserError("ray is not installed; give pip elit[ray]")
+        raise UserError("ray is not installed; pip install 'elit-diffusion[ray]'")
     if len(settings.devices) > 1:
         raise UserError(f"with --ray each replica has one device, not {', '.join(settings.devices)}; give --devices cuda:0")
     if options.trace is not None or options.port == 0:
@@ -139,7 +139,8 @@ def settings_of(options: argparse.Namespace, **others: object) -> "Settings":
         name for name in ("starlette", "uvicorn", "httptools", "prometheus_client") if importlib.util.find_spec(name) is None
     ]
     if missing:
-        raise UserError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed; give pip elit[serve]")
+        are = "is" if len(missing) == 1 else "are"
+        raise UserError(f"{', '.join(missing)} {are} not installed; pip install 'elit-diffusion[serve]'")
     from elit.serving.messages import Settings
 
     devices = devices_of(options.devices)

@@ -308,7 +308,7 @@ def render(svg: str) -> bytes:
     try:
         import resvg_py
     except ImportError as error:
-        raise UserError("rendering needs resvg-py; install it with: pip install 'elit[styles]'") from error
+        raise UserError("rendering needs resvg-py, which is not installed; pip install 'elit-diffusion[styles]'") from error
     try:
         return resvg_py.svg_to_bytes(svg_string=svg, width=RENDERED, height=RENDERED, skip_system_fonts=True)
     except ValueError as error:

@@ -78,7 +78,8 @@ def open_source(name: str, options: SourceOptions = SourceOptions()) -> Source:
     path = Path(name).expanduser()
     if "://" not in name and not path.exists():
         raise UserError(
-            f"there is no {name}; give a folder of class folders, a zip file, or a data set's id such as user/name"
+            f"there is no file or folder {name}; give a folder of class folders, a zip file, or a data set's id such as"
+            " user/name"
         )
     if name.lower().endswith(".zip") and not path.is_dir():
         return ZipSource(name)

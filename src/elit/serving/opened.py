@@ -7,6 +7,7 @@ import torch
 from elit.card import Card
 from elit.codec import Codec
 from elit.cost import flops_by_level
+from elit.distributed import local_device
 from elit.elastic.model import ElasticModel
 from elit.errors import UserError
 from elit.labels import factor_names
@@ -40,7 +41,7 @@ class Opened:
 
 def opened(settings: Settings, device: str) -> Opened:
     """The model that a server is to serve. Raises UserError where it is none that can be, or what it needs is missing."""
-    one = open_model(settings.model, torch.device(device), Vocabulary(settings.prompts, settings.encoder))
+    one = open_model(settings.model, local_device(device), Vocabulary(settings.prompts, settings.encoder))
     model = one.model.to(DTYPES[settings.dtype])
     if model.stages > 1:
         raise UserError("models of several stages are not served yet; sample them with elit sample")

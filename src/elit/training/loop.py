@@ -86,7 +86,7 @@ def carry_out(job: Job) -> Path:
     check_shares(config.parallel, config.batch_size, config.accumulate)
     with asked_to_stop() as stop, process_group(timedelta(seconds=config.parallel.timeout), device), quiet():
         if config.dtype == "bf16" and products_of(config.dtype, device).dtype == torch.float32:
-            say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and exacter")
+            say("this processor has no bfloat16 products: the run computes in float32, which is faster here, and more exact")
         if config.compile:
             together(lambda: check_compiler(device))
         found = together(lambda: job.look_around(device))

@@ -142,7 +142,12 @@ def check_known(known: Collection[str], values: Collection[str], file: str | Non
         below = next((name for name in known if name.startswith(f"{key}.")), None)
         if below is not None:
             raise UserError(f"{key} takes no value of its own{f' in {file}' if file else ''}; set its keys, such as {below}")
-        raise UserError(f"{what}; {suggest(key, list(known), f'elit {command} --help lists all')}")
+        dashes = "--" if file is None else ""
+        inner = [f"{dashes}{name}" for name in known if name.endswith(f".{key.rpartition('.')[2]}")]  # lr is optimizer.lr
+        if inner:
+            raise UserError(f"{what}; did you mean {' or '.join(inner)}?")
+        every = [f"{dashes}{name}" for name in known]
+        raise UserError(f"{what}; {suggest(f'{dashes}{key}', every, f'elit {command} --help lists all')}")
 
 
 def as_text(value: Any) -> Any:
@@ -184,11 +189,13 @@ def parse_options(arguments: list[str], texts: Collection[str]) -> dict[str, obj
     while rest:
         word = rest.pop(0)
         if not word.startswith("--"):
-            raise UserError(f"{word!r} is not an option; options look like --optimizer.lr 1e-3")
+            file = word.endswith((".yaml", ".yml"))
+            remedy = f"a file is given as --config {word}" if file else "options look like --optimizer.lr 1e-3"
+            raise UserError(f"{word!r} is not an option; {remedy}")
         key, equals, value = word.removeprefix("--").partition("=")
         if not equals:
             if not rest:
-                raise UserError(f"--{key} has no value; options look like --optimizer.lr 1e-3")
+                raise UserError(f"--{key} is no option, or has no value; options look like --optimizer.lr 1e-3")
             value = rest.pop(0)
         key = key.replace("-", "_")
         as_it_stands = key in texts and value != "null"
