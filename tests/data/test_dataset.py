@@ -1,9 +1,11 @@
 """Reading a prepared folder: what it says of itself is checked, and rows come from the files without copies."""
 
+import io
 import json
 import os
 import pickle
 import re
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,13 @@ import pyarrow as pa
 import pytest
 import torch
 from pictures import write_pictures
+from PIL import Image, PngImagePlugin
 
-from elit.data.dataset import DataInfo, PreparedData
+from elit.data.dataset import DataInfo, PreparedData, stored_picture
 from elit.data.opening import open_data
 from elit.data.prepare import ImageSettings, prepare_images
 from elit.data.shards import Preparation, plan_shards
+from elit.errors import UserError
 from elit.seeding import generator_for
 
 
@@ -148,3 +152,18 @@ def test_descriptions_of_wrong_shapes(folder: Path, name: str, text: str) -> Non
     os.mkfifo(folder / name)
     with pytest.raises(ValueError, match=re.escape(f"{folder}")):
         PreparedData(folder)
+
+
+def test_a_stored_picture_that_is_none_is_told_by_its_name() -> None:
+    """Cut short, of no kind, of more pixels than memory holds, and with a text that grows without end."""
+    info, out, long = PngImagePlugin.PngInfo(), io.BytesIO(), io.BytesIO()
+    info.add_text("a", "x" * 3_000_000, zip=True)
+    Image.new("RGB", (1, 1)).save(out, format="PNG")
+    Image.new("RGB", (1, 1)).save(long, format="PNG", pnginfo=info)
+    whole = out.getvalue()
+    huge = whole[:16] + (40_000).to_bytes(4) * 2 + whole[24:29]
+    huge += zlib.crc32(huge[12:]).to_bytes(4) + whole[33:]
+    assert stored_picture(whole, "row 3").tolist() == [[[0]]] * 3
+    for content in (b"", whole[:40], huge, long.getvalue()):
+        with pytest.raises(UserError, match=r"row 3 is not a picture .*prepare the data again"):
+            stored_picture(content, "row 3")
