@@ -22,7 +22,15 @@ from elit.cli import main
 from elit.codec import PixelCodec
 from elit.distributed import is_main, process_group
 from elit.evaluation import evaluate as module
-from elit.evaluation.evaluate import Reference, append_lines, evaluate, open_reference, open_references, write_results
+from elit.evaluation.evaluate import (
+    Reference,
+    append_lines,
+    evaluate,
+    facts_of,
+    open_reference,
+    open_references,
+    write_results,
+)
 from elit.evaluation.extractors import Extractor
 from elit.evaluation.features import efficientnet_features
 from elit.evaluation.intervals import bootstrap, bootstrap_deviation
@@ -47,6 +55,7 @@ from elit.labels import LabelRule
 from elit.pixels import to_float, to_uint8
 from elit.recipe import Recipe
 from elit.seeding import generator_for
+from elit.step_cache import StepCache
 from ranks import run_ranks
 
 SIDE = 8
@@ -227,12 +236,13 @@ def test_a_model_is_measured_at_several_budgets_and_seeds(
 def test_figures_of_other_settings_stand_side_by_side(
     tiny_features: Extractor, model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Labels, intervals and weak budgets tell rows apart in files and report, and budgets of one level are two rows."""
+    """Labels, intervals, weak budgets and shifts tell rows apart in files and report; budgets of one level are two rows."""
     reference, out = write_pictures(tmp_path / "reference", pictures(12)), tmp_path / "results"
     common = ["--count", "4", "--steps", "2", "--tile", "4"]
-    for more in (["--labels", "balanced"], ["--guidance.interval", "0,0.5"], ["--guidance.weak_budget", "1/4"], []):
+    told = (["--labels", "balanced"], ["--guidance.interval", "0,0.5"], ["--guidance.weak_budget", "1/4"], ["--shift", "3"])
+    for more in (*told, []):
         assert main(arguments(model_folder, reference, out, *common, *more)) == 0
-    assert len(list(out.glob("*.json"))) == len(read_results([out / "results.jsonl"])) == 4
+    assert len(list(out.glob("*.json"))) == len(read_results([out / "results.jsonl"])) == 5
     assert main(arguments(model_folder, reference, tmp_path / "levels", *common, "--budgets", "0.25,0.3,0.25")) == 0
     rows = read_results([tmp_path / "levels" / "results.jsonl"])
     assert [row.budget for row in rows] == [0.25, 0.3]
@@ -501,6 +511,15 @@ def test_a_folder_of_samples_tells_its_settings(tiny: DiT, tmp_path: Path) -> No
         (row,) = evaluate([open_images(str(name))], [reference], ["fd"], tmp_path / "out")
         assert (row.called, row.budget, row.steps, row.seed, row.labels) == ("mine", 0.5, 2, 3, "1,2")
         assert (row.guidance, row.weak_budget, row.precision) == (2.0, 0.25, "fp32")
+        assert (row.shift, row.cache, row.stages, row.thresholds) == (None,) * 4
+    recipe = replace(recipe, shift=2.0, cache=StepCache(0.3))
+    sampled = Sampled("tiny", tiny, recipe, LabelRule("list", 7, (1, 2)), PixelCodec(), 8)
+    for source in (sampled, open_images(str(generate(tiny, recipe, sampled.labels, 8, tmp_path / "more")))):
+        assert {name: facts_of(source).get(name) for name in ("shift", "cache")} == {"shift": 2.0, "cache": 0.3}
+    settings = json.loads((folder / "settings.json").read_text())
+    (folder / "settings.json").write_text(json.dumps(settings | {"steps": [2, 1], "thresholds": [0.5]}))
+    facts = facts_of(open_images(str(folder)))
+    assert (facts["steps"], facts["stages"], facts["thresholds"]) == (3, (2, 1), (0.5,))
     (folder / "settings.json").write_text("{}")
     (row,) = evaluate([open_images(str(folder))], [reference], ["fd"], tmp_path / "out")
     assert row.called is None and row.steps is None

@@ -52,7 +52,6 @@ from elit.generation import SETTINGS_FILE, folder_of, settings_of
 from elit.labels import LabelRule
 from elit.records import read_json
 from elit.target import parse_fraction
-from elit.weights import fingerprint
 
 MEASURES = ("fd", "kid", "is", "pr", "dc", "memorisation")
 OF_ROWS = ("kid", "pr", "dc", "memorisation")  # these compare images one by one, and need those of the reference
@@ -286,18 +285,14 @@ def facts_of(source: Source) -> Facts:
     """What is known of how a set of images was made, as fields of `ResultRow`: of a model's samples, and of a folder of
     `elit sample`, whose settings.json says it."""
     if isinstance(source, Sampled):
-        recipe, parameter = source.recipe, next(source.model.parameters())
-        facts: Facts = {"model": fingerprint(source.model), "sampler": recipe.sampler, "steps": recipe.total_steps}
+        recipe, settings = source.recipe, settings_of(source.model, source.recipe, source.labels, source.codec)
+        facts: Facts = {"model": settings["model"], "sampler": recipe.sampler, "steps": recipe.total_steps}
         if not isinstance(recipe.budget, Schedule):
             facts |= {"budget": recipe.budget, "gflops": count_flops(source.model, recipe.budget) / 1e9}
         guidance = recipe.guidance
         facts |= {"guidance": guidance.scale, "interval": guidance.interval, "weak_budget": guidance.weak_budget}
-        facts |= {
-            "weak_label": guidance.weak_label,
-            "codec": source.codec.name,
-            "labels": _labels_text(source.labels.settings()),
-        }
-        return {**facts, "precision": PRECISIONS[str(parameter.dtype).removeprefix("torch.")], "seed": recipe.seed}
+        facts |= {"weak_label": guidance.weak_label, "codec": source.codec.name, "labels": _labels_text(settings)}
+        return {**facts, **_course(settings), "precision": PRECISIONS[str(settings["dtype"])], "seed": recipe.seed}
     return _facts_of_folder(Path(source.name)) if isinstance(source, Pictures) else {}
 
 
@@ -319,10 +314,21 @@ def _facts_of_folder(folder: Path) -> Facts:
             facts["weak_budget"] = parse_fraction(guidance["weak_budget"])
         if len(settings["budget"]) == 1:
             facts["budget"] = parse_fraction(settings["budget"][0])
+        facts |= _course(settings)
         own = places[0].name == folder_of(Path(), settings).name  # a hash says nothing to people; the folder above does
         return {**facts, "called": (places[0].absolute().parent if own else places[0].absolute()).name}
     except (UserError, KeyError, TypeError, AttributeError, ValueError):  # settings of another program
         return {}
+
+
+def _course(settings: dict[str, Any]) -> Facts:
+    """What moves, leaves out or divides the steps of a sampler, where anything does, as fields of `ResultRow`."""
+    facts = {name: settings[name] for name in ("shift", "thresholds") if name in settings}
+    if "cache" in settings:
+        facts["cache"] = settings["cache"]["threshold"]
+    if isinstance(settings["steps"], list):
+        facts["stages"] = settings["steps"]
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in facts.items()}
 
 
 def _labels_text(settings: dict[str, Any]) -> str:

@@ -18,7 +18,8 @@ class ResultRow:
     samples: their folder, file or model; called: what they are in words, where that is known. count: how many there are.
     features, fingerprint, resize and dtype: of the network that saw them. reference, reference_hash: what they are compared
     with. metrics: the figures by name, with "NAME low", "NAME high" or "NAME deviation" beside some. Of samples of a model
-    the rest is known too: its weights' hash, the budget and the GFLOPs of a forward, and how it was sampled.
+    the rest is known too: its weights' hash, the budget and the GFLOPs of a forward, and how it was sampled. shift, cache,
+    stages and thresholds are there where steps were moved or left out, or were those of several stages.
     """
 
     samples: str
@@ -44,6 +45,10 @@ class ResultRow:
     weak_budget: Fraction | None = None
     weak_label: str | int | None = None
     interval: tuple[float, float] | None = None
+    shift: float | None = None
+    cache: float | None = None
+    stages: tuple[Count, ...] | None = None
+    thresholds: tuple[float, ...] | None = None
     codec: str | None = None
     precision: str | None = None
     file: str | None = None
@@ -90,7 +95,8 @@ def read_results(files: Sequence[Path]) -> list[ResultRow]:
 
 SETTINGS = (
     *("file", "samples", "model", "count", "labels", "sampler", "steps", "guidance", "weak_budget", "weak_label"),
-    *("interval", "codec", "precision", "features", "fingerprint", "dtype", "reference_hash"),
+    *("interval", "shift", "cache", "stages", "thresholds"),
+    *("codec", "precision", "features", "fingerprint", "dtype", "reference_hash"),
 )
 
 
