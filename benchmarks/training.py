@@ -23,7 +23,7 @@ from elit.data.loader import read_ahead
 from elit.distributed import local_device
 from elit.training.batch import Batch, draw_batch
 from elit.training.checkpoint import Saver
-from elit.training.config import LogConfig
+from elit.training.config import LogConfig, TrainConfig
 from elit.training.log import Log
 from elit.training.loop import load_data, take_steps
 from elit.training.parts import Parts, take_apart
@@ -60,6 +60,37 @@ def milliseconds(run: Callable[[], object], repeats: int) -> float:
     return 1000 * spread(seconds).median
 
 
+def loop_beside_bare(config: TrainConfig, steps: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of so many steps by the loop and bare ones, on batches of the same budgets, in interleaved rounds."""
+    config = replace(config, steps=10**9, log=LogConfig(every=config.log.every, checkpoint_every=0, preview_every=0))
+    device = local_device(config.device)
+    parts, data = take_apart(config, device), load_data(config.data, config.model)
+    batches = [draw_batch(parts.draws, data, step) for step in range(steps)]  # the same budgets in every round
+    bare, looped = ready_state(parts), ready_state(parts)
+
+    with tempfile.TemporaryDirectory() as folder:
+        saver = Saver(Path(folder), 1)
+
+        def loop(_: object) -> None:
+            looped.step = 0
+            with Log(config.log, Path(folder), config.steps, config.batch_size, 0) as log:
+                ahead = read_ahead(partial(draw_batch, parts.draws, data), range(steps), config.data.workers)
+                take_steps(parts, looped, ahead, log, saver, threading.Event(), look=lambda last: None)
+            wait_for(device)
+
+        def bare_ones(_: object) -> None:
+            bare_steps(parts, bare, batches)
+            wait_for(device)
+
+        return interleave({"loop": Variant(loop), "bare": Variant(bare_ones)}, rounds, "training")
+
+
+def wait_for(device: torch.device) -> None:
+    """Waits for what a GPU still does."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/emoji-tiny.yaml")
@@ -73,26 +104,13 @@ def main() -> None:
         args.steps, args.rounds, overrides = 2, 2, [*overrides, "--compile", "false", "--batch_size", "4"]
     torch.set_num_threads(args.threads)
     config = load_config(args.config, overrides)
-    config = replace(config, steps=10**9, log=LogConfig(every=config.log.every, checkpoint_every=0, preview_every=0))
+    seconds = loop_beside_bare(config, args.steps, args.rounds)
     parts, data = take_apart(config, local_device(config.device)), load_data(config.data, config.model)
-    batches = [draw_batch(parts.draws, data, step) for step in range(args.steps)]  # the same budgets in every round
-    bare, looped = ready_state(parts), ready_state(parts)
-
-    with tempfile.TemporaryDirectory() as folder:
-        saver = Saver(Path(folder), 1)
-
-        def loop(_: object) -> None:
-            looped.step = 0
-            with Log(config.log, Path(folder), config.steps, config.batch_size, 0) as log:
-                ahead = read_ahead(partial(draw_batch, parts.draws, data), range(args.steps), config.data.workers)
-                take_steps(parts, looped, ahead, log, saver, threading.Event(), look=lambda last: None)
-
-        variants = {"loop": Variant(loop), "bare": Variant(lambda _: bare_steps(parts, bare, batches))}
-        seconds = interleave(variants, args.rounds, "training")
+    state = ready_state(parts)
     ratio = spread([a / b - 1 for a, b in zip(seconds["loop"], seconds["bare"], strict=True)])
     rate = {name: spread([args.steps / value for value in values]) for name, values in seconds.items()}
     drawing = milliseconds(lambda: draw_batch(parts.draws, data, 0), 20)
-    averaging = milliseconds(lambda: looped.update_ema(config.optimizer.ema_decay, torch.tensor(True)), 20)
+    averaging = milliseconds(lambda: state.update_ema(config.optimizer.ema_decay, torch.tensor(True)), 20)
 
     out = open_report()
     title = (

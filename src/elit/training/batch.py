@@ -67,7 +67,8 @@ class Batch:
         """On a device. Copies to a GPU are begun and not waited for, from memory that it reads by itself."""
 
         def moved(values: Tensor) -> Tensor:
-            return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+            pinned = device.type == "cuda" and values.device.type == "cpu"
+            return values.pin_memory().to(device, non_blocking=True) if pinned else values.to(device)
 
         flow = FlowSample(moved(self.flow.x_t), moved(self.flow.velocity), moved(self.flow.t), self.flow.active)
         target = None if self.target is None else moved(self.target)

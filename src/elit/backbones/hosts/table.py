@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from elit.elastic.grid import Grid
 from elit.errors import UserError
@@ -68,10 +69,26 @@ def _latent_grid(told: Told, config: Any) -> Grid:
 
 
 def _grid_of_ids(told: Told, config: Any) -> Grid:
-    """Of the tokens' places `img_ids` (N, A), whose second and third column are row and column."""
+    """Of the tokens' places `img_ids` (N, A), whose second and third column are row and column.
+
+    A pipeline gives the same tensor at every step. It is read, for which a GPU is waited for, only the first time.
+    """
     if torch.compiler.is_compiling():
         raise UserError("a graph of the whole transformer cannot read the grid; give elit.budget(..., grid=(rows, columns))")
     ids = told["img_ids"]
+    if ids.is_inference():  # whose changes nobody counts
+        return _read_ids(ids)
+    version, grid = _grids.get(ids, (None, None))
+    if grid is None or version != ids._version:
+        grid = _read_ids(ids)
+        _grids[ids] = (ids._version, grid)
+    return grid
+
+
+_grids = WeakTensorKeyDictionary()  # of the tensors of places that are alive: their version, and the grid that they are
+
+
+def _read_ids(ids: Tensor) -> Grid:
     ids = ids[0] if ids.ndim == 3 else ids
     places = (ids[:, 1:3] - ids[:1, 1:3]).round().long()
     height, width = (int(n) + 1 for n in places[-1].tolist())
