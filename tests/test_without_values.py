@@ -79,7 +79,7 @@ def test_hosts(tiny: Tiny) -> None:
     """Windows cut short, at a budget per sample, with the grid told where it would be read from the tokens' places."""
     elastic = tiny.elastic(anchor="cells").to(META)
     arguments = {
-        name: one.to(META) if isinstance(one, torch.Tensor) else one for name, one in inputs(tiny, ragged=ragged).items()
+        name: one.to(META) if isinstance(one, torch.Tensor) else one for name, one in inputs(tiny, ragged=True).items()
     }
     grid = tiny.grid(ragged=True)[-2:] if "img_ids" in arguments else None
     with elit.budget(elastic, [0.25, 1.0], grid=grid):
