@@ -27,7 +27,7 @@ format: $(VENV)/installed
 	$(BIN)/ruff check --fix .
 
 # The quality figures of the bundled model, written into its card and docs/evaluation.md; resumable, under an hour on two cores.
-# make results DENSE=runs/emoji-styles-twin measures its dense twin beside it.
+# make results DENSE=FOLDER measures a dense twin beside it.
 results: $(VENV)/installed
 	$(BIN)/elit results --readme docs/evaluation.md $(if $(DENSE),--dense $(DENSE))
 

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -230,6 +231,17 @@ def test_every_link_and_picture_is_there(page: str) -> None:
         if anchor:
             heads = re.findall(r"^#+ (.*)$", found.read_text(encoding="utf8"), re.M)
             assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}, (page, target)
+
+
+def test_every_extra_that_is_named_is_there() -> None:
+    """In the pages, and in what the package says where one is missing."""
+    known = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]["optional-dependencies"]
+    texts = [*PAGES.values(), *(file.read_text(encoding="utf8") for file in (ROOT / "src").rglob("*.py"))]
+    named = [found for text in texts for found in re.findall(r"\b(elit[\w-]*)\[(\w+)\]['\"]", text)]
+    assert {extra for _, extra in named} >= {"serve", "ray", "hosts", "video", "styles"}
+    assert all(package == "elit-diffusion" and extra in known for package, extra in named), named
+    told = PAGES["README.md"].split("## Install")[1].split("## ")[0]
+    assert all(f"`{extra}`" in told for extra in known if extra != "app")  # which is `serve` by another name
 
 
 def test_the_readme_is_short_and_leads_to_every_page() -> None:
