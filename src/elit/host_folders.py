@@ -15,6 +15,7 @@ from elit.backbones.hosts.elasticize import HostConfig, elasticize_as, make_core
 from elit.backbones.hosts.table import host_named
 from elit.errors import UserError
 from elit.files import check_makeable, found, whole_folder, write_whole
+from elit.lora import check_lora, load_lora
 from elit.outlines import without_memory
 from elit.records import read_json, record
 from elit.weights import check_finite, check_fit, read_tensors, save_tensors
@@ -74,14 +75,7 @@ def load_elastic(transformer: Any, folder: str | Path) -> Any:
     elasticize_as(transformer, kept.config)
     getattr(transformer, CORE).load_state_dict(tensors)
     for i, name in enumerate(kept.adapters):
-        transformer.load_lora_adapter(
-            str(place),
-            prefix=None,
-            adapter_name=name,
-            weight_name=_lora_file(i),
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        load_lora(transformer, place / _lora_file(i), name)
     return transformer
 
 
@@ -128,3 +122,4 @@ def _check_adapters(adapters: tuple[str, ...], transformer: Any, place: Path) ->
     for i in range(len(adapters)):
         if not (place / _lora_file(i)).is_file():
             raise UserError(f"{place} has no {_lora_file(i)}; fetch or write it again")
+        check_lora(place / _lora_file(i))

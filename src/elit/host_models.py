@@ -21,7 +21,7 @@ from elit.errors import UserError
 from elit.files import found, read_bytes, write_whole
 from elit.host_folders import load_elastic
 from elit.hub import is_hub_id
-from elit.lora import ADAPTER, LORA_FILE, Lora, add_lora
+from elit.lora import LORA_FILE, Lora, add_lora, load_lora
 from elit.records import JSON_BYTES, Shift, Whole, read_json, record
 from elit.weights import (
     CONFIG_FILE,
@@ -217,14 +217,7 @@ def read_exported(folder: Path) -> tuple[Any, HostCheckpoint]:
     if kept.elastic is not None:
         load_elastic(transformer, folder / "elastic")
     elif kept.lora.rank:
-        transformer.load_lora_adapter(
-            str(folder / "lora"),
-            prefix=None,
-            adapter_name=ADAPTER,
-            weight_name=LORA_FILE,
-            use_safetensors=True,
-            local_files_only=True,
-        )
+        load_lora(transformer, folder / "lora" / LORA_FILE)
     return transformer.eval(), kept
 
 

@@ -1,11 +1,13 @@
 """LoRAs (Hu et al., 2022) on a transformer of diffusers, by peft. What there is to set is known without torch."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MaxLen, MinLen
 
 from elit.errors import UserError
 from elit.records import Count, record
+from elit.words import one_line
 
 ADAPTER, LORA_FILE = "elit", "pytorch_lora_weights.safetensors"
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
@@ -59,3 +61,33 @@ def add_lora(transformer: Any, lora: Lora) -> None:
     transformer.add_adapter(config, adapter_name=ADAPTER)
     for place, parameter in transformer.named_parameters():
         parameter.requires_grad_(place.startswith("elit.") or ".lora_" in place)
+
+
+def check_lora(file: Path) -> None:
+    """Raises UserError for a file that is not whole, or holds no LoRA of finite numbers."""
+    from elit.weights import check_finite, read_tensors
+
+    tensors = read_tensors(file)
+    if not any(".lora_" in name for name in tensors):
+        raise UserError(f"{file} holds no LoRA; fetch or write it again")
+    check_finite(tensors, f"{file} holds no LoRA")
+
+
+def load_lora(transformer: Any, file: Path, adapter: str = ADAPTER) -> None:
+    """Puts a LoRA that diffusers wrote into a file onto a transformer.
+
+    Raises UserError as `check_lora` does, and for a LoRA of another transformer.
+    """
+    check_lora(file)
+    try:
+        transformer.load_lora_adapter(
+            str(file.parent),
+            prefix=None,
+            adapter_name=adapter,
+            weight_name=file.name,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, IndexError) as error:
+        why = one_line(str(error))[:200]
+        raise UserError(f"{file} is no LoRA of this {type(transformer).__name__} ({why}); give that one's") from error

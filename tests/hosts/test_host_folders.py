@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import elit
 from elit import UserError
+from elit.lora import load_lora
 from tiny_hosts import TINY, inputs, out
 
 FLUX, SD3, WAN = TINY["FluxTransformer2DModel"], TINY["SD3Transformer2DModel"], TINY["WanTransformer3DModel"]
@@ -101,6 +102,31 @@ def test_what_does_not_fit_is_refused_and_the_transformer_left_as_it_is(tmp_path
         elit.load_elastic(SD3.made(), tmp_path / "kept")
     with pytest.raises(UserError, match=r"holds no elastic\.json"):
         elit.load_elastic(SD3.made(), tmp_path)
+
+
+def test_damaged_loras_are_refused_and_change_nothing(tmp_path):
+    """In the folder of an interface, and beside an exported transformer; one of other linears is another's."""
+    elastic = SD3.elastic()
+    elastic.add_adapter(LoraConfig(r=2, target_modules=["to_q"]), adapter_name="style")
+    elit.save_elastic(elastic, tmp_path / "kept")
+    file = tmp_path / "kept/lora-0.safetensors"
+    whole = load_file(file)
+    name = next(iter(whole))
+    for damage, sentence in (
+        (lambda: save_file({"a": torch.zeros(1)}, file), "holds no LoRA; fetch or write it again"),
+        (lambda: save_file(whole | {name: whole[name] * float("nan")}, file), "holds NaN"),
+        (lambda: file.write_bytes(file.read_bytes()[:50]), "is not a whole safetensors file"),
+    ):
+        damage()
+        transformer = SD3.made()
+        with pytest.raises(UserError, match=sentence):
+            elit.load_elastic(transformer, tmp_path / "kept")
+        with pytest.raises(UserError, match=sentence):
+            load_lora(transformer, file)
+        assert not hasattr(transformer, "elit") and not getattr(transformer, "peft_config", {})
+    save_file({name: value[:1] if ".lora_B" in name else value for name, value in whole.items()}, file)
+    with pytest.raises(UserError, match="is no LoRA of this SD3Transformer2DModel"):
+        load_lora(SD3.made(), file)
 
 
 def test_nothing_is_overwritten_unasked(tmp_path):
