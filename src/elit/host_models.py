@@ -20,7 +20,7 @@ from elit.codec import DataEncoding
 from elit.errors import UserError
 from elit.files import found, read_bytes, write_whole
 from elit.host_folders import load_elastic
-from elit.hub import is_hub_id
+from elit.hub import fetched, is_hub_id
 from elit.lora import LORA_FILE, Lora, add_lora, load_lora
 from elit.records import JSON_BYTES, Shift, Whole, read_json, record
 from elit.weights import (
@@ -102,21 +102,12 @@ def find_host(place: str) -> Source:
     """
     folder = found(Path(place))
     if not folder.exists() and is_hub_id(place):
-        folder = _from_hub(place)
+        patterns = ["transformer/*", "config.json", "*.safetensors"]
+        folder = fetched(place, patterns, "the transformer", "give a folder")
     for one in (folder, folder / "transformer"):
         if (one / CONFIG_FILE).is_file():
             return Source(one)
     raise UserError(f"{place} holds no transformer of diffusers: give a folder with its config.json, or a pipeline's")
-
-
-def _from_hub(place: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(place, allow_patterns=["transformer/*", "config.json", "*.safetensors"]))
-    except Exception as error:  # no network, no such repository, a broken cache: each has its own kinds of exception
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-        raise UserError(f"could not fetch the transformer of {place} from the hub ({why}); give a folder") from error
 
 
 def read_settings(file: Path) -> dict[str, Any]:

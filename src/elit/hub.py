@@ -7,6 +7,7 @@ from elit.bundled import FOLDER
 from elit.errors import UserError
 from elit.files import found
 from elit.weights import CACHE_FILE, CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, is_host, model_in
+from elit.words import one_line
 
 BUNDLED = "bundled"  # what commands call the bundled model
 REASONS = {  # what errors of the hub's client mean, whose own texts are long
@@ -21,17 +22,23 @@ def from_hub(repository: str, files: list[str], remedy: str) -> Path:
 
     The first file must be there; the others may be. Raises UserError, ending in the remedy, where it cannot be had.
     """
+    folder = fetched(repository, files, files[0], remedy)
+    if not (folder / files[0]).is_file():
+        why = f"it holds no {files[0]}, or only its other files were fetched before"
+        raise UserError(f"could not fetch {files[0]} of {repository} from the hub ({why}); {remedy}")
+    return folder
+
+
+def fetched(repository: str, patterns: list[str], what: str, remedy: str) -> Path:
+    """A folder with what a hub's repository has of these patterns. what: its name in the error; errors as of `from_hub`."""
     from huggingface_hub import snapshot_download
 
     try:
-        folder = Path(snapshot_download(repository, allow_patterns=files))
-        if (folder / files[0]).is_file():
-            return folder
-        why = f"it holds no {files[0]}, or only its other files were fetched before"
+        return Path(snapshot_download(repository, allow_patterns=patterns))
     except Exception as error:  # no network, no such repository, a broken cache: each has its own kinds of exception
         kind = type(error).__name__
-        why = REASONS.get(kind) or f"{kind}: {' '.join(str(error).split())[:160]}"
-    raise UserError(f"could not fetch {files[0]} of {repository} from the hub ({why}); {remedy}")
+        why = REASONS.get(kind) or f"{kind}: {one_line(str(error))[:160]}"
+        raise UserError(f"could not fetch {what} of {repository} from the hub ({why}); {remedy}") from error
 
 
 def find_model(name: str | Path | None = None) -> Path:

@@ -25,14 +25,13 @@ def made_once(make: Callable[P, T]) -> Callable[P, T]:
         if torch.compiler.is_compiling():
             return make(*args, **kwargs)
         key = (args, tuple(kwargs.items()))
-        if key not in known:
+        if (made := known.get(key)) is None:  # looked up once, for another thread may clear them
             made = make(*args, **kwargs)
             tensors = [one for one in (made if isinstance(made, tuple) else (made,)) if isinstance(one, Tensor)]
-            if any(type(one) is not Tensor or one.is_inference() for one in tensors):
-                return made
-            if len(known) >= MOST:
-                known.clear()
-            known[key] = made
-        return known[key]
+            if all(type(one) is Tensor and not one.is_inference() for one in tensors):
+                if len(known) >= MOST:
+                    known.clear()
+                known[key] = made
+        return made
 
     return found

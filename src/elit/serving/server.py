@@ -7,6 +7,7 @@ is ever opened. A mistake is answered in one sentence, in OpenAI's form of an er
 import asyncio
 import base64
 import hmac
+import io
 import json
 import secrets
 import time
@@ -409,8 +410,6 @@ async def events(server: Server, ticket: Ticket, body: Body, first: Stepped | Do
 
 def preview(pixels: Pixels) -> str:
     """The first image so far, as a PNG file."""
-    import io
-
     out = io.BytesIO()
     Image.fromarray(pixels[0]).save(out, format="PNG", compress_level=1)
     return base64.b64encode(out.getvalue()).decode()
