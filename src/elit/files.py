@@ -264,6 +264,8 @@ def read_bytes(file: Path, limit: int) -> bytes:
         with open_regular(file) as stream:
             size = os.fstat(stream.fileno()).st_size
             content = b"" if size > limit else stream.read(limit + 1)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} cannot be read: there is no such file") from error
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror or error}); give another, or mend its rights") from error
     if size > limit or len(content) > limit:
