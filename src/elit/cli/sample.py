@@ -200,8 +200,7 @@ def run_sample(options: argparse.Namespace) -> None:
     from elit.request import Request, repeat
 
     if options.picture is not None:
-        if options.labels is not None or options.texts or options.count is not None or options.budget != "1":
-            raise UserError("--from says all of it; leave --labels, --prompt, --count and --budget out")
+        check_drawn_again(options)
         where = (options.picture, options.out, options.model, options.codec, options.device)
         show(f"{repeat(*where, vocabulary_of(options))} is drawn again")
         return
@@ -224,6 +223,19 @@ def run_sample(options: argparse.Namespace) -> None:
     what, made = request.make()
     if is_main():
         show(f"{made} holds {what}")
+
+
+def check_drawn_again(options: argparse.Namespace) -> None:
+    """Raises UserError for options beside --from that a picture says by itself."""
+    from elit.cli import parse
+
+    asked, plain = dict(vars(options)), vars(parse(["sample"]))
+    for free in ("picture", "out", "model", "codec", "device", "prompts", "encoder", "typed"):
+        del asked[free]
+    if any(value != plain[name] for name, value in asked.items()):
+        raise UserError(
+            "--from says all of it; leave out every option but --out, --model, --codec, --device, --prompts and --encoder"
+        )
 
 
 def wishes_of(options: argparse.Namespace) -> "Wishes":
