@@ -44,7 +44,7 @@ emoji-styles: $(VENV)/installed
 benchmark: $(VENV)/installed
 	$(BIN)/python benchmarks/forward.py
 
-# What works on a GPU and how fast, in about 12 minutes of one; the last part trains the bundled model's recipe.
+# What works on a GPU and how fast, in about 14 minutes of one; the last part trains the bundled model's recipe.
 gpu: $(VENV)/installed
 	$(BIN)/python benchmarks/gpu.py
 

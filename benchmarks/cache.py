@@ -15,6 +15,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -167,7 +168,7 @@ def show_front(options: argparse.Namespace, folder: Path, model: ElasticModel) -
     best = best_points(points)
     front = Front(MEASURE, judge.count, tuple(range(options.seeds)), scale, tuple(points))
     show_points(measured, best)
-    title = f"{MEASURE}, {judge.count} samples, {options.seeds} seed(s), guidance {scale:g}"
+    title = f"{MEASURE}, {judge.count} samples, {options.seeds} seed{'s' * (options.seeds > 1)}, guidance {scale:g}"
     output.print(title)
     write_whole(options.out / "results.json", json.dumps(asdict(front), indent=2) + "\n")
     draw(points, best, options.out / "front.png", title)
@@ -239,6 +240,7 @@ def draw(points: list[Point], best: list[Point], file: Path, title: str) -> None
     mpl.use("Agg")
     import matplotlib.pyplot as plt
     from matplotlib.lines import Line2D
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     fig, ax = plt.subplots(figsize=(7, 4.5))
     ax.step([p.gflops for p in best], [p.distance for p in best], where="post", color="0.6", linewidth=1, zorder=1)
@@ -251,11 +253,14 @@ def draw(points: list[Point], best: list[Point], file: Path, title: str) -> None
             point.gflops, point.distance, point.spread, fmt=marks[str(point.steps)], color=shades[point.budget], capsize=2,
             linewidth=1, markerfacecolor="none" if point.cache is not None else shades[point.budget],
         )  # fmt: skip
-    keys = [Line2D([], [], color=shades[budget], linewidth=4, label=f"budget {budget:.3g}") for budget in budgets]
+    keys = [Line2D([], [], color=shades[budget], linewidth=4, label=f"budget {Fraction(budget)}") for budget in budgets]
     keys += [Line2D([], [], color="0.3", marker=marks[n], linestyle="", label=f"{n} steps") for n in steps]
     keys.append(Line2D([], [], color="0.3", marker="o", markerfacecolor="none", linestyle="", label="with a cache"))
     keys.append(Line2D([], [], color="0.6", label="front"))
     ax.set(xscale="log", xlabel="GFLOPs of an image, all steps", ylabel="distance, lower is better")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.set_title(title, fontsize=8)
     ax.legend(handles=keys, fontsize=7, ncols=2)
     fig.tight_layout()
