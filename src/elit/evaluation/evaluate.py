@@ -323,7 +323,7 @@ def _facts_of_folder(folder: Path) -> Facts:
 
 def _course(settings: dict[str, Any]) -> Facts:
     """What moves, leaves out or divides the steps of a sampler, where anything does, as fields of `ResultRow`."""
-    facts = {name: settings[name] for name in ("shift", "thresholds") if name in settings}
+    facts: Facts = {name: settings[name] for name in ("shift", "thresholds") if name in settings}
     if "cache" in settings:
         facts["cache"] = settings["cache"]["threshold"]
     if isinstance(settings["steps"], list):
