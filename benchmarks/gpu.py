@@ -178,9 +178,8 @@ def commands(bench: Bench, place: Path) -> dict[str, list[str]]:
     run, whole = tiny_run(place / "run", device), tiny_run(place / "whole", device)
     sampled = [*elit_, "sample", "--count", "16", "--steps", "5", "--device", device, "--model", str(place / "run"), "--out"]
     return {
-        "contract on the device": [*pytest, "tests/test_contract.py", *(["-k", "elastic"] if bench.small else [])],
-        "samplers and guidance": [*pytest, "tests/test_samplers.py", "tests/test_guidance.py"],
-        "half precision": [*pytest, "tests/training/test_half_precision.py"],
+        "models, samplers, guidance, halves": [*pytest, "tests/test_on_device.py"],
+        "training steps": [*pytest, "tests/training/test_loop.py", "tests/training/test_optimizer.py"],
         "torchrun, one process": [*world, "train", *run, "--steps", "4"],
         "resumed under torchrun": [*world, "train", *run, "--steps", "8"],
         "never halted": [*world, "train", *whole, "--steps", "8"],

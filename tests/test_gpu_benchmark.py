@@ -129,6 +129,12 @@ def test_the_page_is_written_between_its_lines(gpu: ModuleType, tmp_path: Path) 
     assert "| XL/2 | 256 | drawn | 1.35 | 1 | 608 |" in text and "### Hosts" not in text
 
 
+def test_tests_that_are_run_on_the_device_ask_for_it(gpu: ModuleType, tmp_path: Path) -> None:
+    bench = gpu.Bench(torch.device("cpu"), True, tmp_path / "gpu.json", tmp_path)
+    files = [word for command in gpu.commands(bench, tmp_path).values() for word in command if word.startswith("tests/")]
+    assert len(files) == 3 and all("device: torch.device" in (FOLDER.parent / file).read_text() for file in files)
+
+
 def test_rounds_end_when_the_time_is_up(gpu: ModuleType, tmp_path: Path) -> None:
     """After the warm-up and one round of all; every round has each once."""
     bench = gpu.Bench(torch.device("cpu"), True, tmp_path / "gpu.json", tmp_path, deadline=time.monotonic() - 1)
