@@ -15,6 +15,7 @@ from randomised import randomised
 from small_world import small_bundled, small_emoji
 
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")  # more start processes that import torch, for one small graph
+torch.set_num_threads(1)  # processes that `ranks` forks wait for ever for threads that were begun before
 
 settings.register_profile("deterministic", derandomize=True, deadline=None, max_examples=60)
 settings.load_profile("deterministic")
