@@ -149,7 +149,8 @@ def introduction(queue: Queue) -> list[str]:
         f"Data: {data}; {scale.pictures} held-out pictures, of which none was trained on. Models: width {scale.width}, depth"
         f" {scale.depth}, patch {scale.patch}, the paper's interface but where another is named, windows of 4 x 4 tokens;"
         f" Muon at a constant rate, averaged weights, batch {scale.batch}. A training of one unit has the FLOPs of"
-        f" {scale.steps} dense steps. That is {small(scale.steps)}: what is said here is said of models of this size alone.",
+        f" {scale.steps:,} dense steps. That is {small(scale.steps)}: what is said here is said of models of this size"
+        " alone.",
         "",
         "Losses are the flow's, on the same pictures, noise and times for every model. Samples are judged by their kernel"
         f" distance (SqueezeNet's features, unscaled) to training pictures, {scale.samples} for each arm from the same"
@@ -218,7 +219,7 @@ def measured_table(queue: Queue, claim: Claim) -> list[str]:
             first = results[0]
             cells = [told(arm), spread_text(results), f"{first.training_tflops:.3g}", f"{first.gflops:.3g}"]
             if drawn:
-                cells += [str(first.sampler_steps), f"{statistics.fmean(one.frechet or 0.0 for one in results):.0f}"]
+                cells += [str(first.sampler_steps), f"{statistics.fmean(one.frechet or 0.0 for one in results):,.0f}"]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -227,8 +228,8 @@ def spread_text(results: Sequence[Measured]) -> str:
     """The mean over the seeds with their standard deviation."""
     means = [statistics.fmean(one.values) for one in results]
     digits = 1 if max(map(abs, means)) >= 10 else 4
-    deviation = f" ± {statistics.stdev(means):.{digits}f}" if len(means) > 1 else ""
-    return f"{statistics.fmean(means):.{digits}f}{deviation}"
+    deviation = f" ± {statistics.stdev(means):,.{digits}f}" if len(means) > 1 else ""
+    return f"{statistics.fmean(means):,.{digits}f}{deviation}"
 
 
 def value_name(arm: Arm) -> str:
@@ -244,7 +245,7 @@ def trainings(queue: Queue) -> list[str]:
     seeds = {run: max(len(found) for arm, found in results.items() if arm.model.run == run) for run in runs}
     machines = sorted({one.machine for found in results.values() for one in found})
     rows = [
-        f"| {run} | {queue.steps(run)} | {queue.steps(run) * queue.step_gflops(run) / 1000:.3g} | {seeds[run]} |"
+        f"| {run} | {queue.steps(run):,} | {queue.steps(run) * queue.step_gflops(run) / 1000:.3g} | {seeds[run]} |"
         f" {' '.join(f'`{key}`' for key in keys_of(run))} |"
         for run in runs
     ]

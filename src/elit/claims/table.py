@@ -3,18 +3,18 @@
 from elit.claims.claim import Arm, Claim, Comparison, Drawn, Given, HeldOut, Run, Scale, Seen, Trained
 
 SCALES = {
-    # a claim within 40 minutes of two quiet cores
+    # a claim within 40 minutes of two quiet cores: for their FLOPs, small models that are trained for longer
     "desk": Scale(
-        width=128,
-        depth=8,
-        heads=4,
+        width=96,
+        depth=6,
+        heads=3,
         patch=4,
         batch=16,
-        steps=1000,
+        steps=1500,
         seeds=3,
-        pictures=192,
-        samples=256,
-        sampler_steps=24,
+        pictures=128,
+        samples=192,
+        sampler_steps=16,
     ),
     # all claims within about an hour of one core
     "small": Scale(
