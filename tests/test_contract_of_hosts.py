@@ -34,11 +34,16 @@ def apart(a: Tensor, b: Tensor) -> float:
     return ((a.double() - b.double()).norm() / b.double().norm()).item()
 
 
-def test_every_host_of_the_table_is_tested_and_in_the_readme():
+def test_every_host_of_the_table_is_tested_and_in_the_manual():
+    """By its class on the page of hosts, and by its name in the README's row, which links here."""
     names = {host.transformer for host in HOSTS}
     assert set(TINY) == names
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf8")
-    assert all(f"| `{name}` of diffusers |" in readme for name in names)
+    readme, page = ((Path(__file__).parents[1] / file).read_text(encoding="utf8") for file in ("README.md", "docs/hosts.md"))
+    assert all(f"| `{name}` |" in page for name in names)
+    (row,) = (line for line in readme.splitlines() if line.startswith("| transformers of diffusers: "))
+    told = row.split(": ")[1].split(" (")[0].replace("-", "").split(", ")
+    assert len(told) == len(names) and all(any(name.startswith(one) for name in names) for one in told)
+    assert "(tests/test_contract_of_hosts.py)" in row
 
 
 @every_host

@@ -46,7 +46,9 @@ def refusal(folder, *said) -> str:
 
 def test_a_folder_that_lacks_a_file_is_refused(folder):
     """Config, weights, or the folder itself."""
-    refusal(folder / "nowhere", CONFIG_FILE, WEIGHTS_FILE)
+    refusal(folder / "nowhere", "there is no such folder")
+    (folder / "empty").mkdir()
+    refusal(folder / "empty", CONFIG_FILE, WEIGHTS_FILE)
     (folder / WEIGHTS_FILE).rename(folder / "elsewhere")
     refusal(folder, WEIGHTS_FILE)
     (folder / "elsewhere").rename(folder / WEIGHTS_FILE)

@@ -228,7 +228,7 @@ def test_emoji_is_a_source() -> None:
 
 @pytest.mark.parametrize("name", ["nowhere", "/nowhere/at/all", "./nowhere.zip"])
 def test_missing_source(name: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(f"there is no {name}; give a folder of class folders")):
+    with pytest.raises(ValueError, match=re.escape(f"there is no file or folder {name}; give a folder of class folders")):
         open_source(name)
 
 
